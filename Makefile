@@ -1,0 +1,62 @@
+# make lab · make test · make setup · make lessons [LESSON=03] · make bench · make clean
+#
+# PYTHON    which Python makes .venv (default: the first of the list below that is 3.11 or newer)
+# PIP_ARGS  more arguments for pip, e.g. the CPU wheels of torch on Linux; see "On a GPU" in README.md
+
+CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3 python
+PYTHON ?= $(shell for p in $(CANDIDATES); do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+PIP_ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+LESSON ?=
+WORKERS ?= 2
+export PYTHONUTF8 := 1
+
+.PHONY: lab setup test lint doctor test-package test-notebooks test-browser lessons bench clean
+.NOTPARALLEL:
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks/00-start-here.ipynb
+
+setup: $(STAMP)
+
+# The stamp is written last: an interrupted set-up is taken up again, a finished one is never repeated.
+$(STAMP): requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "stabviz needs Python 3.11 or newer; none of '$(CANDIDATES)' is one." \
+	  "Install it, or name it: make $(or $(MAKECMDGOALS),lab) PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "stabviz needs Python 3.11 or newer; $(PYTHON) is not." ; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments." \
+	  "On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt -e .
+	@touch $(STAMP)
+
+test: lint doctor test-package test-notebooks test-browser
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+doctor: $(STAMP)
+	$(BIN)/python -m stabviz doctor
+
+test-package: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --doctest-modules --ignore=tests/browser stabviz tests
+
+# Every stored output is compared, except where a cell says that it differs between machines.
+test-notebooks: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+
+# One at a time: these measure how soon a curve appears.
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest tests/browser
+
+lessons: $(STAMP)
+	$(BIN)/python lessons/build.py $(LESSON)
+
+bench: $(STAMP)
+	$(BIN)/python tests/bench/run.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis test-results
