@@ -1,1 +1,10 @@
-"""placeholder"""
+"""The record of training runs, tiny or large, and what may be said of them. Imports nothing of ours.
+
+`Trace` holds what R runs measured at S steps. Verdicts, plots, panels, claims and tests read Traces
+and nothing else. Axis letters are those of `stabviz.ops`: R runs, S steps.
+"""
+
+from stabviz.trace.signals import SIGNALS, Signal, signal_of
+from stabviz.trace.trace import Trace, concatenate
+
+__all__ = ["SIGNALS", "Signal", "Trace", "concatenate", "signal_of"]
