@@ -1,4 +1,4 @@
-"""Write and execute notebooks/NN-slug.ipynb from lessons/NN-slug.md: `make lessons`, or one: `make lessons LESSON=03`.
+"""Write and execute notebooks/NN-slug.ipynb from lessons/NN-slug.md: `make lessons` (LESSON=03 for one).
 
 What is stored depends on the lesson and not on the day: cell ids come from the sources, times and widget
 states are left out, and the learner's own store is replaced by an empty one.
@@ -65,7 +65,7 @@ def execute(notebook):
 
 
 def freeze_widgets(notebook):
-    """Replace each live widget by the pictures it showed last: a stored widget without a kernel shows nothing."""
+    """Replace each live widget by the pictures it showed last: without a kernel it would show nothing."""
     state = notebook.metadata.pop("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
@@ -108,7 +108,7 @@ def main(prefix=""):
         sys.exit(f"lessons: LESSON must be the start of a file name in lessons/; got {prefix!r}")
     for lesson_path in found:
         seconds = build(lesson_path)
-        late = f" (more than the {SECONDS_ALLOWED} s that a lesson may take)" if seconds > SECONDS_ALLOWED else ""
+        late = f" (a lesson may take {SECONDS_ALLOWED} s)" if seconds > SECONDS_ALLOWED else ""
         print(f"{lesson_path.stem}: {seconds:.0f} s{late}", flush=True)
 
 

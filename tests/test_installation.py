@@ -1,0 +1,149 @@
+"""What a learner types first: the pins, the ranges, the Makefile and the README agree with one another."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RANGES = {
+    requirement.name: requirement
+    for text in [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+    for requirement in [Requirement(text)]
+}
+PINS = {
+    requirement.name: requirement
+    for line in (ROOT / "requirements.txt").read_text().splitlines()
+    if (text := line.split("#")[0].strip())
+    for requirement in [Requirement(text)]
+}
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_what_is_pinned_and_what_is_required_are_the_same_packages():
+    assert set(PINS) == set(RANGES)
+
+
+@pytest.mark.parametrize("name", sorted(PINS))
+def test_each_pin_is_exact_and_within_its_range(name):
+    (specifier,) = PINS[name].specifier
+    assert specifier.operator == "=="
+    assert "*" not in specifier.version
+    assert specifier.version in RANGES[name].specifier
+
+
+def test_python_range_admits_the_tested_python_and_refuses_3_10():
+    assert "3.11" in SpecifierSet(PROJECT["requires-python"])
+    assert "3.10" not in SpecifierSet(PROJECT["requires-python"])
+
+
+def roots_imported_by(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield node.module.split(".")[0]
+
+
+# Optional in stabviz: the doctor asks Jupyter's client, which comes with ipykernel, where it is there;
+# IPython comes with ipywidgets.
+@pytest.mark.parametrize(
+    ("folder", "declared", "comes_along"),
+    [
+        ("stabviz", PROJECT["dependencies"], {"jupyter_client", "IPython"}),
+        ("lessons", list(RANGES), set()),
+        ("tests", list(RANGES), {"jupyter_client", "IPython", "conftest"}),
+    ],
+)
+def test_whatever_is_imported_is_required(folder, declared, comes_along):
+    distributions = metadata.packages_distributions()
+    imported = set(roots_imported_by(folder)) - set(sys.stdlib_module_names) - {"stabviz"} - comes_along
+    declared_names = {Requirement(text).name for text in declared}
+    undeclared = {root for root in imported if not declared_names & set(distributions.get(root, []))}
+    assert undeclared == set()
+
+
+def test_a_wheel_would_hold_every_file_of_the_package():
+    """setuptools takes the .py files of folders with an __init__.py, and nothing else."""
+    files = [p for p in (ROOT / "stabviz").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    assert files
+    assert {path.suffix for path in files} == {".py"}
+    assert all((path.parent / "__init__.py").exists() for path in files)
+
+
+def test_each_make_command_in_the_readme_is_a_target():
+    named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert {"lab", "test"} <= named
+    assert named <= TARGETS
+
+
+def test_each_stabviz_command_in_the_readme_is_one():
+    named = set(re.findall(r"python -m stabviz ([a-z]+)", (ROOT / "README.md").read_text()))
+    assert named
+    assert named <= {"doctor", "progress", "lab"}
+
+
+def test_ci_runs_make_test_and_is_valid_bash():
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert re.search(r"^(CI=true )?make test$", script.read_text(), re.MULTILINE)
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A folder with what the set-up reads, and a `fake` that writes a Python which does as told."""
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def make(*arguments, python=None):
+        if python is not None:
+            (tmp_path / "python-fake").write_text(f"#!/bin/sh\n{python}\n")
+            (tmp_path / "python-fake").chmod(0o755)
+            arguments = (*arguments, f"PYTHON={tmp_path}/python-fake")
+        outside_make = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+        return subprocess.run(
+            ["make", *arguments], cwd=tmp_path, capture_output=True, text=True, env=outside_make
+        )
+
+    make.folder = tmp_path
+    return make
+
+
+def test_setup_without_a_python_new_enough_says_which_is_needed(clone):
+    result = clone("setup", python="exit 1")
+    assert result.returncode != 0
+    assert "stabviz needs Python 3.11 or newer" in result.stdout
+    assert not (clone.folder / ".venv").exists()
+
+
+def test_setup_where_no_python_is_found_names_the_way_out(clone):
+    result = clone("setup", "CANDIDATES=no-such-python")
+    assert result.returncode != 0
+    assert "make setup PYTHON=" in result.stdout
+
+
+def test_setup_without_venv_names_the_package_to_install(clone):
+    result = clone("setup", python='case "$*" in *ensurepip*) exit 1;; esac')
+    assert result.returncode != 0
+    assert "apt install python3-venv" in result.stdout
+
+
+def test_setup_is_done_once_and_again_when_a_pin_changes(clone):
+    (clone.folder / ".venv").mkdir()
+    stamp = clone.folder / ".venv/.installed"
+    stamp.touch()
+    assert clone("-q", "setup").returncode == 0
+    os.utime(stamp, (0, 0))
+    assert clone("-q", "setup").returncode == 1
