@@ -6,5 +6,7 @@ and nothing else. Axis letters are those of `stabviz.ops`: R runs, S steps.
 
 from stabviz.trace.signals import SIGNALS, Signal, signal_of
 from stabviz.trace.trace import Trace, concatenate
+from stabviz.trace.verdicts import Spike, Verdict, find_spikes, lr_sensitivity, verdict, verdicts
 
-__all__ = ["SIGNALS", "Signal", "Trace", "concatenate", "signal_of"]
+__all__ = ["SIGNALS", "Signal", "Spike", "Trace", "Verdict", "concatenate", "find_spikes", "lr_sensitivity",
+           "signal_of", "verdict", "verdicts"]

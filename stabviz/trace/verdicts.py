@@ -1,0 +1,303 @@
+"""What may be said of a run: healthy, spiked, stalled or diverged, with the evidence, and LR sensitivity.
+
+The rules, in the order in which they are asked. "Start" is the larger of chance and initial loss, "way" the
+distance from chance (unknown: initial loss) down to the floor (unknown: 0), and "final" the mean of the last
+tenth of the steps.
+
+    diverged   loss or gradient norm non-finite to the end; or final above start by DIVERGED_MARGIN of the
+               way; or the run had covered LEARNED_SHARE of the way and then lost LOST_SHARE of that for good
+    stalled    final has covered less than STALLED_SHARE of the way
+    spiked     loss or gradient norm jumped SPIKE_SIGMAS robust deviations above its running window and by at
+               least SPIKE_HEIGHT of the way (gradient norm: by a factor of GRADIENT_FACTOR)
+    healthy    none of these
+
+A skipped step (non-finite, then finite again) is no divergence: loss scaling in fp16 skips steps by design.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from stabviz.trace.trace import Trace
+
+FINAL_SHARE = 0.1
+"""Share of the steps that "final" averages: single batches are noisy, a tenth of the run is not."""
+DIVERGED_MARGIN = 0.1
+"""Above chance by this share of the way: batch noise around chance stays below it, ruined outputs do not."""
+LEARNED_SHARE = 0.1
+"""Only a run that had clearly left chance can lose what it had learned; twice STALLED_SHARE is clear."""
+LOST_SHARE = 0.5
+"""Losing more than half of the progress for good is a failed run, not the wobble of a high learning rate."""
+STALLED_SHARE = 0.05
+"""Below a twentieth of the way a language model has learned token frequencies at the very most."""
+SPIKE_SIGMAS = 7.0
+"""Seven deviations, as in the spike score of OLMo 2; plain ones there, robust ones here."""
+SPIKE_WINDOW = 50
+"""Steps before the one in question. OLMo 2 takes 1,000 of a long run; runs here have hundreds."""
+SPIKE_HISTORY = 20
+"""Fewer steps than this give no usable deviation, so that the first 20 steps cannot spike."""
+SPIKE_HEIGHT = 0.1
+"""Smallest jump, as a share of the way: a noise-free loss has a tiny deviation, any wiggle many of them."""
+GRADIENT_FACTOR = 5.0
+"""Smallest jump of a gradient norm over its median; the noise is multiplicative: deviations of the log."""
+
+_MAD_TO_SIGMA = 1.4826  # for a normal distribution, sigma = 1.4826 x median absolute deviation
+
+Kind = Literal["healthy", "spiked", "stalled", "diverged"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Judgement of one run."""
+
+    kind: Kind
+    step: int | None
+    """Step that decided it (first non-finite, best before the loss rose, highest spike); None otherwise."""
+    evidence: str
+    """One sentence with the figures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spike:
+    """One excursion above the running window; neighbouring high steps count as one."""
+
+    index: int
+    """Position of its highest value."""
+    value: float
+    expected: float
+    """Median of the window before its first step."""
+    sigmas: float
+    """Height in robust deviations (median absolute deviation x 1.4826) of that window."""
+    recovered: bool
+    """Whether a later value came back within half of the excursion."""
+
+
+def find_spikes(values_S, *, sigmas: float = SPIKE_SIGMAS, window: int = SPIKE_WINDOW,
+                min_height: float = 0.0) -> list[Spike]:
+    """Find upward jumps beyond `sigmas` robust deviations of the running window before each value.
+
+    Median and median absolute deviation are used because a mean and a standard deviation are moved by the
+    very spike that they should find. A falling curve widens the deviation, so that the rule errs to silence.
+
+    Shapes: values_S (S,); non-finite values are passed over
+    Units:  min_height in the unit of the values
+    Raises: ValueError if window < SPIKE_HISTORY
+    Source: OLMo 2, 2024, arXiv:2501.00656, spike score (7 deviations, window 1,000); deviations: robust
+            estimates, shorter window, smallest height
+    Lesson: 00-start-here, 04-gradient-clipping
+
+    >>> import numpy as np
+    >>> loss_S = 2 + 0.01 * np.sin(np.arange(97.0))
+    >>> loss_S[61] = 3.0
+    >>> [spike.index for spike in find_spikes(loss_S)]
+    [61]
+    """
+    if window < SPIKE_HISTORY:
+        raise ValueError(f"find_spikes: window must be at least {SPIKE_HISTORY} values; got {window!r}")
+    values_S = np.asarray(values_S, dtype=np.float64)
+    median_S, sigma_S = _running_window(values_S, window)
+    height_S = values_S - median_S
+    with np.errstate(invalid="ignore"):
+        high_S = (height_S > sigmas * sigma_S) & (height_S >= min_height) & (height_S > 0)
+    found = []
+    for first, last in _stretches(high_S):
+        top = int(first) + int(np.nanargmax(values_S[first:last + 1]))
+        expected = float(median_S[first])
+        limit = expected + (values_S[top] - expected) / 2
+        found.append(Spike(
+            index=top, value=float(values_S[top]), expected=expected,
+            sigmas=float((values_S[top] - expected) / max(sigma_S[first], np.finfo(float).tiny)),
+            recovered=bool(np.any(values_S[top + 1:] <= limit))))
+    return found
+
+
+def verdict(trace: Trace, run: int, *, floor: float | None = None, chance: float | None = None) -> Verdict:
+    """Judge one run by the rules at the head of this module.
+
+    `floor` and `chance` default to "floor_nats" and "chance_nats" of the run's labels or configuration.
+
+    Units:  floor and chance in nats, like the loss
+    Raises: ValueError if run is out of range, the trace is empty, or floor >= chance
+    Source: the kinds follow the failed and stalled runs of Mosbach et al. 2021, arXiv:2006.04884, and the
+            loss spikes of Wortsman et al. 2023, arXiv:2304.13013; the thresholds are ours, justified above
+    Lesson: 00-start-here
+
+    >>> trace = Trace(steps=range(3), signals={"loss_nats": [[4.0, 2.0, float("nan")]]}, runs=[{}])
+    >>> verdict(trace, 0).kind, verdict(trace, 0).step
+    ('diverged', 2)
+    """
+    if not isinstance(run, (int, np.integer)) or not 0 <= run < trace.n_runs:
+        raise ValueError(f"verdict: run must be an index in 0..{trace.n_runs - 1}; got {run!r}")
+    if not trace.n_steps:
+        raise ValueError("verdict: trace must hold at least one step; got 0")
+    loss_S = trace["loss_nats"][run].astype(np.float64)
+    dead_step = trace.non_finite_step(run)
+    if dead_step is not None:
+        return Verdict(kind="diverged", step=dead_step, evidence=_non_finite_evidence(trace, run, dead_step))
+    floor = trace.setting(run, "floor_nats") if floor is None else floor
+    chance = trace.setting(run, "chance_nats") if chance is None else chance
+    floor = 0.0 if floor is None else float(floor)
+    alive_S = loss_S[np.isfinite(loss_S)]
+    initial, final = float(alive_S[0]), float(trace.take([run]).final("loss_nats", FINAL_SHARE)[0])
+    if chance is not None and not floor < chance:
+        raise ValueError(f"verdict: floor must be below chance = {chance!r}; got {floor!r}")
+    level = initial if chance is None else float(chance)
+    way = level - floor if level > floor else max(abs(level), 1.0)
+    unit = trace.config.get("loss_unit", "nats")
+    named = f"{'initial loss' if chance is None else 'chance'} {level:.3g}"
+    return (_lost(trace, loss_S, initial, final, level, way, f"{named} {unit}")
+            or _stalled(final, level, way, f"{named} {unit}")
+            or _spiked(trace, run, loss_S, way, unit)
+            or _healthy(trace, run, initial, final, level, way, floor, named, unit))
+
+
+def verdicts(trace: Trace, *, floor: float | None = None, chance: float | None = None) -> list[Verdict]:
+    """Judge every run: `verdict` for each, in order."""
+    return [verdict(trace, r, floor=floor, chance=chance) for r in range(trace.n_runs)]
+
+
+def lr_sensitivity(lrs: Sequence[float], losses: Sequence[float], initial_loss: float) -> float:
+    """Expected loss above the best over a range of learning rates; lower is better, 0 = any rate will do.
+
+    mean over the rates of min(loss(lr), initial loss) - best loss; a non-finite loss counts as the initial one.
+    The rates should be evenly spaced in log: the plain mean is then the expectation over log lr. The paper
+    takes 3e-4, 1e-3, 3e-3, ..., 3e-1. 0 also comes out where no rate learns at all: look at the curve.
+
+    Units:  nats, as the losses
+    Raises: ValueError unless lrs are distinct, positive, at least two, one loss each, initial_loss finite
+    Source: Wortsman et al. 2023, arXiv:2309.14322, definition of LR sensitivity; deviation: the best loss is
+            never above the initial one, so that the result is never negative
+    Lesson: 05-schedules
+
+    >>> lr_sensitivity([1e-3, 1e-2, 1e-1], [3.0, 2.0, float("nan")], initial_loss=4.0)
+    1.0
+    """
+    lrs, losses = np.asarray(lrs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    if lrs.ndim != 1 or lrs.size < 2 or np.unique(lrs).size != lrs.size or not np.all(lrs > 0):
+        raise ValueError(f"lr_sensitivity: lrs must be 2 or more distinct rates > 0; got {lrs.tolist()}")
+    if losses.shape != lrs.shape:
+        raise ValueError(f"lr_sensitivity: losses must be one per rate, {lrs.shape}; got {losses.shape}. "
+                         "Average over the seeds first")
+    if not np.isfinite(initial_loss):
+        raise ValueError(f"lr_sensitivity: initial_loss must be finite; got {initial_loss!r}")
+    capped = np.where(np.isfinite(losses), np.minimum(losses, initial_loss), initial_loss)
+    return float(np.mean(capped - capped.min()))
+
+
+def _non_finite_evidence(trace: Trace, run: int, step: int) -> str:
+    s = int(np.searchsorted(trace.steps, step))
+    loss = trace["loss_nats"][run]
+    unit = trace.config.get("loss_unit", "nats")
+    if np.isfinite(loss[s]):
+        norm = trace["grad_norm_preclip"][run, s]
+        what = f"gradient norm became {norm} at step {step}, loss still {loss[s]:.3g}"
+    else:
+        what = f"loss became {loss[s]} at step {step}"
+    before = f"; it was {loss[s - 1]:.3g} {unit} one step before" if s and np.isfinite(loss[s - 1]) else ""
+    return what + before
+
+
+def _lost(trace, loss_S, initial, final, level, way, named) -> Verdict | None:
+    if final > max(level, initial) + DIVERGED_MARGIN * way:
+        above = np.flatnonzero(np.nan_to_num(loss_S, nan=np.inf) <= max(level, initial))
+        step = int(trace.steps[above[-1]]) if above.size else int(trace.steps[0])
+        return Verdict(kind="diverged", step=step, evidence=(
+            f"final loss {final:.3g} is above {named} and initial loss {initial:.3g}, since step {step}"))
+    smooth_S = _trailing_mean(loss_S, max(1, round(FINAL_SHARE * len(loss_S))))
+    best_at = int(np.nanargmin(smooth_S))
+    best = float(smooth_S[best_at])
+    if level - best >= LEARNED_SHARE * way and final - best > LOST_SHARE * (level - best):
+        step = int(trace.steps[best_at])
+        return Verdict(kind="diverged", step=step, evidence=(
+            f"loss had come down to {best:.3g} by step {step}, then rose to {final:.3g} and stayed; {named}"))
+    return None
+
+
+def _stalled(final, level, way, named) -> Verdict | None:
+    covered = (level - final) / way
+    if covered >= STALLED_SHARE:
+        return None
+    return Verdict(kind="stalled", step=None, evidence=(
+        f"final loss {final:.3g} has left {named} by {max(covered, 0):.1%} of the way to the floor; "
+        f"{STALLED_SHARE:.0%} would count as learning"))
+
+
+def _spiked(trace, run, loss_S, way, unit) -> Verdict | None:
+    spikes = find_spikes(loss_S, min_height=SPIKE_HEIGHT * way)
+    if spikes:
+        top = max(spikes, key=lambda spike: spike.value - spike.expected)
+        what = f"loss jumped from {top.expected:.3g} to {top.value:.3g} {unit}"
+        return _spike_verdict(trace, spikes, top, what)
+    if "grad_norm_preclip" not in trace:
+        return None
+    norm_S = trace["grad_norm_preclip"][run].astype(np.float64)
+    log_S = np.log(np.where(norm_S > 0, norm_S, np.nan))
+    spikes = find_spikes(log_S, min_height=np.log(GRADIENT_FACTOR))
+    if not spikes:
+        return None
+    top = max(spikes, key=lambda spike: spike.value - spike.expected)
+    before, peak = np.exp(top.expected), np.exp(top.value)
+    what = f"gradient norm jumped from {before:.3g} to {peak:.3g} (the loss did not)"
+    return _spike_verdict(trace, spikes, top, what)
+
+
+def _spike_verdict(trace, spikes, top, what) -> Verdict:
+    step = int(trace.steps[top.index])
+    end = "and came back" if top.recovered else "and has not come back yet"
+    more = f"; {len(spikes)} spikes in all" if len(spikes) > 1 else ""
+    # a noise-free window has no deviation to speak of: the factor would be a meaningless huge number
+    size = f"{top.sigmas:.0f} robust deviations" if top.sigmas < 1000 else "over 1000 robust deviations"
+    return Verdict(kind="spiked", step=step, evidence=f"{what} at step {step}, {size}, {end}{more}")
+
+
+def _healthy(trace, run, initial, final, level, way, floor, named, unit) -> Verdict:
+    skipped = sum(1 for s in range(trace.n_steps) if any(
+        not np.isfinite(trace[name][run, s]) for name in ("loss_nats", "grad_norm_preclip") if name in trace))
+    note = f"; {skipped} non-finite steps were skipped" if skipped else ""
+    return Verdict(kind="healthy", step=None, evidence=(
+        f"loss went from {initial:.3g} to {final:.3g} {unit}, {(level - final) / way:.0%} of the way "
+        f"from {named} to the floor {floor:.3g}{note}"))
+
+
+def _running_window(values_S, window):
+    """Median and robust deviation of the `window` values before each one."""
+    finite_S = np.where(np.isfinite(values_S), values_S, np.nan)
+    if not len(finite_S):
+        return finite_S, finite_S
+    padded = np.concatenate([np.full(window, np.nan), finite_S])[:-1]
+    before_SW = np.lib.stride_tricks.sliding_window_view(padded, window)
+    median_S = _median_without_nan(before_SW)
+    sigma_S = _MAD_TO_SIGMA * _median_without_nan(np.abs(before_SW - median_S[:, None]))
+    return median_S, sigma_S
+
+
+def _median_without_nan(values_SW):
+    """np.nanmedian by row without its Python loop; NaN where fewer than SPIKE_HISTORY are left."""
+    sorted_SW = np.sort(values_SW, axis=1)  # NaN goes last
+    count_S = np.isfinite(values_SW).sum(axis=1)
+    row_S = np.arange(len(values_SW))
+    middle_S = (sorted_SW[row_S, np.maximum(count_S - 1, 0) // 2] + sorted_SW[row_S, count_S // 2]) / 2
+    return np.where(count_S >= SPIKE_HISTORY, middle_S, np.nan)
+
+
+def _stretches(high_S):
+    """First and last index of each run of True; gaps of fewer than SPIKE_HISTORY values are bridged."""
+    at = np.flatnonzero(high_S)
+    if not at.size:
+        return []
+    cuts = np.flatnonzero(np.diff(at) >= SPIKE_HISTORY)
+    return list(zip(at[np.r_[0, cuts + 1]], at[np.r_[cuts, at.size - 1]], strict=True))
+
+
+def _trailing_mean(values_S, width):
+    finite_S = np.isfinite(values_S)
+    total_S = np.cumsum(np.r_[0.0, np.where(finite_S, values_S, 0.0)])
+    count_S = np.cumsum(np.r_[0, finite_S])
+    first = np.maximum(np.arange(len(values_S)) + 1 - width, 0)
+    last = np.arange(len(values_S)) + 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_S = (total_S[last] - total_S[first]) / (count_S[last] - count_S[first])
+    # means over fewer than `width` steps are too noisy to be called the best
+    return np.where((last < width) & (width < len(values_S)), np.nan, mean_S)
