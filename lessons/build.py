@@ -72,7 +72,8 @@ def freeze_widgets(notebook):
             view = output.get("data", {}).pop(WIDGET_VIEW, None)
             if view is not None:
                 pictures = list(svgs_below(state, view["model_id"]))
-                output["data"]["text/plain"] = "A widget: run this cell to use it."
+                if re.match(r"\w+\(", output["data"].get("text/plain", "Widget()")):  # a repr: VBox(...
+                    output["data"]["text/plain"] = "A widget: run this cell to use it."
                 if pictures:
                     output["data"]["text/html"] = "\n".join(pictures)
     notebook.metadata["language_info"] = {"name": "python"}

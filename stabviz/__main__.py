@@ -1,0 +1,164 @@
+"""The command line: `python -m stabviz doctor`, `progress`, and `lab` to train a grid of models at once."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doctor:
+    """Look at versions, device, threads, browser and write access, and say what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Show which lessons, predictions, exercises and quizzes were done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lab:
+    """Train every --lr with every seed at once, print a verdict for each run, and keep the Trace."""
+
+    task: str = "text"
+    """What is learned: text, markov, copy, ravine, quartic or mlp."""
+    model: str = "transformer"
+    """Which model: transformer or lstm; tasks without tokens have their own."""
+    optimizer: str = "adamw"
+    """One of stabviz.ops.OPTIMIZERS."""
+    schedule: str = "cosine"
+    """One of stabviz.ops.SCHEDULES."""
+    lr: tuple[float, ...] = (1e-3,)
+    """Learning rates, one or several."""
+    seeds: int = 8
+    """How many seeds for each learning rate."""
+    steps: int = 200
+    """Updates of each run."""
+    batch: int = 8
+    """Sequences in a batch."""
+    width: int = 32
+    """Width of the model."""
+    layers: int = 2
+    """Layers of the model."""
+    context: int = 32
+    """Tokens in a sequence."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto lets the lab choose."""
+    every: int = 10
+    """Steps between two lines of progress."""
+    out: Path = Path("runs")
+    """Folder for trace.parquet, trace.jsonl and training.svg."""
+
+
+Command = (
+    Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[Progress, tyro.conf.subcommand("progress")]
+    | Annotated[Lab, tyro.conf.subcommand("lab")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status; what the caller got wrong is one line."""
+    command = tyro.cli(Command, prog="python -m stabviz", description=__doc__, args=arguments)
+    try:
+        match command:
+            case Doctor():
+                return doctor()
+            case Progress():
+                return progress()
+            case Lab():
+                return lab(command)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def doctor() -> int:
+    from stabviz.course.doctor import examine, report
+
+    findings = examine()
+    print(report(findings))
+    return int(any(finding.level == "fail" for finding in findings))
+
+
+def progress() -> int:
+    from stabviz.course import progress
+
+    print(progress.report())
+    return 0
+
+
+def lab(options: Lab) -> int:
+    from stabviz import lab as laboratory
+
+    device = {} if options.device == "auto" else {"device": options.device}
+    experiment = laboratory.grid(
+        task=options.task,
+        model=options.model,
+        optimizer=options.optimizer,
+        schedule=options.schedule,
+        lr=list(options.lr),
+        seed=list(range(options.seeds)),
+        steps=options.steps,
+        batch=options.batch,
+        width=options.width,
+        layers=options.layers,
+        context=options.context,
+        **device,
+    )
+    options.out.mkdir(parents=True, exist_ok=True)  # before training: a bad folder costs no run
+    trace, status = None, 0
+    try:
+        for trace in laboratory.stream(experiment, every=options.every):
+            stopped = len({event["run"] for event in trace.events if event["kind"] == "non_finite"})
+            line = f"step {trace.n_steps} of {options.steps}, {stopped} of {trace.n_runs} runs non-finite"
+            print(f"\r{line}", end="", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        if trace is None:
+            raise
+    print(file=sys.stderr)
+    keep(trace, options.out)
+    print(table(trace))
+    print(f"kept in {options.out}: trace.parquet, trace.jsonl, training.svg")
+    return status
+
+
+def table(trace) -> str:
+    """Return the verdict of every run as aligned text."""
+    from stabviz.trace import verdicts
+
+    labels = list(trace.runs[0])
+    rows = [[*labels, "final loss", "verdict", "evidence"]]
+    for run, loss, found in zip(trace.runs, trace.final(), verdicts(trace), strict=True):
+        kind = found.kind if found.step is None else f"{found.kind} at {found.step}"
+        rows.append([*(str(run[key]) for key in labels), f"{loss:.3f}", kind, str(found.evidence)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def keep(trace, folder: Path) -> None:
+    """Write the Trace in both formats, and the picture of loss and gradient norm on one step axis."""
+    from matplotlib.figure import Figure
+
+    from stabviz import views
+
+    trace.save(folder / "trace.parquet")
+    trace.save(folder / "trace.jsonl")
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    loss_axes, norm_axes = figure.subplots(2, 1, sharex=True)
+    by = "lr" if "lr" in trace.runs[0] else None
+    views.plot_loss_fan(loss_axes, trace, by=by)
+    views.plot_gradient_norm(norm_axes, trace, by=by)
+    figure.savefig(folder / "training.svg")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
