@@ -9,8 +9,8 @@ Arrays end in their logical shape, one letter an axis, one key for the whole pac
 Scalars and parameter dicts have no suffix. Axes with different roles have different letters even when
 they are equally long.
 """
+# ruff: noqa: F401 - this file exists to re-export
 
-# Training: optimizers, clipping, schedules, precision
 from stabviz.ops.attention import (
     AttentionMeasures,
     attention_weights,

@@ -1,0 +1,376 @@
+"""Losses, each beside its gradient derived by hand (`..._grad`): what a lesson derives and a test compares.
+
+Losses are in nats and averaged over tokens (or examples); a `..._grad` is the derivative of that average.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from stabviz.ops.layers import _Rowwise, _to_front
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossEntropyMeasures:
+    """What cross-entropy saw, detached."""
+
+    log_z: Tensor
+    """Mean of log sum exp(logits) over the tokens that count; it drifts before the output layer blows up. nats"""
+    kept: Tensor
+    """How many tokens count (are not ignored). int64"""
+
+
+def _exponentials(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(score - row maximum), its row sum, and log sum exp; the row axis is kept."""
+    row_max = scores.amax(dim=-1, keepdim=True)
+    exponentials = (scores - row_max).exp_()
+    normaliser = exponentials.sum(dim=-1, keepdim=True)
+    return exponentials, normaliser, row_max + normaliser.log()
+
+
+class _LogSumExp(_Rowwise):
+    """log sum exp over the last axis; its derivative is softmax."""
+
+    @staticmethod
+    def forward(scores: Tensor) -> tuple[Tensor, Tensor]:
+        exponentials, normaliser, log_z = _exponentials(scores)
+        return log_z, exponentials.div_(normaliser)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx, grad, grad_weights):
+        (weights,) = ctx.saved_tensors
+        if grad_weights is None:
+            return weights * grad
+        weighted = weights * grad_weights
+        grad_scores = weighted - weights * weighted.sum(dim=-1, keepdim=True)
+        return grad_scores if grad is None else grad_scores + weights * grad
+
+
+class _TokenScores(Function):
+    """Per row: log Z, the target's logit, the mean logit. Everything of width V that cross-entropy needs.
+
+    Going back, d log Z = softmax, d picked = one-hot, d mean = 1/V: one pass over the logits and a scatter.
+    """
+
+    @staticmethod
+    def forward(logits_NV, targets_N, mean):
+        exponentials, normaliser, log_z = _exponentials(logits_NV)
+        picked_N = logits_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1)
+        mean_N = logits_NV.mean(dim=-1) if mean else None
+        return log_z.squeeze(-1), picked_N, mean_N, exponentials, normaliser
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[1], *output[3:])
+
+    @staticmethod
+    def backward(ctx, grad_log_z, grad_picked, grad_mean, grad_exponentials, grad_normaliser):
+        targets_N, exponentials, normaliser = ctx.saved_tensors
+        per_row = 0.0 if grad_log_z is None else grad_log_z.unsqueeze(-1) / normaliser
+        if grad_normaliser is not None:     # these two come with second derivatives only
+            per_row = per_row + grad_normaliser
+        if grad_exponentials is not None:
+            per_row = per_row + grad_exponentials
+        grad_NV = exponentials * per_row
+        if grad_picked is not None:
+            grad_NV = grad_NV.scatter_add(-1, targets_N.unsqueeze(-1), grad_picked.unsqueeze(-1))
+        if grad_mean is not None:
+            grad_NV = grad_NV + grad_mean.unsqueeze(-1) / exponentials.shape[-1]
+        return grad_NV, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, logits, targets, mean):
+        logits = _to_front(logits, in_dims[0], info.batch_size)
+        targets = _to_front(targets, in_dims[1], info.batch_size)
+        outputs = _TokenScores.apply(logits, targets, mean)
+        return outputs, tuple(None if x is None else 0 for x in outputs)
+
+
+def log_sum_exp(scores: Tensor, dim: int = -1) -> Tensor:
+    """Return log(sum(exp(scores))), computed after the largest score was taken off.
+
+    A row of nothing but -inf gives NaN here (torch.logsumexp gives -inf), and so does a row with +inf.
+
+    Shapes: scores (...) -> (...) without dim
+    Lesson: 02-cross-entropy
+
+    >>> log_sum_exp(torch.tensor([1000.0, 1000.0]))
+    tensor(1000.6932)
+    """
+    return _LogSumExp.apply(scores.movedim(dim, -1))[0].squeeze(-1)
+
+
+def log_softmax(scores: Tensor, dim: int = -1) -> Tensor:
+    """Return scores - log_sum_exp(scores): exact where the log of softmax has long become -inf.
+
+    Shapes: scores (...) -> (...)
+    Lesson: 02-cross-entropy
+
+    >>> log_softmax(torch.tensor([0.0, 200.0]))
+    tensor([-200.,    0.])
+    """
+    return scores - log_sum_exp(scores, dim).unsqueeze(dim)
+
+
+def _check_logits(function: str, logits_NV: Tensor, targets_N: Tensor) -> None:
+    if logits_NV.ndim != 2:
+        raise ValueError(
+            f"{function}: logits_NV must have 2 axes (N, V); got {tuple(logits_NV.shape)!r}. "
+            "Flatten (B, L, V) first: logits.flatten(0, 1)."
+        )
+    if targets_N.shape != logits_NV.shape[:1]:
+        raise ValueError(
+            f"{function}: targets_N must be ({logits_NV.shape[0]},), one per row of logits; "
+            f"got {tuple(targets_N.shape)!r}"
+        )
+    if targets_N.is_floating_point() or targets_N.dtype == torch.bool:
+        raise ValueError(f"{function}: targets_N must be integer class numbers; got {targets_N.dtype!r}")
+
+
+def cross_entropy(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float | Tensor = 0.0,
+    z_loss: float | Tensor = 0.0,
+) -> tuple[Tensor, CrossEntropyMeasures]:
+    """Return the mean of log Z - logit[target] over the tokens that are not ignored.
+
+    label_smoothing e puts e/V of the target on every class; z_loss c adds c (log Z)^2. A batch that is all
+    ignored gives NaN, as in torch (0/0 is what it is), with gradients 0. Second derivatives are exact.
+
+    Shapes: logits_NV (N, V), targets_N (N,) integer in 0..V-1 or ignore_index -> loss_nats (), measures
+    Units:  nats per token that is not ignored
+    Raises: ValueError if the shapes do not fit or the targets are not integers; torch's own error for a
+            target outside 0..V-1
+    Source: label smoothing: Szegedy et al. 2015, arXiv:1512.00567; z-loss: Chowdhery et al. 2022,
+            arXiv:2204.02311
+    Lesson: 02-cross-entropy
+
+    >>> loss_nats, measures = cross_entropy(torch.zeros(2, 4), torch.tensor([3, -100]))
+    >>> loss_nats, measures.kept        # ln 4, one token
+    (tensor(1.3863), tensor(1))
+    """
+    _check_logits("cross_entropy", logits_NV, targets_N)
+    keep_N = targets_N != ignore_index
+    kept = keep_N.sum()
+    smooth = isinstance(label_smoothing, Tensor) or label_smoothing != 0
+    safe_N = targets_N.masked_fill(~keep_N, 0)
+    log_z_N, picked_N, mean_N, _, _ = _TokenScores.apply(logits_NV, safe_N, smooth)
+    if smooth:
+        picked_N = (1 - label_smoothing) * picked_N + label_smoothing * mean_N
+    loss_N = log_z_N - picked_N
+    if isinstance(z_loss, Tensor) or z_loss != 0:
+        loss_N = loss_N + z_loss * log_z_N.square()
+    loss_nats = torch.where(keep_N, loss_N, 0.0).sum() / kept
+    log_z = torch.where(keep_N, log_z_N.detach(), 0.0).sum() / kept
+    return loss_nats, CrossEntropyMeasures(log_z=log_z, kept=kept)
+
+
+def cross_entropy_grad(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float | Tensor = 0.0,
+    z_loss: float | Tensor = 0.0,
+) -> Tensor:
+    """Return d cross_entropy / d logits by hand: (softmax - target) / kept, and 0 where ignored.
+
+    With smoothing the target is (1 - e) one-hot + e/V; z-loss adds 2 c log Z softmax.
+
+    Shapes: as cross_entropy -> (N, V)
+    Raises: ValueError as cross_entropy
+    Lesson: 02-cross-entropy
+
+    >>> cross_entropy_grad(torch.zeros(1, 4), torch.tensor([3]))
+    tensor([[ 0.2500,  0.2500,  0.2500, -0.7500]])
+    """
+    _check_logits("cross_entropy_grad", logits_NV, targets_N)
+    keep_N1 = (targets_N != ignore_index).unsqueeze(-1)
+    exponentials, normaliser, log_z = _exponentials(logits_NV)
+    V = logits_NV.shape[-1]
+    one_hot_NV = targets_N.unsqueeze(-1) == torch.arange(V, device=targets_N.device)
+    target_NV = (1 - label_smoothing) * one_hot_NV + label_smoothing / V
+    grad_NV = exponentials / normaliser * (1 + 2 * z_loss * log_z) - target_NV
+    return torch.where(keep_N1, grad_NV / keep_N1.sum(), 0.0)
+
+
+class _BinaryCrossEntropy(_Rowwise):
+    """log(1 + exp(z)) by element, without overflow; its derivative is the sigmoid."""
+
+    @staticmethod
+    def forward(logits: Tensor) -> tuple[Tensor, Tensor]:
+        small = (-logits.abs()).exp()       # in (0, 1]: neither branch can overflow
+        sigmoid = torch.where(logits >= 0, 1.0, small) / (1 + small)
+        return logits.clamp_min(0.0) + small.log1p(), sigmoid
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx, grad, grad_sigmoid):
+        (sigmoid,) = ctx.saved_tensors
+        grad_logits = 0.0 if grad is None else grad * sigmoid
+        return grad_logits if grad_sigmoid is None else grad_logits + grad_sigmoid * sigmoid * (1 - sigmoid)
+
+
+def _check_same_shape(function: str, first: tuple[str, Tensor], second: tuple[str, Tensor]) -> None:
+    if first[1].shape != second[1].shape:
+        raise ValueError(
+            f"{function}: {second[0]} must have the shape of {first[0]}, {tuple(first[1].shape)}; "
+            f"got {tuple(second[1].shape)!r}"
+        )
+
+
+def binary_cross_entropy_with_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean of log(1 + exp(z)) - y z: -y log s(z) - (1 - y) log(1 - s(z)), finite for any finite z.
+
+    Shapes: logits (...), targets (...) in 0..1 -> ()
+    Units:  nats per element
+    Raises: ValueError if the shapes differ
+    Lesson: 02-cross-entropy
+
+    >>> binary_cross_entropy_with_logits(torch.tensor([0.0, -1000.0]), torch.tensor([1.0, 0.0]))
+    tensor(0.3466)
+    """
+    _check_same_shape("binary_cross_entropy_with_logits", ("logits", logits), ("targets", targets))
+    return (_BinaryCrossEntropy.apply(logits)[0] - targets * logits).mean()
+
+
+def binary_cross_entropy_with_logits_grad(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return d binary_cross_entropy_with_logits / d logits by hand: (sigmoid(z) - y) / count.
+
+    Shapes: logits (...), targets (...) -> (...)
+    Raises: ValueError if the shapes differ
+    Lesson: 02-cross-entropy
+
+    >>> binary_cross_entropy_with_logits_grad(torch.tensor([0.0]), torch.tensor([1.0]))
+    tensor([-0.5000])
+    """
+    _check_same_shape("binary_cross_entropy_with_logits_grad", ("logits", logits), ("targets", targets))
+    return (_BinaryCrossEntropy.apply(logits)[1] - targets) / logits.numel()
+
+
+def kl_distillation(student_NV: Tensor, teacher_NV: Tensor, temperature: float | Tensor) -> Tensor:
+    """Return T^2 mean KL(teacher || student) of the softmaxes at temperature T; T^2 keeps the gradient large.
+
+    Shapes: student_NV (N, V) and teacher_NV (N, V) logits -> ()
+    Units:  nats per row, times T^2
+    Raises: ValueError if the shapes differ
+    Source: Hinton et al. 2015, arXiv:1503.02531, section 2
+    Lesson: 16-distillation
+
+    >>> kl_distillation(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]), temperature=2.0)
+    tensor(0.)
+    """
+    _check_same_shape("kl_distillation", ("student_NV", student_NV), ("teacher_NV", teacher_NV))
+    log_student_NV = log_softmax(student_NV / temperature)
+    log_teacher_NV = log_softmax(teacher_NV / temperature)
+    divergence_N = (log_teacher_NV.exp() * (log_teacher_NV - log_student_NV)).sum(dim=-1)
+    return divergence_N.mean() * temperature**2
+
+
+def kl_distillation_grad(student_NV: Tensor, teacher_NV: Tensor, temperature: float | Tensor) -> Tensor:
+    """Return d kl_distillation / d student by hand: T (softmax(student / T) - softmax(teacher / T)) / N.
+
+    Shapes: as kl_distillation -> (N, V)
+    Raises: ValueError if the shapes differ
+    Source: Hinton et al. 2015, arXiv:1503.02531, section 2
+    Lesson: 16-distillation
+
+    >>> kl_distillation_grad(torch.zeros(1, 2), torch.zeros(1, 2), temperature=2.0)
+    tensor([[0., 0.]])
+    """
+    _check_same_shape("kl_distillation_grad", ("student_NV", student_NV), ("teacher_NV", teacher_NV))
+    student_weights_NV = log_softmax(student_NV / temperature).exp()
+    teacher_weights_NV = log_softmax(teacher_NV / temperature).exp()
+    return (student_weights_NV - teacher_weights_NV) * (temperature / student_NV.shape[0])
+
+
+def mse_distillation(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+    """Return the mean squared difference of two models' logits.
+
+    Shapes: student_NV (N, V), teacher_NV (N, V) -> ()
+    Units:  squared logits per element
+    Raises: ValueError if the shapes differ
+    Lesson: 16-distillation
+
+    >>> mse_distillation(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
+    tensor(2.)
+    """
+    _check_same_shape("mse_distillation", ("student_NV", student_NV), ("teacher_NV", teacher_NV))
+    return (student_NV - teacher_NV).square().mean()
+
+
+def mse_distillation_grad(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+    """Return d mse_distillation / d student by hand: 2 (student - teacher) / (N V).
+
+    Shapes: as mse_distillation -> (N, V)
+    Raises: ValueError if the shapes differ
+    Lesson: 16-distillation
+
+    >>> mse_distillation_grad(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
+    tensor([[0., 2.]])
+    """
+    _check_same_shape("mse_distillation_grad", ("student_NV", student_NV), ("teacher_NV", teacher_NV))
+    return (student_NV - teacher_NV) * (2 / student_NV.numel())
+
+
+def l1_penalty(param: Tensor, strength: float | Tensor) -> Tensor:
+    """Return strength * sum(|param|).
+
+    Shapes: param (...) -> ()
+    Lesson: 02-cross-entropy
+
+    >>> l1_penalty(torch.tensor([3.0, -4.0]), 0.1)
+    tensor(0.7000)
+    """
+    return strength * param.abs().sum()
+
+
+def l1_penalty_grad(param: Tensor, strength: float | Tensor) -> Tensor:
+    """Return d l1_penalty / d param by hand: strength * sign(param), and 0 at 0.
+
+    Shapes: param (...) -> (...)
+    Lesson: 02-cross-entropy
+
+    >>> l1_penalty_grad(torch.tensor([3.0, -4.0, 0.0]), 0.5)
+    tensor([ 0.5000, -0.5000,  0.0000])
+    """
+    return strength * param.sign()
+
+
+def l2_penalty(param: Tensor, strength: float | Tensor) -> Tensor:
+    """Return strength / 2 * sum(param^2): the half makes the gradient strength * param.
+
+    Shapes: param (...) -> ()
+    Lesson: 02-cross-entropy
+
+    >>> l2_penalty(torch.tensor([3.0, -4.0]), 0.1)
+    tensor(1.2500)
+    """
+    return 0.5 * strength * param.square().sum()
+
+
+def l2_penalty_grad(param: Tensor, strength: float | Tensor) -> Tensor:
+    """Return d l2_penalty / d param by hand: strength * param.
+
+    Shapes: param (...) -> (...)
+    Lesson: 02-cross-entropy
+
+    >>> l2_penalty_grad(torch.tensor([3.0, -4.0]), 0.5)
+    tensor([ 1.5000, -2.0000])
+    """
+    return strength * param
