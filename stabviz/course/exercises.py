@@ -1,0 +1,264 @@
+'''`exercise`: the learner's function is checked in the cell that defines it, and told kindly how it did.
+
+In the lesson (a code cell; the check is found by the exercise's name):
+
+    @exercise("03-adam-step")
+    def adam_step(param, grad, ...):
+        ...
+
+The check and at least two plausible wrong answers, in stabviz/course/checks/lesson_03.py:
+
+    @check("03-adam-step", wrong=[forgets_the_root, forgets_to_correct])
+    def adam_step_is_right(solution):
+        expect("the first step at lr 0.1", solution(...), -0.1)
+
+The solution, folded under the cell in Markdown. Its block begins with the name, and is a whole cell to paste:
+
+    <details><summary>Solution</summary>
+
+    ```python
+    # solution: 03-adam-step
+    @exercise("03-adam-step")
+    def adam_step(param, grad, ...):
+        return ...
+    ```
+    </details>
+
+A test takes each solution out with `solutions_in`, runs it with `run_solution`, and runs every `wrong`
+through `judge`. '''
+
+import ast
+import functools
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from stabviz.course.progress import try_to_record
+
+
+_KINDLY = "not attempted yet. Replace the ... and run the cell again."
+
+
+class ExerciseFailed(AssertionError):
+    """The learner's function is not right yet; the text says what came out and what was expected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What a check says of a function."""
+
+    kind: str
+    """"done", "wrong" or "not attempted"."""
+    message: str
+    """One or a few lines for the learner."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A check with wrong answers that it must reject."""
+
+    name: str
+    """Name of the exercise: lesson number, then what it is about."""
+    function: Callable
+    """`function(solution)` returns if the solution is right, and raises ExerciseFailed if not."""
+    wrong: tuple
+    """Plausible wrong solutions, two or more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """A solution as it stands in a lesson."""
+
+    name: str
+    """Name of the exercise."""
+    code: str
+    """Text of the whole cell."""
+
+
+CHECKS: dict[str, Check] = {}
+"""Checks by the name of their exercise; filled when a module of stabviz.course.checks is imported."""
+
+
+def check(name: str, *, wrong) -> Callable:
+    """Register the decorated function as the check of an exercise.
+
+    Raises: ValueError if the name does not begin with a lesson's number, or fewer than two wrong answers
+    are given
+    """
+    if not re.match(r"\d\d-", name):
+        raise ValueError(f"check: name must begin with two digits, as 03-adam-step; got {name!r}")
+    if len(wrong) < 2:
+        raise ValueError(f"check: wrong must hold two or more functions for {name}; got {len(wrong)}")
+
+    def register(function):
+        CHECKS[name] = Check(name=name, function=function, wrong=tuple(wrong))
+        return function
+    return register
+
+
+def find_check(name: str) -> Check:
+    """Return the check of an exercise from stabviz/course/checks/lesson_NN.py."""
+    if name not in CHECKS:
+        importlib.import_module(f"stabviz.course.checks.lesson_{name[:2]}")
+    if name not in CHECKS:
+        raise ValueError(f"exercise: name must be one of {sorted(CHECKS)}; got {name!r}")
+    return CHECKS[name]
+
+
+def exercise(name: str, check: Callable | None = None) -> Callable:
+    """Check the decorated function at once, print how it did, and record it. Never raises for a wrong answer.
+
+    `check(solution)` may be given; else it is found by name.
+
+    Lesson: 00-start-here
+    """
+    function_of_check = check or find_check(name).function
+
+    def decorate(function):
+        judgement = judge(function_of_check, function)
+        mark = {"done": "✓", "wrong": "✗", "not attempted": "○"}[judgement.kind]
+        print(f"{mark} exercise {name}: {judgement.message}", flush=True)
+        if judgement.kind != "not attempted":
+            try_to_record("exercises", name, done=judgement.kind == "done")
+        function.judgement = judgement
+        return function
+    return decorate
+
+
+def judge(check: Callable, function: Callable) -> Judgement:
+    """Run a check on a function. Only a fault in the course itself raises."""
+    if _is_untouched(function):
+        return Judgement(kind="not attempted", message=_KINDLY)
+    watched = _watch(function)
+    try:
+        check(watched)
+    except _ReturnedNothing as nothing:
+        return Judgement(kind="wrong", message=f"the function returned {nothing}. Is a `return` missing, "
+                                               "or a ... left to replace?")
+    except _Raised as raised:
+        error = raised.__cause__
+        if isinstance(error, NotImplementedError):
+            return Judgement(kind="not attempted", message=_KINDLY)
+        hint = " There is still a ... to replace." if "ellipsis" in str(error) else ""
+        return Judgement(kind="wrong", message=f"your function stopped with {type(error).__name__}: {error}"
+                                               f"{_where(error, function)}{hint}")
+    except AssertionError as failed:
+        return Judgement(kind="wrong", message=str(failed) or "not right yet; look at the hint below.")
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
+        if watched.calls == 0:
+            raise
+        return Judgement(kind="wrong", message=f"what your function returned could not be used "
+                                               f"({type(error).__name__}: {error}). "
+                                               f"It returned {watched.last!r:.200}")
+    if watched.calls == 0:
+        raise RuntimeError("judge: the check must call the function at least once; it did not")
+    return Judgement(kind="done", message="done. Well solved.")
+
+
+def expect(what: str, got, expected, *, rtol: float = 1e-5, atol: float = 1e-8) -> None:
+    """Compare numbers or arrays, shape first, and say both in words if they differ.
+
+    Raises: ExerciseFailed with what was compared, what came out and what was expected
+
+    >>> expect("half of three", 1.5, 1.5)
+    """
+    try:
+        got_array = np.asarray(_plain(got), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ExerciseFailed(f"{what}: expected numbers; got {type(got).__name__} {got!r:.100}") from None
+    expected_array = np.asarray(_plain(expected), dtype=np.float64)
+    if got_array.shape != expected_array.shape:
+        raise ExerciseFailed(f"{what}: expected shape {expected_array.shape}; got shape {got_array.shape}")
+    if not np.allclose(got_array, expected_array, rtol=rtol, atol=atol, equal_nan=True):
+        raise ExerciseFailed(f"{what}: expected {_brief(expected_array)}; got {_brief(got_array)}")
+
+
+def solutions_in(markdown_text: str) -> list[Solution]:
+    """Return every solution of a lesson's source, in order."""
+    pattern = re.compile(r"^(`{3,})python\n# solution: (\S+)\n(.*?)^\1\s*$", re.DOTALL | re.MULTILINE)
+    return [Solution(name=name, code=code) for _, name, code in pattern.findall(markdown_text)]
+
+
+def imports_of(markdown_text: str) -> dict:
+    """Return the names that a lesson's code cells import: what a solution may use without saying so."""
+    namespace: dict = {}
+    cells = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```\s*$", markdown_text, re.DOTALL | re.MULTILINE)
+    for cell in cells:
+        body = re.sub(r"\A(?::\w.*\n|---\n(?:.*\n)*?---\n)+", "", cell)
+        body = re.sub(r"^[ \t]*[%!].*$", "", body, flags=re.MULTILINE)
+        for node in ast.parse(body).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                exec(compile(ast.Module([node], []), "<lesson>", "exec"), namespace)
+    return namespace
+
+
+def run_solution(solution: Solution, namespace: dict) -> Judgement:
+    """Run a solution's cell and judge the last function that it defines with the registered check."""
+    names = [node.name for node in ast.parse(solution.code).body if isinstance(node, ast.FunctionDef)]
+    if not names:
+        raise ValueError(f"run_solution: the block of {solution.name} must define a function; got none")
+    space = dict(namespace)
+    exec(compile(solution.code, f"<solution {solution.name}>", "exec"), space)
+    return judge(find_check(solution.name).function, space[names[-1]])
+
+
+class _ReturnedNothing(BaseException):
+    """Passes through a check that catches Exception."""
+
+
+class _Raised(BaseException):
+    """Carries what the learner's function raised, apart from what the check itself raises."""
+
+
+def _watch(function):
+    @functools.wraps(function)
+    def watched(*args, **kwargs):
+        watched.calls += 1
+        try:
+            watched.last = function(*args, **kwargs)
+        except Exception as error:
+            raise _Raised from error
+        if watched.last is None or watched.last is Ellipsis:
+            raise _ReturnedNothing(repr(watched.last))
+        return watched.last
+    watched.calls, watched.last = 0, None
+    return watched
+
+
+def _is_untouched(function) -> bool:
+    """True if the body is nothing but a docstring, `...`, `pass` or `return`."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    body = getattr(tree.body[0], "body", None)
+    if not isinstance(body, list):
+        return False
+    return all(isinstance(node, ast.Pass)
+               or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+               or isinstance(node, ast.Return) and (node.value is None or isinstance(node.value, ast.Constant)
+                                                    and node.value.value in (None, Ellipsis))
+               for node in body)
+
+
+def _where(error, function) -> str:
+    """Say the line of the learner's own code at which the error came out."""
+    frame, line = error.__traceback__, None
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == function.__code__.co_filename:
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return "" if line is None else f" (line {line - function.__code__.co_firstlineno + 1} of the function)"
+
+
+def _plain(value):
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+
+
+def _brief(array) -> str:
+    return np.array2string(array, precision=5, threshold=8, separator=", ").replace("\n", " ")

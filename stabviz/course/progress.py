@@ -1,0 +1,131 @@
+"""The learner's own store: what was predicted, solved, answered and claimed. One small local JSON file.
+
+The file is replaced whole, so a crash never leaves half of it. One that cannot be read is set aside under a
+name that says so, and the course goes on with an empty store: nothing is deleted.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+FILE = "progress.json"
+KINDS = ("predictions", "exercises", "quizzes", "claims")
+_LOCK = threading.RLock()
+
+
+def home() -> Path:
+    """Return the folder of the store: the environment's STABVIZ_HOME, or .stabviz beside the notebooks."""
+    return Path(os.environ.get("STABVIZ_HOME") or ".stabviz")
+
+
+def load() -> dict:
+    """Return the whole store, {kind: {name: record}}; a damaged file is set aside and named.
+
+    Lesson: 00-start-here
+    """
+    path = home() / FILE
+    try:
+        store = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(store, dict) or not all(isinstance(store.get(kind, {}), dict) for kind in KINDS):
+            raise ValueError("not a store of predictions, exercises, quizzes and claims")
+    except FileNotFoundError:
+        store = {}
+    except (ValueError, UnicodeDecodeError) as error:
+        aside = _free_name(path)
+        os.replace(path, aside)
+        print(f"stabviz: {path} could not be read ({error}); it is kept as {aside.name}, a new one begins.",
+              file=sys.stderr)
+        store = {}
+    return {kind: dict(store.get(kind, {})) for kind in KINDS}
+
+
+def record(kind: str, name: str, **entry) -> None:
+    """Write one record under its name, in place of an earlier one, with the time.
+
+    Raises: ValueError for an unknown kind; OSError where the folder cannot be written
+    """
+    if kind not in KINDS:
+        raise ValueError(f"record: kind must be one of {KINDS}; got {kind!r}")
+    with _LOCK, _other_kernels_wait():
+        store = load()
+        store[kind][name] = {**entry, "at": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        _replace(home() / FILE, json.dumps(store, indent=1, ensure_ascii=False))
+
+
+def try_to_record(kind: str, name: str, **entry) -> str:
+    """Record, and return "" or the reason why it could not be kept: a full disk must not stop a lesson."""
+    try:
+        record(kind, name, **entry)
+    except OSError as error:
+        return f"This could not be kept in {home()} ({error.strerror or error})."
+    return ""
+
+
+def report() -> str:
+    """Return what has been done so far, as text for the command line."""
+    store = load()
+    lines = [f"Progress, kept in {(home() / FILE).absolute()}"]
+    if not any(store.values()):
+        return lines[0] + "\nNothing yet. Open a lesson and try its first exercise."
+    done = sum(entry.get("done", False) for entry in store["exercises"].values())
+    lines.append(f"exercises    {done} solved of {len(store['exercises'])} tried")
+    lines += [f"  {'✓' if entry.get('done') else '·'} {name}"
+              for name, entry in sorted(store["exercises"].items())]
+    lines.append(f"predictions  {len(store['predictions'])} made")
+    lines += [f"  · {name}: {entry.get('answer')}" + _beside(entry.get("measured"))
+              for name, entry in sorted(store["predictions"].items())]
+    lines.append(f"quizzes      {len(store['quizzes'])} begun")
+    lines += [f"  · {name}: {entry.get('right')} of {entry.get('asked')} right"
+              for name, entry in sorted(store["quizzes"].items())]
+    lines.append(f"claims       {len(store['claims'])} seen to hold on this machine")
+    return "\n".join(lines)
+
+
+def _beside(measured) -> str:
+    return "" if measured is None else f" (measured {measured})"
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".partial")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def _free_name(path: Path) -> Path:
+    numbers = iter(range(1, 10_000))
+    while (aside := path.with_name(f"{path.stem}.damaged-{next(numbers)}{path.suffix}")).exists():
+        pass
+    return aside
+
+
+@contextmanager
+def _other_kernels_wait(patience_s: float = 2.0):
+    """Keep two notebooks from writing over each other; a lock left by a killed kernel is passed over."""
+    home().mkdir(parents=True, exist_ok=True)
+    lock = home() / (FILE + ".lock")
+    give_up_s = time.monotonic() + patience_s
+    while True:
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+            break
+        except FileExistsError:
+            if time.monotonic() > give_up_s:
+                break
+            time.sleep(0.01)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
