@@ -1,5 +1,6 @@
 """The command line: `python -m stabviz doctor`, `progress`, and `lab` to train a grid of models at once."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ Command = (
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status; what the caller got wrong is one line."""
     command = tyro.cli(Command, prog="python -m stabviz", description=__doc__, args=arguments)
+    if "STABVIZ_HOME" not in os.environ and Path("notebooks").is_dir():
+        os.environ["STABVIZ_HOME"] = os.path.join("notebooks", ".stabviz")  # where the notebooks keep it
     try:
         match command:
             case Doctor():

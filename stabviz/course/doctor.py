@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from packaging.requirements import Requirement
 
+from stabviz.course.progress import home
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ROOM_WANTED_GB = 1.0
 
@@ -46,7 +48,7 @@ def examine(requirements: list[str] | None = None) -> list[Finding]:
         _threads(),
         _text(),
         _browser(),
-        _writable(Path(os.environ.get("STABVIZ_HOME", ".stabviz")).absolute()),
+        _writable(home().absolute()),
         _room(Path.cwd()),
     ]
 
