@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,36 +23,61 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lab:
-    """Train every --lr with every seed at once, print a verdict for each run, and keep the Trace."""
+    """Train many models at once, print a verdict for each, and keep the Trace.
+
+    A knob with several values makes a grid: --lr 1e-3 1e-2 --clip-norm 1 inf trains four models with each
+    seed. A knob that is left out has the lab's own default, see stabviz.lab.
+    """
 
     task: str = "text"
-    """What is learned: text, markov, copy, ravine, quartic or mlp."""
-    model: str = "transformer"
-    """Which model: transformer or lstm; tasks without tokens have their own."""
-    optimizer: str = "adamw"
-    """One of stabviz.ops.OPTIMIZERS."""
-    schedule: str = "cosine"
-    """One of stabviz.ops.SCHEDULES."""
-    lr: tuple[float, ...] = (1e-3,)
-    """Learning rates, one or several."""
-    seeds: int = 8
-    """How many seeds for each learning rate."""
+    """What is learned, e.g. text, markov, copy or ravine."""
     steps: int = 200
     """Updates of each run."""
-    batch: int = 8
+    seeds: int = 8
+    """How many seeds for each combination of the other knobs."""
+    lr: tuple[float, ...] = ()
+    """Peak learning rate."""
+    model: tuple[str, ...] = ()
+    """transformer or lstm."""
+    optimizer: tuple[str, ...] = ()
+    """A name in stabviz.ops.OPTIMIZERS, e.g. adamw or sgd."""
+    schedule: tuple[str, ...] = ()
+    """A name in stabviz.ops.SCHEDULES, e.g. cosine or constant."""
+    warmup_steps: tuple[int, ...] = ()
+    """Steps over which the rate rises linearly."""
+    clip_norm: tuple[float, ...] = ()
+    """Largest L2 norm of the gradient; inf is off."""
+    weight_decay: tuple[float, ...] = ()
+    """Decoupled weight decay."""
+    beta2: tuple[float, ...] = ()
+    """Decay of the second moment."""
+    norm: tuple[str, ...] = ()
+    """Layer norm pre or post."""
+    init_scale: tuple[float, ...] = ()
+    """Factor on the standard deviation of the initial weights."""
+    batch: tuple[int, ...] = ()
     """Sequences in a batch."""
-    width: int = 32
-    """Width of the model."""
-    layers: int = 2
-    """Layers of the model."""
-    context: int = 32
+    context: tuple[int, ...] = ()
     """Tokens in a sequence."""
+    width: tuple[int, ...] = ()
+    """Width of the model."""
+    layers: tuple[int, ...] = ()
+    """Layers of the model."""
+    heads: tuple[int, ...] = ()
+    """Attention heads."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; auto lets the lab choose."""
     every: int = 10
     """Steps between two lines of progress."""
     out: Path = Path("runs")
     """Folder for trace.parquet, trace.jsonl and training.svg."""
+
+    def knobs(self) -> dict:
+        """Return what `stabviz.lab.grid` is given: lists for the knobs that vary, and the seeds."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != ()}
+        tuples = {name: value for name, value in given.items() if isinstance(value, tuple)}
+        several = {name: list(value) if len(value) > 1 else value[0] for name, value in tuples.items()}
+        return {"task": self.task, "steps": self.steps, **several, "seed": list(range(self.seeds))}
 
 
 Command = (
@@ -84,8 +109,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def doctor() -> int:
-    from stabviz.course.doctor import examine, report
-
+    try:
+        from stabviz.course.doctor import examine, report
+    except ImportError as error:
+        print(f"fail  packages  {error}\n{'':16}-> run: make setup, or: pip install -r requirements.txt -e .")
+        return 1
     findings = examine()
     print(report(findings))
     return int(any(finding.level == "fail" for finding in findings))
@@ -101,25 +129,12 @@ def progress() -> int:
 def lab(options: Lab) -> int:
     from stabviz import lab as laboratory
 
-    device = {} if options.device == "auto" else {"device": options.device}
-    experiment = laboratory.grid(
-        task=options.task,
-        model=options.model,
-        optimizer=options.optimizer,
-        schedule=options.schedule,
-        lr=list(options.lr),
-        seed=list(range(options.seeds)),
-        steps=options.steps,
-        batch=options.batch,
-        width=options.width,
-        layers=options.layers,
-        context=options.context,
-        **device,
-    )
+    device = None if options.device == "auto" else options.device
+    experiment = laboratory.grid(**options.knobs())
     options.out.mkdir(parents=True, exist_ok=True)  # before training: a bad folder costs no run
     trace, status = None, 0
     try:
-        for trace in laboratory.stream(experiment, every=options.every):
+        for trace in laboratory.stream(experiment, every=options.every, device=device):
             stopped = len({event["run"] for event in trace.events if event["kind"] == "non_finite"})
             line = f"step {trace.n_steps} of {options.steps}, {stopped} of {trace.n_runs} runs non-finite"
             print(f"\r{line}", end="", file=sys.stderr, flush=True)
@@ -157,7 +172,7 @@ def keep(trace, folder: Path) -> None:
     trace.save(folder / "trace.jsonl")
     figure = Figure(figsize=(8, 6), layout="constrained")
     loss_axes, norm_axes = figure.subplots(2, 1, sharex=True)
-    by = "lr" if "lr" in trace.runs[0] else None
+    by = next((label for label in trace.runs[0] if label != "seed"), None)
     views.plot_loss_fan(loss_axes, trace, by=by)
     views.plot_gradient_norm(norm_axes, trace, by=by)
     figure.savefig(folder / "training.svg")

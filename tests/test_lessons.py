@@ -87,7 +87,7 @@ def cell_problems(notebook):
             problems.append(f"code cell {number} is skipped by nbval")
         if "claim(" in cell.source and not compared:
             problems.append(f"code cell {number} calls claim, and its output is not compared")
-        if re.search(r"^(panel|predict|quiz)\(", cell.source, re.MULTILINE) and compared:
+        if re.search(r"^(panel|predict|reveal|quiz)\(", cell.source, re.MULTILINE) and compared:
             problems.append(f"code cell {number} shows a widget without the tag nbval-ignore-output")
         if re.search(r"^\s*[%!]", cell.source, re.MULTILINE):
             problems.append(f"code cell {number} is not plain Python")
@@ -231,12 +231,12 @@ About 40 minutes. After this lesson you will be able to
 
 panel(run, knobs)
 predict("n", 1)
+reveal("n", 1)
 quiz("99", [Question(1), Question(2), Question(3)])
 ```
 
 ```{code-cell} ipython3
 claim("s", True, measured=1)
-reveal("n", 1)
 exercise("e", check)
 ```
 """
