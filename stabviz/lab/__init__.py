@@ -1,1 +1,25 @@
-"""placeholder"""
+"""Many tiny runs at once: the knobs of an experiment, and the engine that trains its runs together.
+
+    trace = train(grid("text", lr=[1e-3, 1e-2], seed=range(4), steps=200))
+
+The only room in which the run axis R exists. Imports ops, models and trace.
+"""
+
+from stabviz.lab.engine import stream, train
+from stabviz.lab.experiment import Experiment, Run, grid
+from stabviz.lab.tasks import Corpus, copy_tokens, markov_corpus, quartic, ravine, regression_points, text_corpus
+
+__all__ = [
+    "Corpus",
+    "Experiment",
+    "Run",
+    "copy_tokens",
+    "grid",
+    "markov_corpus",
+    "quartic",
+    "ravine",
+    "regression_points",
+    "stream",
+    "text_corpus",
+    "train",
+]

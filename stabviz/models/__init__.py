@@ -1,1 +1,23 @@
-"""placeholder"""
+"""From scratch on `ops`: models as pure functions of a parameter dict, for ONE model. Imports ops only.
+
+    params = init_transformer(config, generator)                       {name: Tensor}
+    logits_BLV, measured = transformer_logits(params, tokens_BL, config)
+
+Names order the parameters by depth: everything before the first "." is the layer ("embedding", "block0", "head").
+"""
+
+from stabviz.models.lstm import LstmConfig, init_lstm, lstm_logits
+from stabviz.models.mlp import MlpConfig, init_mlp, mlp_outputs
+from stabviz.models.transformer import TransformerConfig, init_transformer, transformer_logits
+
+__all__ = [
+    "LstmConfig",
+    "MlpConfig",
+    "TransformerConfig",
+    "init_lstm",
+    "init_mlp",
+    "init_transformer",
+    "lstm_logits",
+    "mlp_outputs",
+    "transformer_logits",
+]

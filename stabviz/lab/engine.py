@@ -1,0 +1,421 @@
+"""Train many runs at once and yield growing Traces.
+
+The only room with a run axis. A model, a loss, an optimizer step are written for ONE run; `torch.vmap` maps them
+over R, and one backward pass of the sum of the losses gives every run its own gradient, because no run's
+loss depends on another's parameters. The parameters of a batch of runs are one buffer (R, P), so that clipping
+and the optimizer are a handful of operations, whatever the number of tensors.
+"""
+
+import ctypes
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stabviz.lab.curvature import Curvature
+from stabviz.lab.experiment import Experiment, Run
+from stabviz.lab.problems import problem_of
+from stabviz.ops import (
+    OPTIMIZERS,
+    SCHEDULES,
+    clip_adaptive,
+    clip_by_global_norm,
+    clip_by_value,
+    plateau_state,
+    reduce_on_plateau,
+)
+from stabviz.trace import Trace
+
+PLATEAU_EVERY = 10
+"""Steps between two looks of the "plateau" schedule at the mean loss since the last look."""
+
+
+def train(experiment: Experiment, *, device: str | None = None, measure: bool = True) -> Trace:
+    """Train all runs to the end and return their Trace.
+
+    Raises: what `stream` raises
+    Lesson: 00-start-here
+
+    >>> from stabviz.lab import grid
+    >>> trace = train(grid("bowl", optimizer="sgd", schedule="constant", warmup_steps=0, lr=[0.1, 3.0], steps=40))
+    >>> [bool(loss < 1) for loss in trace.final()]
+    [True, False]
+    """
+    *_, trace = stream(experiment, every=experiment.runs[0].steps, device=device, measure=measure)
+    return trace
+
+
+def stream(
+    experiment: Experiment,
+    *,
+    every: int = 10,
+    cancelled: Callable[[], bool] | None = None,
+    device: str | None = None,
+    measure: bool = True,
+) -> Iterator[Trace]:
+    """Train all runs together and yield the Trace so far, every `every` steps and at the end.
+
+    A run whose loss or gradient goes non-finite is recorded and frozen at that step (or what its knob
+    `on_non_finite` says); its neighbours do not notice. `cancelled` is asked before each step; when it answers True,
+    what was done is yielded and the run is over. `measure=False` leaves only loss, rate and gradient norm.
+
+    Shapes: signals (R, steps so far), R in the order of experiment.runs
+    Raises: ValueError if every < 1; RuntimeError if the device asked for is not there
+    Lesson: 00-start-here
+    """
+    if every < 1:
+        raise ValueError(f"stream: every must be at least 1; got {every!r}")
+    where = _device(device)
+    groups: dict[tuple, list[int]] = {}
+    for index, run in enumerate(experiment.runs):
+        groups.setdefault(run.structure, []).append(index)
+    steps = experiment.runs[0].steps
+    with torch.enable_grad(), _threads(experiment, where):
+        batches = [_Batch([experiment.runs[r] for r in rows], where, measure) for rows in groups.values()]
+        done = 0
+        for step in range(steps):
+            if cancelled is not None and cancelled():
+                break
+            for batch in batches:
+                batch.step()
+            done = step + 1
+            if done % every == 0 and done < steps:
+                yield _trace(experiment, list(groups.values()), batches, done)
+                if not any(batch.alive for batch in batches):
+                    break
+        yield _trace(experiment, list(groups.values()), batches, done)
+
+
+class _Batch:
+    """R runs of one structure, trained in lockstep."""
+
+    def __init__(self, runs: list[Run], device: torch.device, measure: bool):
+        first = runs[0]
+        self.runs, self.device, self.measure = runs, device, measure
+        self.problem = problem_of(first)
+        dtype = getattr(torch, first.dtype)
+        per_run = [self.problem.init(run) for run in runs]
+        self.shapes = {name: tensor.shape for name, tensor in per_run[0].items()}
+        self.layers = _layers(self.shapes)
+        self.params_RP = torch.stack(
+            [torch.cat([tensor.flatten() for tensor in params.values()]) for params in per_run]
+        ).to(device, dtype)
+        self.next_batch = self.problem.batches(runs, device)
+        self.knob = {name: self._knob(name, dtype) for name in _KNOBS}
+        self.optimizer = OPTIMIZERS[first.optimizer]
+        self.state = torch.vmap(self.optimizer.init)(self.params_RP)
+        self.lr_SR = torch.stack([_rates(run) for run in runs], dim=1).to(device, dtype)
+        self.plateau = _Plateau(len(runs), device) if first.schedule == "plateau" else None
+        self.curvature = Curvature(self.params_RP) if first.sharpness else None
+        self.alive_R = torch.ones(len(runs), dtype=torch.bool, device=device)
+        self.step_index = torch.zeros((), dtype=torch.int64, device=device)
+        self.signals: dict[str, Tensor] = {}
+        self._captured = None
+
+    def _knob(self, name, dtype):
+        """A knob that all runs share stays a number, and costs what a number costs; else (R,)."""
+        values = [getattr(run, name) for run in self.runs]
+        if all(value == values[0] for value in values):
+            return values[0]
+        kind = torch.bool if isinstance(values[0], bool) else dtype
+        return torch.tensor(values, device=self.device, dtype=kind)
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.alive_R.any())
+
+    def step(self) -> None:
+        if self.device.type == "cuda":
+            self._replay()
+        else:
+            self._step()
+
+    def _replay(self) -> None:
+        """On a GPU: run three steps as they are, capture the fourth as a CUDA graph, replay it from then on."""
+        done = int(self._steps_done())
+        if done < 3 or self.curvature is not None:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._step()
+            torch.cuda.current_stream().wait_stream(side)
+            self._replayed = done + 1
+            return
+        if self._captured is None:
+            self._captured = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._captured):
+                self._step()
+        self._captured.replay()
+        self._replayed = done + 1
+
+    def _steps_done(self) -> int:
+        return getattr(self, "_replayed", 0)
+
+    def views(self, flat_RP: Tensor) -> dict[str, Tensor]:
+        """The buffer as a dict of tensors with a leading run axis, sharing its memory."""
+        pieces = flat_RP.split([shape.numel() for shape in self.shapes.values()], dim=1)
+        return {
+            name: piece.view(len(self.runs), *shape)
+            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+        }
+
+    def losses(self, params: dict[str, Tensor], batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of every run, (R,), and what was measured."""
+        varying = {name: self.knob[name] for name in self.problem.knobs if isinstance(self.knob[name], Tensor)}
+
+        def one(params, batch, varying):
+            return self.problem.loss(params, batch, self.knob | varying, self.measure)
+
+        return torch.vmap(one)(params, batch, varying)
+
+    def _step(self) -> None:
+        batch = self.next_batch(self.step_index)
+        leaves = {name: view.detach().requires_grad_() for name, view in self.views(self.params_RP).items()}
+        loss_R, measured = self.losses(leaves, batch)
+        objective_R = loss_R * self._poison() if any(run.poison_step >= 0 for run in self.runs) else loss_R
+        second_order = self.curvature is not None
+        grads = torch.autograd.grad(objective_R.sum(), list(leaves.values()), create_graph=second_order)
+        grads_RP = torch.cat([grad.reshape(len(self.runs), -1) for grad in grads], dim=1)
+        if second_order:
+            measured |= self.curvature.measure(leaves, grads_RP, self.optimizer, self.state, self.knob)
+        with torch.no_grad():
+            grads_RP = grads_RP.detach() * _column(self.knob["gradient_scale"])
+            lr_R = self.lr_SR.index_select(0, self.step_index[None])[0]
+            if self.plateau is not None:
+                lr_R = lr_R * self.plateau.multiplier(objective_R.detach(), self.step_index)
+            clipped_RP, norm_R, was_clipped_R = self._clip(grads_RP)
+            finite_R = objective_R.isfinite() & norm_R.isfinite()
+            record = {"loss_nats": objective_R.detach(), "lr": lr_R, "grad_norm_preclip": norm_R}
+            if self.measure:
+                record |= {name: value.detach() for name, value in measured.items()}
+                record |= self._norms_by_layer(grads_RP) | {"clipped": was_clipped_R}
+            update = self._update(clipped_RP, lr_R, finite_R)
+            self._write(record | (update if self.measure else {}))
+            if self.runs[0].on_non_finite == "freeze":
+                self.alive_R &= finite_R
+            self.step_index += 1
+
+    def _poison(self) -> Tensor:
+        at = torch.as_tensor(self.knob["poison_step"], device=self.device)
+        scale = torch.as_tensor(self.knob["poison_scale"], device=self.device, dtype=self.params_RP.dtype)
+        return torch.where(self.step_index == at, scale, torch.ones_like(scale)).expand(len(self.runs))
+
+    def _clip(self, grads_RP):
+        """Clip by whichever rules are on; the norm is that before any of them."""
+        before_RP, norm_R = grads_RP, None
+        if _on(self.knob["clip_adaptive"]):
+            by_name, params = self.views(grads_RP), self.views(self.params_RP)
+            factor = self._each("clip_adaptive")
+            pieces = [torch.vmap(clip_adaptive)(by_name[name], params[name], factor)[0] for name in self.shapes]
+            grads_RP = torch.cat([piece.reshape(len(self.runs), -1) for piece in pieces], dim=1)
+            norm_R = torch.linalg.vector_norm(before_RP, dim=1)
+        if _on(self.knob["clip_value"]):
+            grads_RP, here_R = torch.vmap(clip_by_value)(grads_RP, self._each("clip_value"))
+            norm_R = here_R if norm_R is None else norm_R
+        if _on(self.knob["clip_norm"]):
+            grads_RP, here_R = torch.vmap(clip_by_global_norm)(grads_RP, self._each("clip_norm"))
+            norm_R = here_R if norm_R is None else norm_R
+            if before_RP.data_ptr() and not _on(self.knob["clip_value"]) and not _on(self.knob["clip_adaptive"]):
+                return grads_RP, norm_R, (norm_R > self._each("clip_norm")).to(grads_RP.dtype)
+        if norm_R is None:
+            norm_R = torch.linalg.vector_norm(grads_RP, dim=1)
+            return grads_RP, norm_R, torch.zeros_like(norm_R)
+        return grads_RP, norm_R, (grads_RP != before_RP).any(dim=1).to(grads_RP.dtype)
+
+    def _each(self, name: str) -> Tensor:
+        """A knob as one value per run, whether it varies or not."""
+        return torch.as_tensor(self.knob[name], device=self.device, dtype=self.params_RP.dtype).expand(len(self.runs))
+
+    def _norms_by_layer(self, grads_RP):
+        squares = grads_RP.square().split([size for _, size in self.layers], dim=1)
+        return {
+            f"grad_norm_preclip/{name}": square.sum(dim=1).sqrt()
+            for (name, _), square in zip(self.layers, squares, strict=True)
+        }
+
+    def _update(self, grads_RP, lr_R, finite_R):
+        """One optimizer step for every run that lives; the others keep parameters and state to the bit."""
+        names = self.optimizer.hyperparameters
+        fixed = {name: self.knob[name] for name in names if not isinstance(self.knob[name], Tensor)}
+        varying = {name: self.knob[name] for name in names if isinstance(self.knob[name], Tensor)}
+
+        def one(param, grad, state, lr, varying):
+            return self.optimizer.step(param, grad, state, lr=lr, measure=self.measure, **fixed, **varying)
+
+        if self.optimizer.per_tensor:
+            params_RP, state, measured = self._update_by_tensor(one, grads_RP, lr_R, varying)
+        else:
+            params_RP, state, measured = torch.vmap(one)(self.params_RP, grads_RP, self.state, lr_R, varying)
+        if self.runs[0].on_non_finite == "apply":
+            goes_R = torch.ones_like(finite_R)
+        else:
+            goes_R = finite_R & self.alive_R
+        goes_R1 = goes_R[:, None]
+        torch.where(goes_R1, params_RP, self.params_RP, out=self.params_RP)
+        for name, value in state.items():
+            self.state[name] = torch.where(goes_R if value.ndim == 1 else goes_R1, value, self.state[name], )
+        return {"update_rms": measured.update_rms, "second_moment_ratio": measured.second_moment_ratio}
+
+    def _update_by_tensor(self, one, grads_RP, lr_R, varying):
+        """For a rule that looks at whole tensors: one call per tensor; measures are those of all together."""
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        moments = [name for name in self.state if name != "step"]
+        columns = [tensor.split(sizes, dim=1) for tensor in (self.params_RP, grads_RP)]
+        moment_columns = {name: self.state[name].split(sizes, dim=1) for name in moments}
+        results = []
+        for index, (param, grad) in enumerate(zip(*columns, strict=True)):
+            state = {"step": self.state["step"]} | {name: moment_columns[name][index] for name in moments}
+            results.append(torch.vmap(one)(param, grad, state, lr_R, varying))
+        state = {"step": results[0][1]["step"]}
+        state |= {name: torch.cat([result[1][name] for result in results], dim=1) for name in moments}
+        weights = torch.tensor(sizes, dtype=self.params_RP.dtype, device=self.device) / sum(sizes)
+        measured = [
+            (torch.stack([result[2][field].square() for result in results], dim=1) @ weights).sqrt() for field in (0, 1)
+        ]
+        return torch.cat([result[0] for result in results], dim=1), state, type(results[0][2])(*measured)
+
+    def _write(self, record: dict[str, Tensor]) -> None:
+        """Add this step's row to the buffers, which stay on the device; frozen runs write NaN."""
+        steps = self.lr_SR.shape[0]
+        for name, value_R in record.items():
+            if name not in self.signals:
+                self.signals[name] = torch.full((steps, len(self.runs)), math.nan, device=self.device,
+                                                dtype=self.params_RP.dtype)
+            row_1R = torch.where(self.alive_R, value_R.to(self.params_RP.dtype), math.nan)[None]
+            self.signals[name].index_copy_(0, self.step_index[None], row_1R)
+
+
+_KNOBS = (
+    "clip_norm", "clip_value", "clip_adaptive", "beta1", "beta2", "eps", "weight_decay", "bias_correction",
+    "label_smoothing", "z_loss", "softcap", "gradient_scale", "poison_step", "poison_scale", "condition",
+)
+
+
+def _layers(shapes) -> list[tuple[str, int]]:
+    """Neighbouring parameters of one layer, joined: what stands before the first dot names the layer."""
+    layers: list[tuple[str, int]] = []
+    for name, shape in shapes.items():
+        layer = name.partition(".")[0]
+        if layers and layers[-1][0] == layer:
+            layers[-1] = (layer, layers[-1][1] + shape.numel())
+        else:
+            layers.append((layer, shape.numel()))
+    return layers
+
+
+def _on(limit) -> bool:
+    return isinstance(limit, Tensor) or math.isfinite(limit)
+
+
+def _column(knob):
+    return knob[:, None] if isinstance(knob, Tensor) else knob
+
+
+def _rates(run: Run) -> Tensor:
+    """The learning rate of every step, (S,), known before the run starts."""
+    schedule = SCHEDULES["warmup" if run.schedule == "plateau" else run.schedule]
+    step_S = torch.arange(run.steps, dtype=torch.float64)
+    share_S = schedule(step_S, total_steps=run.steps, warmup_steps=min(run.warmup_steps, run.steps))
+    if run.schedule == "cosine" and run.final_lr_share:
+        after_S = step_S >= run.warmup_steps
+        share_S = torch.where(after_S, run.final_lr_share + (1 - run.final_lr_share) * share_S, share_S)
+    return run.lr * share_S
+
+
+class _Plateau:
+    """The schedule that looks at the loss: every PLATEAU_EVERY steps, at the mean since the last look."""
+
+    def __init__(self, runs: int, device: torch.device):
+        self.state = {name: value.to(device).expand(runs).clone() for name, value in plateau_state().items()}
+        self.sum_R = torch.zeros(runs, device=device)
+
+    def multiplier(self, loss_R, step_index):
+        self.sum_R += loss_R.to(self.sum_R.dtype)
+        look = (step_index + 1) % PLATEAU_EVERY == 0
+
+        def one(state, value):
+            return reduce_on_plateau(state, value, factor=0.5, patience=2, threshold=1e-2)[0]
+
+        after = torch.vmap(one)(self.state, self.sum_R / PLATEAU_EVERY)
+        self.state = {name: torch.where(look, after[name], value) for name, value in self.state.items()}
+        self.sum_R = torch.where(look, 0.0, self.sum_R)
+        return self.state["multiplier"].to(loss_R.dtype)
+
+
+def _device(name: str | None) -> torch.device:
+    """The device asked for, else a GPU where there is one."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeError(f"stream: device must be one that this machine has; got {name!r}. Try device='cpu'.")
+    return torch.device(name)
+
+
+@contextmanager
+def _threads(experiment: Experiment, device: torch.device):
+    """Set the thread count of this thread by the size of the work, and put it back.
+
+    By size and not by a stopwatch: the number of threads may change the last bit of a sum, and the same seed
+    must give the same curve. Below about 32k numbers a step the threads wait for one another.
+    """
+    before = torch.get_num_threads()
+    first = experiment.runs[0]
+    numbers = len(experiment.runs) * first.batch * first.context * first.width
+    small = first.task in ("ravine", "quartic", "bowl", "regression") or numbers < 2**15
+    if device.type == "cpu":
+        _keep_freed_memory()
+        if small:
+            torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _keep_freed_memory(megabytes: int = 512) -> None:
+    """Ask glibc to keep what a step frees for the next step: fresh pages cost 5 to 15 % of a step here.
+
+    Without it each tensor above 128 kB is mapped and unmapped every time. Elsewhere than on glibc nothing is done.
+    """
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(-3, 32 * 2**20)             # M_MMAP_THRESHOLD, at most 32 MiB
+    mallopt(-1, megabytes * 2**20)      # M_TRIM_THRESHOLD
+
+
+def _trace(experiment: Experiment, groups: list[list[int]], batches: list[_Batch], done: int) -> Trace:
+    """Join what the batches measured so far into one Trace, runs in their order."""
+    names = dict.fromkeys(name for batch in batches for name in batch.signals)
+    signals = {name: np.full((len(experiment.runs), done), np.nan, dtype=np.float32) for name in names}
+    for rows, batch in zip(groups, batches, strict=True):
+        for name, values_SR in batch.signals.items():
+            signals[name][rows] = values_SR[:done].T.cpu().numpy()
+    if any(run.dtype == "float64" for run in experiment.runs):
+        for rows, batch in zip(groups, batches, strict=True):
+            for name, values_SR in batch.signals.items():
+                signals[name] = signals[name].astype(np.float64)
+                signals[name][rows] = values_SR[:done].T.cpu().numpy()
+    first = batches[0].problem
+    config = experiment.shared | {"device": str(batches[0].device)}
+    config |= {"floor_nats": first.floor_nats, "chance_nats": first.chance_nats}
+    return Trace(
+        config=config, steps=np.arange(done), signals=signals, runs=[dict(label) for label in experiment.labels],
+        events=_events(signals, experiment),
+    )
+
+
+def _events(signals, experiment: Experiment) -> list[dict]:
+    """The first non-finite step of each run, and every skipped one where steps are skipped."""
+    events = []
+    for r, run in enumerate(experiment.runs):
+        bad_S = ~(np.isfinite(signals["loss_nats"][r]) & np.isfinite(signals["grad_norm_preclip"][r]))
+        steps = np.flatnonzero(bad_S)
+        for step in steps if run.on_non_finite == "skip" else steps[:1]:
+            signal = "grad_norm_preclip" if np.isfinite(signals["loss_nats"][r][step]) else "loss_nats"
+            events.append({"run": r, "step": int(step), "kind": "non_finite", "signal": signal})
+    return events

@@ -1,0 +1,198 @@
+"""What one run minimises: initial parameters, batches, and a loss that knows ONE run. The engine adds the run axis."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stabviz.lab.experiment import SEQUENCES, Run
+from stabviz.lab.tasks import bowl, copy_tokens, markov_corpus, quartic, ravine, regression_points, text_corpus
+from stabviz.models import (
+    LstmConfig,
+    MlpConfig,
+    TransformerConfig,
+    init_lstm,
+    init_mlp,
+    init_transformer,
+    lstm_logits,
+    mlp_outputs,
+    transformer_logits,
+)
+from stabviz.ops import cross_entropy
+
+Batch = dict[str, Tensor]
+Knobs = Mapping[str, Any]
+
+
+class Problem(Protocol):
+    """One structure of run: everything that runs trained as one batch share."""
+
+    floor_nats: float | None
+    chance_nats: float | None
+    knobs: tuple[str, ...]
+    """Names of the numeric knobs that `loss` reads."""
+
+    def init(self, run: Run) -> dict[str, Tensor]:
+        """Initial parameters of one run, drawn from its seed."""
+
+    def batches(self, runs: Sequence[Run], device: torch.device) -> Callable[[Tensor], Batch]:
+        """A function from the step, a () int64 tensor, to that step's batch, each tensor with a leading run axis."""
+
+    def loss(self, params: Mapping[str, Tensor], batch: Batch, knobs: Knobs, measure: bool) -> tuple[Tensor, Batch]:
+        """Loss of one run on one batch, and what was measured on the way."""
+
+
+def problem_of(run: Run) -> Problem:
+    """Return the problem that a run's structure asks for."""
+    if run.task in SEQUENCES:
+        return SequenceProblem(run)
+    return RegressionProblem(run) if run.task == "regression" else SurfaceProblem(run)
+
+
+def _generator(run: Run, purpose: int) -> torch.Generator:
+    """A stream of random numbers of its own for each seed and purpose: initial values 0, data 1, noise 2."""
+    return torch.Generator().manual_seed(run.seed * 7 + purpose)
+
+
+def _per_seed(runs: Sequence[Run], draw: Callable[[Run], Tensor]) -> Tensor:
+    """Stack what `draw` gives for each run's seed; runs of one seed get equal rows, drawn once."""
+    drawn = {run.seed: draw(run) for run in {run.seed: run for run in runs}.values()}
+    return torch.stack([drawn[run.seed] for run in runs])
+
+
+class SequenceProblem:
+    """Predict the next token with a transformer or an LSTM."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        if run.task == "copy":
+            self.corpus, vocab_size = None, 17
+            self.floor_nats, self.chance_nats = 0.0, float(torch.tensor(16.0).log())
+        else:
+            self.corpus = text_corpus() if run.task == "text" else markov_corpus()
+            vocab_size = len(self.corpus.symbols)
+            self.floor_nats, self.chance_nats = self.corpus.floor_nats, self.corpus.chance_nats
+        if run.model == "lstm":
+            self.config = LstmConfig(vocab_size=vocab_size, width=run.width, layers=run.layers)
+            self.knobs = ("label_smoothing", "z_loss")
+        else:
+            self.config = TransformerConfig(
+                vocab_size=vocab_size, width=run.width, layers=run.layers, heads=run.heads, context=run.context,
+                norm=run.norm, qk_norm=run.qk_norm,
+            )
+            self.knobs = ("label_smoothing", "z_loss", "softcap")
+
+    def init(self, run):
+        draw = init_lstm if run.model == "lstm" else init_transformer
+        return draw(self.config, _generator(run, 0), run.init_scale)
+
+    def batches(self, runs, device):
+        batch, context, steps = self.run.batch, self.run.context, self.run.steps
+        if self.corpus is None:
+            rows_RSBL = _per_seed(runs, lambda run: copy_tokens(steps, batch, context, _generator(run, 1)).to(torch.uint8))
+            rows_RSBL = rows_RSBL.to(device)
+            second_half_L = torch.arange(context, device=device) >= context // 2
+
+            def copy_batch(step):
+                rows_RBL = rows_RSBL.index_select(1, step[None]).squeeze(1).long()
+                return {"tokens": rows_RBL[..., :-1], "targets": rows_RBL[..., 1:].where(second_half_L, -100)}
+
+            return copy_batch
+        corpus_N = self.corpus.tokens_N.to(device)
+        last_start = len(corpus_N) - context - 1
+
+        def draw_starts(run):
+            return torch.randint(last_start, (steps, batch), generator=_generator(run, 1))
+
+        starts_RSB = _per_seed(runs, draw_starts).to(device)
+        offsets_L = torch.arange(context + 1, device=device)
+
+        def corpus_batch(step):
+            starts_RB = starts_RSB.index_select(1, step[None]).squeeze(1)
+            rows_RBL = corpus_N[starts_RB[..., None] + offsets_L]
+            return {"tokens": rows_RBL[..., :-1], "targets": rows_RBL[..., 1:]}
+
+        return corpus_batch
+
+    def loss(self, params, batch, knobs, measure):
+        if self.run.model == "lstm":
+            logits_BLV, measured = lstm_logits(params, batch["tokens"], self.config)
+        else:
+            softcap = knobs["softcap"]
+            softcap = None if not isinstance(softcap, Tensor) and softcap == float("inf") else softcap
+            logits_BLV, measured = transformer_logits(
+                params, batch["tokens"], self.config, softcap=softcap, measure=measure
+            )
+        loss_nats, seen = cross_entropy(
+            logits_BLV.flatten(0, 1), batch["targets"].flatten(),
+            label_smoothing=knobs["label_smoothing"], z_loss=knobs["z_loss"],
+        )
+        return loss_nats, measured | ({"log_z": seen.log_z} if measure else {})
+
+
+class SurfaceProblem:
+    """Descend a surface in one or two dimensions; the parameters are a position."""
+
+    knobs = ("condition",)
+    floor_nats, chance_nats = 0.0, None
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def init(self, run):
+        start = [run.start_x, run.start_y] if run.task == "ravine" else [run.start_x]
+        return {"position": torch.tensor(start)}
+
+    def batches(self, runs, device):
+        dimensions = 2 if self.run.task == "ravine" else 1
+        if not any(run.noise_scale for run in runs):
+            return lambda step: {}
+
+        def draw(run):
+            # Student-t with 1.5 degrees of freedom is normal / sqrt(chi2 / 1.5); chi2(1.5) = 2 Gamma(0.75).
+            generator = _generator(run, 2)
+            shape = (run.steps, dimensions)
+            normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+            gamma = torch._standard_gamma(torch.full(shape, 0.75, dtype=torch.float64), generator=generator)
+            return normal / (2 * gamma / 1.5).sqrt()
+
+        noise_RSD = _per_seed(runs, draw)
+        scale_R = torch.tensor([run.noise_scale for run in runs], dtype=torch.float64)
+        noise_RSD = (noise_RSD * scale_R[:, None, None]).to(device)
+        return lambda step: {"noise": noise_RSD.index_select(1, step[None]).squeeze(1)}
+
+    def loss(self, params, batch, knobs, measure):
+        position = params["position"]
+        surfaces = {"quartic": quartic, "bowl": bowl}
+        loss = ravine(position, knobs["condition"]) if self.run.task == "ravine" else surfaces[self.run.task](position)
+        measured = dict(zip(("x", "y"), position.detach().unbind(-1), strict=False)) if measure else {}
+        if "noise" in batch:
+            # Noise on the gradient, none on the loss that is reported: its value is that of a zero.
+            noise = batch["noise"].to(position.dtype)
+            loss = loss + ((position - position.detach()) * noise).sum()
+        return loss, measured
+
+
+class RegressionProblem:
+    """Fit 200 points with a tanh perceptron, all points at every step: gradient descent without noise."""
+
+    knobs = ()
+    floor_nats, chance_nats = 0.0, None
+
+    def __init__(self, run: Run):
+        self.config = MlpConfig(inputs=2, width=run.width, layers=run.layers)
+        x_N2, y_N1 = regression_points()
+        dtype = getattr(torch, run.dtype)
+        self.x_N2, self.y_N1 = x_N2.to(dtype), y_N1.to(dtype)
+
+    def init(self, run):
+        return init_mlp(self.config, _generator(run, 0), run.init_scale)
+
+    def batches(self, runs, device):
+        self.x_N2, self.y_N1 = self.x_N2.to(device), self.y_N1.to(device)
+        return lambda step: {}
+
+    def loss(self, params, batch, knobs, measure):
+        residual_N1 = mlp_outputs(params, self.x_N2, self.config) - self.y_N1
+        return residual_N1.square().mean(), {}

@@ -1,0 +1,80 @@
+"""An LSTM language model: the classical place to see gradients explode along time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from stabviz.ops import embedding, linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LstmConfig:
+    """The structure of an LSTM language model."""
+
+    vocab_size: int
+    """Number of token ids, V."""
+    width: int = 32
+    """Width of the embedding and of the hidden state, D."""
+    layers: int = 1
+    """LSTM layers, one on top of the other."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "layers"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"LstmConfig: {name} must be a whole number of at least 1; got {value!r}")
+
+
+def init_lstm(config: LstmConfig, generator: Generator, init_scale: float = 1.0) -> dict[str, Tensor]:
+    """Draw the parameters; recurrent weights have standard deviation init_scale / sqrt(width), forget bias is 1.
+
+    Shapes: -> {name: float32 tensor}; "layer0.input.weight" (4 D, D), gates in torch's order: in, forget, cell, out
+    Raises: ValueError if init_scale <= 0
+    Source: forget bias 1: Jozefowicz et al. 2015 (An Empirical Exploration of Recurrent Network Architectures)
+    Lesson: 04-gradient-clipping
+    """
+    if not init_scale > 0:
+        raise ValueError(f"init_lstm: init_scale must be > 0; got {init_scale!r}")
+    D, V = config.width, config.vocab_size
+    params = {"embedding.token": torch.randn(V, D, generator=generator) * init_scale}
+    for layer in range(config.layers):
+        for name in ("input", "recurrent"):
+            params[f"layer{layer}.{name}.weight"] = torch.randn(4 * D, D, generator=generator) * init_scale / D**0.5
+        bias = torch.zeros(4 * D)
+        bias[D:2 * D] = 1.0
+        params[f"layer{layer}.input.bias"] = bias
+    params["head.weight"] = torch.randn(V, D, generator=generator) * init_scale / D**0.5
+    return params
+
+
+def lstm_logits(
+    params: Mapping[str, Tensor], tokens_BL: Tensor, config: LstmConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run the LSTM from a zero state over each sequence; the logits at place l predict the token after it.
+
+    Shapes: tokens_BL (B, L) integer -> logits_BLV (B, L, V), {}
+    Raises: torch's own IndexError for a token outside 0..V-1
+    Source: Hochreiter and Schmidhuber 1997; with forget gate, as torch.nn.LSTM computes it
+    Lesson: 04-gradient-clipping
+    """
+    states_BLD = embedding(params["embedding.token"], tokens_BL)
+    for layer in range(config.layers):
+        weights = tuple(params[f"layer{layer}.{name}"] for name in ("input.weight", "input.bias", "recurrent.weight"))
+        states_BLD = _lstm_layer(states_BLD, *weights)
+    return linear(states_BLD, params["head.weight"]), {}
+
+
+def _lstm_layer(inputs_BLD, input_weight, input_bias, recurrent_weight):
+    # The inputs' share of every gate needs no recurrence: one product for all places.
+    drive_BLG = linear(inputs_BLD, input_weight, input_bias)
+    hidden_BD = cell_BD = torch.zeros_like(inputs_BLD[:, 0])
+    outputs = []
+    for drive_BG in drive_BLG.unbind(1):
+        gates_BG = drive_BG + linear(hidden_BD, recurrent_weight)
+        entry, forget, candidate, exit_ = gates_BG.chunk(4, dim=-1)
+        cell_BD = torch.sigmoid(forget) * cell_BD + torch.sigmoid(entry) * torch.tanh(candidate)
+        hidden_BD = torch.sigmoid(exit_) * torch.tanh(cell_BD)
+        outputs.append(hidden_BD)
+    return torch.stack(outputs, dim=1)

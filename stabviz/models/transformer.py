@@ -1,0 +1,175 @@
+"""A transformer, decoder (causal) or encoder: token ids in, logits over the vocabulary out."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from stabviz.ops import embedding, feed_forward, gelu, layer_norm, linear, multi_head_attention, relu
+
+PLACEMENTS = ("pre", "post")
+ACTIVATIONS = {"gelu": gelu, "relu": relu}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerConfig:
+    """The structure of a transformer. Two transformers of one structure have parameters of equal shapes."""
+
+    vocab_size: int
+    """Number of token ids, V."""
+    width: int = 32
+    """Width of the residual stream, D."""
+    layers: int = 2
+    """Number of blocks."""
+    heads: int = 4
+    """Attention heads, H; the head width is width / heads."""
+    context: int = 32
+    """Longest sequence, L: there is one learned position vector for each place."""
+    feed_forward_multiple: int = 4
+    """Feed-forward width over width, F / D."""
+    norm: str = "pre"
+    """Layer norm "pre": inside the branch, before it; "post": on the sum, after it, as in 2017."""
+    activation: str = "gelu"
+    """"gelu" or "relu"."""
+    qk_norm: bool = False
+    """Normalise queries and keys per head (RMS norm with a learned gain)."""
+    causal: bool = True
+    """True: a decoder, a position sees itself and what stands before it. False: an encoder."""
+    bias: bool = False
+    """Bias vectors in the linear maps; layer norms have theirs always."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "layers", "heads", "context", "feed_forward_multiple"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"TransformerConfig: {name} must be a whole number of at least 1; got {value!r}")
+        if self.width % self.heads:
+            raise ValueError(
+                f"TransformerConfig: width must be a multiple of heads = {self.heads}; got {self.width!r}"
+            )
+        if self.norm not in PLACEMENTS:
+            raise ValueError(f"TransformerConfig: norm must be one of {PLACEMENTS}; got {self.norm!r}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"TransformerConfig: activation must be one of {tuple(ACTIVATIONS)}; got {self.activation!r}"
+            )
+
+
+def init_transformer(config: TransformerConfig, generator: Generator, init_scale: float = 1.0) -> dict[str, Tensor]:
+    """Draw the parameters of one transformer: weights normal, layer norms at identity, biases at zero.
+
+    Linear weights have standard deviation init_scale / sqrt(inputs); the two that write to the residual stream are
+    divided by sqrt(2 layers) more in a pre-LN transformer, whose stream is a sum of that many branches.
+
+    Shapes: -> {name: float32 tensor}; linear weights (out, in)
+    Raises: ValueError if init_scale <= 0
+    Source: the division by sqrt(2 layers): Radford et al. 2019 (GPT-2), section 2.3, as 1/sqrt(N) for N residual layers
+    Lesson: 07-transformer
+    """
+    if not init_scale > 0:
+        raise ValueError(f"init_transformer: init_scale must be > 0; got {init_scale!r}")
+    D, F, V = config.width, config.width * config.feed_forward_multiple, config.vocab_size
+    residual_scale = init_scale / math.sqrt(2 * config.layers) if config.norm == "pre" else init_scale
+    params: dict[str, Tensor] = {}
+
+    def draw(name, *shape, scale):
+        params[name] = torch.randn(*shape, generator=generator) * scale
+
+    def draw_linear(name, out, inputs, scale):
+        draw(f"{name}.weight", out, inputs, scale=scale / math.sqrt(inputs))
+        if config.bias:
+            params[f"{name}.bias"] = torch.zeros(out)
+
+    def add_norm(name, width):
+        params[f"{name}.weight"], params[f"{name}.bias"] = torch.ones(width), torch.zeros(width)
+
+    draw("embedding.token", V, D, scale=init_scale)
+    draw("embedding.position", config.context, D, scale=0.1 * init_scale)
+    for block in range(config.layers):
+        at = f"block{block}"
+        add_norm(f"{at}.attention_norm", D)
+        for name in ("query", "key", "value"):
+            draw_linear(f"{at}.attention.{name}", D, D, init_scale)
+        if config.qk_norm:
+            for name in ("query_norm", "key_norm"):
+                params[f"{at}.attention.{name}.weight"] = torch.ones(D // config.heads)
+        draw_linear(f"{at}.attention.output", D, D, residual_scale)
+        add_norm(f"{at}.feed_forward_norm", D)
+        draw_linear(f"{at}.feed_forward.up", F, D, init_scale)
+        draw_linear(f"{at}.feed_forward.down", D, F, residual_scale)
+    if config.norm == "pre":
+        add_norm("head.norm", D)
+    draw_linear("head", V, D, init_scale)
+    return params
+
+
+def part(params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the parameters under `prefix.`, their names without it.
+
+    >>> list(part({"block0.up.weight": torch.ones(1), "head.weight": torch.ones(1)}, "block0"))
+    ['up.weight']
+    """
+    return {name[len(prefix) + 1:]: tensor for name, tensor in params.items() if name.startswith(prefix + ".")}
+
+
+def transformer_logits(
+    params: Mapping[str, Tensor],
+    tokens_BL: Tensor,
+    config: TransformerConfig,
+    *,
+    mask: Tensor | None = None,
+    softcap: float | Tensor | None = None,
+    measure: bool = True,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run the transformer on token ids; measured are the largest attention logit and the mean attention entropy.
+
+    Shapes: tokens_BL (B, L) integer, L <= context; mask bool broadcastable to (B, H, L, L), True = may attend
+            -> logits_BLV (B, L, V), {"max_attention_logit": (), "attention_entropy": ()}, or {} if not measure
+    Units:  attention_entropy in nats
+    Raises: ValueError if L > context
+    Source: Vaswani et al. 2017, arXiv:1706.03762; pre-LN: Xiong et al. 2020, arXiv:2002.04745; deviation: learned positions
+    Lesson: 07-transformer
+    """
+    L = tokens_BL.shape[-1]
+    if L > config.context:
+        raise ValueError(f"transformer_logits: tokens_BL must be at most context = {config.context} long; got {L!r}")
+    stream_BLD = embedding(params["embedding.token"], tokens_BL) + params["embedding.position"][:L]
+    largest, entropies = [], []
+    for block in range(config.layers):
+        stream_BLD, seen = _block(part(params, f"block{block}"), stream_BLD, config, mask, softcap, measure)
+        largest.append(seen.max_logit_H)
+        entropies.append(seen.entropy_H)
+    if config.norm == "pre":
+        stream_BLD = layer_norm(stream_BLD, params["head.norm.weight"], params["head.norm.bias"])
+    logits_BLV = linear(stream_BLD, params["head.weight"], params.get("head.bias"))
+    if not measure:
+        return logits_BLV, {}
+    return logits_BLV, {
+        "max_attention_logit": torch.stack(largest).amax(),
+        "attention_entropy": torch.stack(entropies).mean(),
+    }
+
+
+def _block(params, stream_BLD, config, mask, softcap, measure):
+    """One block: attention, then feed-forward, each on a branch of the residual stream."""
+    def norm(name, x):
+        return layer_norm(x, params[f"{name}.weight"], params[f"{name}.bias"])
+
+    def attend(x):
+        return multi_head_attention(
+            part(params, "attention"), x, heads=config.heads, mask=mask, causal=config.causal,
+            softcap=softcap, measure=measure,
+        )
+
+    def feed(x):
+        return feed_forward(part(params, "feed_forward"), x, ACTIVATIONS[config.activation])
+
+    if config.norm == "pre":
+        attended, seen = attend(norm("attention_norm", stream_BLD))
+        stream_BLD = stream_BLD + attended
+        return stream_BLD + feed(norm("feed_forward_norm", stream_BLD)), seen
+    attended, seen = attend(stream_BLD)
+    stream_BLD = norm("attention_norm", stream_BLD + attended)
+    return norm("feed_forward_norm", stream_BLD + feed(stream_BLD)), seen
