@@ -161,7 +161,7 @@ def verdicts(trace: Trace, *, floor: float | None = None, chance: float | None =
 def lr_sensitivity(lrs: Sequence[float], losses: Sequence[float], initial_loss: float) -> float:
     """Expected loss above the best over a range of learning rates; lower is better, 0 = any rate will do.
 
-    mean over the rates of min(loss(lr), initial loss) - best loss; a non-finite loss counts as the initial one.
+    Mean over the rates of min(loss, initial loss) - best loss; a non-finite loss counts as the initial one.
     The rates should be evenly spaced in log: the plain mean is then the expectation over log lr. The paper
     takes 3e-4, 1e-3, 3e-3, ..., 3e-1. 0 also comes out where no rate learns at all: look at the curve.
 

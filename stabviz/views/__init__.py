@@ -1,6 +1,20 @@
 """Plots (Axes in, Axes out) and panels (knobs -> run -> live curves). Imports `stabviz.trace` only."""
 
+from stabviz.views.drawing import new_figure
 from stabviz.views.knobs import Choice, Knob
 from stabviz.views.panels import Panel, panel
+from stabviz.views.plots import (
+    plot_attention,
+    plot_gradient_norm,
+    plot_layer_norms,
+    plot_loss_fan,
+    plot_loss_surface,
+    plot_lr_curve,
+    plot_stability_map,
+)
+from stabviz.views.svg import curve_points, figure_svg
+from stabviz.views.text import describe, table_of, text_table
 
-__all__ = ["Choice", "Knob", "Panel", "panel"]
+__all__ = ["Choice", "Knob", "Panel", "curve_points", "describe", "figure_svg", "new_figure", "panel",
+           "plot_attention", "plot_gradient_norm", "plot_layer_norms", "plot_loss_fan", "plot_loss_surface",
+           "plot_lr_curve", "plot_stability_map", "table_of", "text_table"]

@@ -1,0 +1,276 @@
+"""Plots of Traces over steps and learning rates: Axes in, Axes out; data first, the rest by keyword.
+
+Every curve has a gid, for example "curve-loss_nats-lr=0.001": the same on every machine, found in the SVG.
+A run that goes non-finite is marked with an x where it did so, inside the axes. Nothing here knows pyplot.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from stabviz.trace import Trace, lr_sensitivity, signal_of
+from stabviz.views.drawing import (
+    INK,
+    Group,
+    group_runs,
+    is_finite,
+    level,
+    log_axis,
+    look,
+    non_finite_marks,
+    place_legend,
+    quantiles,
+    style,
+    task_levels,
+    thin,
+    thin_band,
+)
+from stabviz.views.maps import plot_attention, plot_loss_surface, plot_stability_map
+
+__all__ = ["plot_attention", "plot_gradient_norm", "plot_layer_norms", "plot_loss_fan", "plot_loss_surface",
+           "plot_lr_curve", "plot_stability_map"]
+
+LOG_SCALE_ABOVE = 3.0
+"""A loss that rises to this many times its first value is drawn on a log axis: an axis cut would hide it."""
+
+
+def plot_loss_fan(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = None,
+                  signal: str = "loss_nats", chance: float | None = None, floor: float | None = None,
+                  legend: bool = True) -> Axes:
+    """Draw median and 10-90 % band over the runs of each value of `by`, and where runs went non-finite.
+
+    A dead run counts as the worst, not as absent: the band then reaches the top of the axes. `by` None means
+    every label but the seed. `chance` and `floor` default to the task's; NaN draws no line. The axis becomes
+    logarithmic where the loss rises beyond LOG_SCALE_ABOVE times its start.
+
+    Units:  chance and floor in the unit of the signal
+    Raises: ValueError if `by` is no label
+    Lesson: 00-start-here
+
+    >>> from stabviz.views import curve_points, new_figure
+    >>> figure = new_figure()
+    >>> trace = Trace(steps=[0, 1], signals={"loss_nats": [[4.0, 2.0], [4.0, 3.0]]},
+    ...               runs=[{"seed": 0}, {"seed": 1}])
+    >>> axes = plot_loss_fan(figure.subplots(), trace)
+    >>> curve_points(figure, "curve-loss_nats-all")[1].tolist()
+    [4.0, 2.5]
+    """
+    look(axes, "step", _unit_label(trace, signal))
+    is_loss = signal == "loss_nats"
+    levels = task_levels(axes, trace, chance, floor) if is_loss else []
+    _draw_fan(axes, trace, signal, group_runs(trace, by), levels, log=is_loss and _needs_log(trace[signal]))
+    if legend:
+        place_legend(axes)
+    return axes
+
+
+def plot_gradient_norm(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = None,
+                       clip_norm: float | None = None, signal: str = "grad_norm_preclip",
+                       legend: bool = True) -> Axes:
+    """Draw the gradient norm before clipping on a log axis, with the clip threshold and non-finite steps.
+
+    `clip_norm` defaults to "clip_norm" of the configuration; infinity or NaN draws no line.
+
+    Raises: ValueError if clip_norm is not above 0
+    Lesson: 04-gradient-clipping
+    """
+    look(axes, "step", signal_of(signal).axis_label)
+    clip_norm = trace.config.get("clip_norm") if clip_norm is None else clip_norm
+    if is_finite(clip_norm) and clip_norm <= 0:
+        raise ValueError(f"plot_gradient_norm: clip_norm must be above 0 (inf = off); got {clip_norm!r}")
+    levels = [float(clip_norm)] if is_finite(clip_norm) else []
+    for value in levels:
+        level(axes, value, f"clip at {value:.3g}", gid="level-clip", colour=INK)
+    _draw_fan(axes, trace, signal, group_runs(trace, by), levels, log=True)
+    if legend:
+        place_legend(axes)
+    return axes
+
+
+def plot_lr_curve(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = None,
+                  signal: str = "loss_nats", chance: float | None = None, floor: float | None = None,
+                  legend: bool = True) -> Axes:
+    """Draw final loss against learning rate: median over seeds, 10-90 % as bars, LR sensitivity as text.
+
+    A final loss above the initial one, or none at all, is drawn as x at the initial loss: the value that LR
+    sensitivity gives it. The best rate of each curve is ringed.
+
+    Raises: ValueError if the runs carry no label "lr"
+    Source: the curves of loss against learning rate of Wortsman et al. 2023, arXiv:2309.14322
+    Lesson: 05-schedules
+    """
+    lr_R = trace.labels("lr").astype(float)
+    start_R = trace[signal][:, 0].astype(np.float64)
+    cap = float(np.median(start_R[np.isfinite(start_R)])) if np.isfinite(start_R).any() else 1.0
+    look(axes, "learning rate", f"final {_unit_label(trace, signal)}")
+    axes.set_xscale("log")
+    if signal == "loss_nats":
+        task_levels(axes, trace, chance, floor, left=True)
+    final_R = trace.final(signal)
+    for index, group in enumerate(group_runs(trace, by, apart=("lr",))):
+        _lr_group(axes, group, index, lr_R, final_R, cap, signal)
+    axes.margins(x=0.06, y=0.14)
+    if legend:
+        place_legend(axes, loc="upper center", mark="diverged: drawn at the initial loss")
+    return axes
+
+
+def plot_layer_norms(axes: Axes, trace: Trace, *, signal: str = "grad_norm_preclip", run: int | None = None,
+                     legend: bool = True) -> Axes:
+    """Draw a signal layer by layer on a log axis: median over runs, or one `run`.
+
+    Raises: ValueError if the trace has no "<signal>/<layer>"
+    Lesson: 07-transformer
+    """
+    names = [name for name in trace.signals if name.startswith(f"{signal}/")]
+    if not names:
+        raise ValueError(f"plot_layer_norms: signal must be recorded by layer as '{signal}/<layer>'; "
+                         f"got {sorted(trace.signals)}")
+    look(axes, "step", signal_of(signal).axis_label)
+    axes.set_yscale("log", nonpositive="mask")
+    runs = list(range(trace.n_runs)) if run is None else [run]
+    for index, name in enumerate(names):
+        median_S = quantiles(trace[name][runs], [0.5])[0]
+        x, y = thin(trace.steps, np.where(np.isfinite(median_S), median_S, np.nan))
+        axes.plot(x, y, **style(index), linewidth=1.6, label=name.partition("/")[2], gid=f"curve-{name}")
+        for r in runs:
+            _mark(axes, non_finite_marks(trace, r, name), style(index)["color"], f"nonfinite-{name}-{r}")
+    _step_axis(axes, trace)
+    log_axis(axes)
+    _keep_marks_inside(axes)
+    if legend:
+        place_legend(axes, "layer" if len(runs) == 1 else f"layer (median of {len(runs)} runs)")
+    return axes
+
+
+def _draw_fan(axes: Axes, trace: Trace, signal: str, groups: list[Group], levels: list[float], *,
+              log: bool) -> None:
+    axes.set_yscale("log" if log else "linear")
+    values_RS = trace[signal].astype(np.float64)
+    bands = []
+    for index, group in enumerate(groups):
+        look_of = style(index)
+        runs = list(group.runs)
+        if len(groups) == 1 and 1 < len(runs) <= 16:
+            for r in runs:  # with one group there is room to show each run, and so every spike
+                axes.plot(*thin(trace.steps, _or_gap(values_RS[r])), color=look_of["color"], alpha=0.35,
+                          linewidth=0.7, gid=f"run-{signal}-{r}")
+        low_S, median_S, high_S = quantiles(values_RS[runs], [0.1, 0.5, 0.9])
+        if len(runs) > 1:
+            bands.append((index, group, low_S, high_S))
+        marker = "o" if trace.n_steps == 1 else None
+        axes.plot(*thin(trace.steps, _or_gap(median_S)), **look_of, linewidth=1.8, marker=marker,
+                  markersize=4, label=_name_of(trace, group), gid=f"curve-{signal}-{group.key}", zorder=3)
+        for r in runs:
+            _mark(axes, non_finite_marks(trace, r, signal), look_of["color"], f"nonfinite-{signal}-{r}")
+    _step_axis(axes, trace)
+    _limits(axes, values_RS, bands, levels)
+    for index, group, low_S, high_S in bands:
+        x, low, high = thin_band(trace.steps, low_S, high_S)
+        top = axes.get_ylim()[1]
+        axes.fill_between(x, np.minimum(low, top), np.minimum(high, top), color=style(index)["color"],
+                          alpha=0.16, linewidth=0, gid=f"band-{signal}-{group.key}")
+    if log:
+        log_axis(axes)
+    _keep_marks_inside(axes)
+
+
+def _name_of(trace: Trace, group: Group) -> str:
+    dead = sum(trace.non_finite_step(r) is not None for r in group.runs)
+    words = [group.size] if len(group.runs) > 1 else []
+    words += [f"{dead} non-finite"] if dead else []
+    inside = ", ".join(words)
+    if group.name == "all runs":
+        return inside if len(group.runs) > 1 else f"1 run{', non-finite' if dead else ''}"
+    return f"{group.name} ({inside})" if inside else group.name
+
+
+def _limits(axes: Axes, values_RS, bands, levels) -> None:
+    """Set the y axis to what is drawn, with room for the level labels; nothing finite is cut off."""
+    drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines]
+    drawn += [np.concatenate([low_S, high_S]) for _, _, low_S, high_S in bands] + [np.array(levels, float)]
+    finite = np.concatenate(drawn)
+    finite = finite[np.isfinite(finite) & ((finite > 0) | (axes.get_yscale() == "linear"))]
+    if not finite.size:
+        finite = np.array([1.0, 10.0])
+    low, high = float(finite.min()), float(finite.max())
+    if axes.get_yscale() == "log":
+        room = max((high / low) ** 0.08, 1.15)
+        axes.set_ylim(low / room, high * room)
+    else:
+        room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - room, high + room)
+
+
+def _step_axis(axes: Axes, trace: Trace) -> None:
+    """Span the whole run, also while it grows: an axis that moves with the data cannot be read."""
+    if not trace.n_steps:
+        return
+    first, last = int(trace.steps[0]), int(trace.steps[-1])
+    planned = trace.config.get("steps")
+    if type(planned) is int and planned - 1 > last:
+        last = planned - 1
+    room = max(0.01 * (last - first), 0.5)
+    axes.set_xlim(first - room, last + room)
+
+
+def _mark(axes: Axes, marks: list[tuple[float, float]], colour: str, gid: str) -> None:
+    if marks:
+        steps, values = zip(*marks, strict=True)
+        axes.plot(steps, values, linestyle="none", marker="x", markersize=8, markeredgewidth=2.2,
+                  color=colour, gid=gid, zorder=5, clip_on=False)
+
+
+def _keep_marks_inside(axes: Axes) -> None:
+    """Move marks into the axes; a run that never was finite has no height of its own: it goes to the top."""
+    low, high = axes.get_ylim()
+    if axes.get_yscale() == "log":
+        bottom, top = low * (high / low) ** 0.03, low * (high / low) ** 0.95
+    else:
+        bottom, top = low + 0.03 * (high - low), low + 0.95 * (high - low)
+    for line in axes.lines:
+        if (line.get_gid() or "").startswith("nonfinite-"):
+            values = np.asarray(line.get_ydata(), float)
+            line.set_ydata(np.clip(np.where(np.isfinite(values), values, top), bottom, top))
+
+
+def _lr_group(axes, group: Group, index: int, lr_R, final_R, cap: float, signal: str) -> None:
+    runs = np.array(group.runs)
+    lrs = np.unique(lr_R[runs])
+    finals = [final_R[runs[lr_R[runs] == lr]] for lr in lrs]
+    spread = np.array([quantiles(final[:, None], [0.1, 0.5, 0.9])[:, 0] for final in finals])
+    low, median, high = np.minimum(np.where(np.isfinite(spread), spread, cap), cap).T
+    name = "" if group.name == "all runs" else group.name
+    if len(lrs) > 1:
+        name += f"{', ' if name else ''}LR sensitivity {lr_sensitivity(lrs, median, cap):.2g}"
+    look_of = style(index)
+    axes.plot(lrs, median, **look_of, linewidth=1.8, marker="o", markersize=4.5, label=name or "1 rate",
+              gid=f"curve-{signal}-final-{group.key}", zorder=3)
+    axes.vlines(lrs, low, high, color=look_of["color"], alpha=0.45, linewidth=3)
+    best = int(np.argmin(median))
+    axes.plot(lrs[best], median[best], marker="o", markersize=10, markerfacecolor="none",
+              color=look_of["color"], gid=f"best-{group.key}", zorder=4)
+    # a touch above the initial loss is a run that learned nothing, not one that was thrown out
+    lost = [(lr, cap) for lr, final in zip(lrs, finals, strict=True) if not np.all(final <= 1.05 * abs(cap))]
+    if lost:
+        _mark(axes, lost, look_of["color"], f"nonfinite-{signal}-final-{group.key}")
+
+
+def _needs_log(values_RS) -> bool:
+    finite = values_RS[np.isfinite(values_RS)]
+    if not finite.size or finite.min() <= 0:
+        return False
+    first_R = values_RS[:, 0][np.isfinite(values_RS[:, 0])]
+    return bool(first_R.size and finite.max() > LOG_SCALE_ABOVE * np.median(first_R))
+
+
+def _or_gap(values_S):
+    return np.where(np.isfinite(values_S), values_S, np.nan)
+
+
+def _unit_label(trace: Trace, signal: str) -> str:
+    """Axis label with the unit, which a task whose loss is no cross-entropy names itself as "loss_unit"."""
+    known = signal_of(signal)
+    unit = trace.config.get("loss_unit", known.unit) if signal == "loss_nats" else known.unit
+    return f"{known.label} ({unit})" if unit else known.label

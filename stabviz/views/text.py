@@ -1,0 +1,103 @@
+"""The text behind each picture: tables, and the one sentence that states the finding."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from stabviz.trace import Trace, signal_of, verdicts
+from stabviz.views.drawing import group_runs, quantiles
+
+
+def table_of(trace: Trace, *, by: str | Sequence[str] | None = None, signal: str = "loss_nats") -> list[dict]:
+    """Summarise each group of runs that a fan or an LR curve draws: one dict a group.
+
+    Holds the labels, number of runs, median and 10-90 % of the final value (a non-finite run counts as inf),
+    how many runs got which verdict, and the first step at which one went non-finite.
+
+    Lesson: 00-start-here
+
+    >>> trace = Trace(steps=[0, 1], signals={"loss_nats": [[4.0, 2.0], [4.0, 3.0]]},
+    ...               runs=[{"lr": 1e-3}, {"lr": 1e-2}], config={"chance_nats": 4.0})
+    >>> [(row["lr"], row["final median"], row["verdicts"]) for row in table_of(trace, by="lr")]
+    [(0.001, 2.0, 'healthy 1'), (0.01, 3.0, 'healthy 1')]
+    """
+    judged = verdicts(trace) if "loss_nats" in trace and trace.n_steps else []
+    groups = group_runs(trace, by)
+    keys = [pair.split("=")[0] for pair in groups[0].name.split(", ")] if groups[0].values else []
+    final_R = trace.final(signal)
+    rows = []
+    for group in groups:
+        low, median, high = quantiles(final_R[list(group.runs), None], [0.1, 0.5, 0.9])[:, 0].tolist()
+        kinds = Counter(judged[r].kind for r in group.runs) if judged else {}
+        dead = [trace.non_finite_step(r) for r in group.runs]
+        dead = [step for step in dead if step is not None]
+        rows.append({**dict(zip(keys, group.values, strict=True)), "runs": len(group.runs),
+                     "final median": median, "10 %": low, "90 %": high,
+                     "verdicts": ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()),
+                     "first non-finite step": min(dead) if dead else None})
+    return rows
+
+
+def text_table(rows: Sequence[dict], *, most: int = 40) -> str:
+    """Set rows of a table in plain text, numbers to four digits, one column under its name.
+
+    >>> print(text_table([{"lr": 0.001, "loss": 2.34567}, {"lr": 0.1, "loss": float("inf")}]))
+       lr   loss
+    0.001  2.346
+      0.1    inf
+    """
+    if not rows:
+        return "(no rows)"
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [keys] + [[_cell(row.get(key)) for key in keys] for row in rows[:most]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+    return "\n".join(lines + ([f"and {len(rows) - most} more rows"] if len(rows) > most else []))
+
+
+def describe(trace: Trace, *, signal: str = "loss_nats") -> str:
+    """State the finding of a picture of `signal` in one sentence, for an aria-label or a caption.
+
+    >>> trace = Trace(steps=[0, 7], signals={"loss_nats": [[4.0, 2.0]]}, runs=[{}])
+    >>> describe(trace)
+    'Loss of 1 run falls from 4 to 2 nats by step 7.'
+    """
+    known = signal_of(signal)
+    unit = trace.config.get("loss_unit", known.unit) if signal == "loss_nats" else known.unit
+    runs = f"{trace.n_runs} run{'s' * (trace.n_runs != 1)}"
+    name = known.label[:1].upper() + known.label[1:]
+    if not trace.n_steps:
+        return f"{name} of {runs}: no step yet."
+    dead = [step for r in range(trace.n_runs) if (step := trace.non_finite_step(r)) is not None]
+    ends = _ends(trace, signal)
+    if ends is None:
+        moved = f"{name} of {runs} is never finite"
+    else:
+        first, last = ends
+        verb = "falls" if last < first * (1 - 1e-2) else "rises" if last > first * (1 + 1e-2) else "stays"
+        words = f"at {first:.3g}" if verb == "stays" else f"from {first:.3g} to {last:.3g}"
+        of = f"{runs} (median)" if trace.n_runs > 1 else runs
+        moved = f"{name} of {of} {verb} {words}{' ' + unit if unit else ''} by step {trace.steps[-1]}"
+    kinds = Counter(v.kind for v in verdicts(trace)) if "loss_nats" in trace else {}
+    bad = [kind for kind in ("diverged", "stalled", "spiked") if kind in kinds]
+    tail = [f"{kinds[kind]} of {trace.n_runs} {kind}" for kind in bad]
+    if dead:
+        tail.append(f"first non-finite at step {min(dead)}")
+    return moved + ("; " + ", ".join(tail) if tail else "") + "."
+
+
+def _ends(trace: Trace, signal: str) -> tuple[float, float] | None:
+    """Median over runs of the first and the last finite value."""
+    pairs = []
+    for values_S in trace[signal]:
+        alive = values_S[np.isfinite(values_S)]
+        if alive.size:
+            pairs.append((float(alive[0]), float(alive[-1])))
+    return tuple(np.median(pairs, axis=0).tolist()) if pairs else None
+
+
+def _cell(value) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
