@@ -100,7 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
                 return progress()
             case Lab():
                 return lab(command)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("stream:"):
+            raise  # not the caller's doing: the traceback says where to look
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -143,8 +145,8 @@ def lab(options: Lab) -> int:
         if trace is None:
             raise
     print(file=sys.stderr)
-    keep(trace, options.out)
     print(table(trace))
+    keep(trace, options.out)
     print(f"kept in {options.out}: trace.parquet, trace.jsonl, training.svg")
     return status
 
@@ -166,15 +168,15 @@ def keep(trace, folder: Path) -> None:
     """Write the Trace in both formats, and the picture of loss and gradient norm on one step axis."""
     from matplotlib.figure import Figure
 
-    from stabviz import views
+    from stabviz.views.plots import plot_gradient_norm, plot_loss_fan
 
     trace.save(folder / "trace.parquet")
     trace.save(folder / "trace.jsonl")
     figure = Figure(figsize=(8, 6), layout="constrained")
     loss_axes, norm_axes = figure.subplots(2, 1, sharex=True)
-    by = next((label for label in trace.runs[0] if label != "seed"), None)
-    views.plot_loss_fan(loss_axes, trace, by=by)
-    views.plot_gradient_norm(norm_axes, trace, by=by)
+    by = [label for label in trace.runs[0] if label != "seed"] or None
+    plot_loss_fan(loss_axes, trace, by=by)
+    plot_gradient_norm(norm_axes, trace, by=by)
     figure.savefig(folder / "training.svg")
 
 
