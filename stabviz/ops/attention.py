@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from stabviz.ops.layers import _Rowwise, _to_front, linear, rms_norm
+from stabviz.ops.layers import _Rowwise, _to_front, exp_floor, linear, rms_norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class AttentionMeasures:
     """What attention saw, detached. Both fields are None where `measure=False` was asked."""
 
     max_logit_H: Tensor | None
-    """Largest |logit| by head over all pairs that may attend, as the softmax sees it: scaled, soft-capped. (H,)"""
+    """Largest |logit| by head over all pairs that may attend, after scale and soft-cap. (H,)"""
     entropy_H: Tensor | None
     """Mean entropy of the weights by head, over all queries that may attend to something. nats, (H,)"""
 
@@ -31,7 +31,8 @@ class _Softmax(_Rowwise):
 
     @staticmethod
     def forward(scores: Tensor) -> Tensor:
-        exponentials = (scores - scores.amax(dim=-1, keepdim=True)).exp_()
+        # exp2 gives an exact 0 for -inf, and has no slow path for small results (see exp_floor).
+        exponentials = (scores - scores.amax(dim=-1, keepdim=True)).mul_(1 / math.log(2.0)).exp2_()
         return exponentials.div_(exponentials.sum(dim=-1, keepdim=True))
 
     @staticmethod
@@ -78,7 +79,7 @@ def causal_mask(L: int, M: int | None = None, device: torch.device | str | None 
     """
     M = L if M is None else M
     if M < L:
-        raise ValueError(f"causal_mask: M must be at least L = {L}; got {M!r}. Queries are the last of M positions.")
+        raise ValueError(f"causal_mask: M must be at least L = {L}; got {M!r}. Queries stand last.")
     return torch.ones(L, M, dtype=torch.bool, device=device).tril_(M - L)
 
 
@@ -94,12 +95,12 @@ def padding_mask(lengths_B: Tensor, M: int) -> Tensor:
             [ True,  True,  True]])
     """
     if lengths_B.ndim != 1:
-        raise ValueError(f"padding_mask: lengths_B must be a vector (B,); got shape {tuple(lengths_B.shape)!r}")
+        raise ValueError(f"padding_mask: lengths_B must be a vector; got shape {tuple(lengths_B.shape)!r}")
     return (torch.arange(M, device=lengths_B.device) < lengths_B[:, None])[:, None, None, :]
 
 
 def _soft_cap(scores: Tensor, softcap: Tensor | float) -> Tensor:
-    """cap tanh(score / cap), and the score itself where cap is inf; a non-finite score gives NaN, not the cap."""
+    """cap tanh(score / cap), or the score where cap is inf; a non-finite score gives NaN, not the cap."""
     cap = torch.as_tensor(softcap, dtype=scores.dtype, device=scores.device)
     off = cap == torch.inf
     cap = torch.where(off, 1.0, cap)
@@ -111,20 +112,23 @@ def _scores(query: Tensor, key: Tensor, softcap: Tensor | float | None) -> Tenso
     return scores if softcap is None else _soft_cap(scores, softcap)
 
 
-def _measure(shifted, row_max, exponentials, normaliser, blocked, empty):
-    """Largest |logit| and mean entropy by head, for the price of about four passes; overwrites `shifted`."""
-    if blocked is not None:
-        shifted.masked_fill_(blocked, 0.0)      # -inf times weight 0 would be NaN
-    row_min = row_max + shifted.amin(dim=-1, keepdim=True)
-    largest = torch.maximum(row_max.abs(), row_min.abs()).amax(dim=(-4, -2)).squeeze(-1)
-    # H = log Z - sum(w s): the shift by the row's maximum cancels, and keeps a sharp row exact.
+def _mask_terms(mask: Tensor | None, scores: Tensor):
+    """From a bool mask: 1 and 0 to multiply by, 0 and -inf to add, and True for rows without any key."""
+    if mask is None:
+        return None, None, None
+    keep = mask.to(scores.dtype)        # arithmetic with a float mask is far faster on a CPU than masked_fill
+    bias = torch.zeros_like(keep).masked_fill_(~mask, -torch.inf)
+    return keep, bias, ~mask.any(dim=-1, keepdim=True)
+
+
+def _measured_entropy(shifted: Tensor, exponentials: Tensor, normaliser: Tensor, empty: Tensor | None) -> Tensor:
+    """Mean over rows of log Z - sum(w s), the row's maximum off s: exact where the row is sharp; overwrites s."""
     expected = shifted.mul_(exponentials).sum(dim=-1, keepdim=True).div_(normaliser)
     entropy = normaliser.log().sub_(expected)
     if empty is None:
-        return largest, entropy.mean(dim=(-4, -2)).squeeze(-1)
-    attends = empty.logical_not().expand(entropy.shape)
-    count = attends.sum(dim=(-4, -2)).clamp_min(1)
-    return largest, (entropy.masked_fill(empty, 0.0).sum(dim=(-4, -2)) / count).squeeze(-1)
+        return entropy.mean(dim=(-4, -2)).squeeze(-1)
+    count = (~empty).expand(entropy.shape).sum(dim=(-4, -2)).clamp_min(1)
+    return (entropy.masked_fill_(empty, 0.0).sum(dim=(-4, -2)) / count).squeeze(-1)
 
 
 class _Attention(Function):
@@ -132,24 +136,29 @@ class _Attention(Function):
 
     @staticmethod
     def forward(query, key, value, mask, softcap, measure):
-        blocked = None if mask is None else ~mask
-        scores, empty = _scores(query, key, softcap), None
-        if blocked is not None:
-            scores.masked_fill_(blocked, -torch.inf)
-            empty = blocked.all(dim=-1, keepdim=True)
+        scores = _scores(query, key, softcap)
+        keep, bias, empty = _mask_terms(mask, scores)
+        if keep is not None:
+            if measure:
+                lowest = scores.mul_(keep).amin(dim=(-4, -2, -1))    # a 0 at what is masked changes no |logit|
+            scores.add_(bias)
+        elif measure:
+            lowest = scores.amin(dim=(-4, -2, -1))
         row_max = scores.amax(dim=-1, keepdim=True)
-        if blocked is not None:     # only a row without any key may have its -inf replaced: NaN must stay
+        if empty is not None:       # only a row without any key may have its -inf replaced: NaN must stay
             row_max.masked_fill_(empty, 0.0)
-        scores.sub_(row_max)
-        exponentials = scores.exp() if measure else scores.exp_()
+        shifted = scores.sub_(row_max).clamp_min_(exp_floor(scores.dtype))
+        exponentials = shifted.exp() if measure else shifted.exp_()
+        if keep is not None:
+            exponentials.mul_(keep)
         normaliser = exponentials.sum(dim=-1, keepdim=True)
         if empty is not None:
             normaliser.masked_fill_(empty, 1.0)
         out = (exponentials @ value).div_(normaliser)
         if not measure:
             return out, exponentials, normaliser, None, None
-        measured = _measure(scores, row_max, exponentials, normaliser, blocked, empty)
-        return out, exponentials, normaliser, *measured
+        largest = torch.maximum(lowest.abs_(), row_max.abs_().amax(dim=(-4, -2)).squeeze(-1))
+        return out, exponentials, normaliser, largest, _measured_entropy(shifted, exponentials, normaliser, empty)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -166,8 +175,8 @@ class _Attention(Function):
     def backward(ctx, grad_out, grad_exponentials, grad_normaliser, _, __):
         """dV = W^T dO; dS = W (dO V^T - rowsum(dO O)); dQ = dS K; dK = dS^T Q.
 
-        W = P / Z is never formed: dividing the (small) dO by Z does it. The other two gradients come only with
-        second derivatives; the row maximum counts as a constant there, which is exact, as P / Z is free of it.
+        W = P / Z is never formed: dividing the (small) dO by Z does it. The other two gradients come with
+        second derivatives only; the row maximum counts as a constant there: P / Z is free of it.
         """
         query, key, value, out, exponentials, normaliser, softcap = ctx.saved_tensors
         softcap = ctx.softcap if softcap is None else softcap
@@ -242,15 +251,16 @@ def scaled_dot_product_attention(
 ) -> tuple[Tensor, AttentionMeasures]:
     """Mix the values by softmax(scale query key^T); a query that may attend to nothing gets zeros.
 
-    A non-finite query or key gives NaN: nothing is hidden. `softcap` bounds the logits by cap tanh(logit / cap);
-    None and inf are off, and a tensor holds one cap (no gradient goes to it). `measure=False` saves about four
-    passes over the weights and leaves both measures None. Second derivatives are exact.
+    A non-finite query or key gives NaN, even a masked one: nothing is hidden. `softcap` bounds the logits by
+    cap tanh(logit / cap); None and inf are off, and a tensor holds one cap (no gradient goes to it).
+    `measure=False` saves about four passes over the weights and leaves both measures None.
 
-    Shapes: query_BHLK (B, H, L, K), key_BHMK (B, H, M, K), value_BHMK (B, H, M, K), mask bool broadcastable to
-            (B, H, L, M), True = may attend -> out_BHLK (B, H, L, K), measures by head
+    Shapes: query_BHLK (B, H, L, K), key_BHMK (B, H, M, K), value_BHMK (B, H, M, K), mask bool broadcastable
+            to (B, H, L, M), True = may attend -> out_BHLK (B, H, L, K), measures by head
     Units:  scale defaults to 1/sqrt(K); entropy in nats
     Raises: ValueError if the axes do not fit, if mask is not bool, if L != M and causal=True
-    Source: Vaswani et al. 2017, arXiv:1706.03762, Eq. 1; our K is their d_k. Soft-cap: Gemma 2, arXiv:2408.00118
+    Source: Vaswani et al. 2017, arXiv:1706.03762, Eq. 1; our K is their d_k.
+            Soft-cap: Gemma 2, arXiv:2408.00118
     Lesson: 01-attention
 
     >>> query, key = torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 2, 3)
@@ -272,18 +282,18 @@ def _joined_mask(mask, causal, query):
     return causal_LM if mask is None else mask & causal_LM
 
 
-def _tile_blocked(query, mask, causal, start, stop):
-    """True where a query may not attend to a key of start..stop-1; None if all may."""
-    blocked = None if mask is None else ~(mask if mask.shape[-1] == 1 else mask[..., start:stop])
-    if causal:
-        positions = torch.arange(query.shape[-2], device=query.device)
-        future = positions[:, None] < positions[start:stop]
-        blocked = future if blocked is None else blocked | future
-    return blocked
+def _tile_mask(query, mask, causal, start, stop):
+    """True where a query may attend to a key of start..stop-1; None if all may."""
+    part = mask if mask is None or mask.shape[-1] == 1 else mask[..., start:stop]
+    if not causal:
+        return part
+    positions = torch.arange(query.shape[-2], device=query.device)
+    past = positions[:, None] >= positions[start:stop]
+    return past if part is None else part & past
 
 
 class _TiledAttention(Function):
-    """softmax(Q K^T) V over tiles of keys; keeps log Z by row and makes each tile's weights anew going back."""
+    """softmax(Q K^T) V over tiles of keys; keeps log Z by row, and makes weights anew going back."""
 
     @staticmethod
     def forward(query, key, value, mask, softcap, causal, tile):
@@ -293,20 +303,21 @@ class _TiledAttention(Function):
         for start in range(0, key.shape[-2], tile):
             stop = start + tile
             scores = _scores(query, key[..., start:stop, :], softcap)
-            blocked = _tile_blocked(query, mask, causal, start, stop)
-            if blocked is not None:
-                scores.masked_fill_(blocked, -torch.inf)
-                blocked_so_far = blocked.all(dim=-1, keepdim=True)
-                empty = blocked_so_far if empty is None else empty & blocked_so_far
+            keep, bias, tile_empty = _mask_terms(_tile_mask(query, mask, causal, start, stop), scores)
+            if keep is not None:
+                scores.add_(bias)
+                empty = tile_empty if empty is None else empty & tile_empty
             new_max = torch.maximum(row_max, scores.amax(dim=-1, keepdim=True))
             # Until a row has met a key it may attend to its maximum is -inf, and -inf - -inf would be NaN.
             shift = new_max.masked_fill(new_max == -torch.inf, 0.0)
-            exponentials = scores.sub_(shift).exp_()
+            exponentials = scores.sub_(shift).clamp_min_(exp_floor(scores.dtype)).exp_()
+            if keep is not None:
+                exponentials.mul_(keep)
             rescale = (row_max - shift).exp_()
             normaliser = normaliser * rescale + exponentials.sum(dim=-1, keepdim=True)
             weighted = weighted.mul_(rescale).add_(exponentials @ value[..., start:stop, :])
             row_max = new_max
-        if empty is not None:       # these alone may end with 0 / 1; a row that is -inf throughout stays 0 / 0
+        if empty is not None:       # these alone may end with 0 / 1; a row of legitimate -inf stays NaN
             normaliser = normaliser.masked_fill(empty, 1.0)
             row_max = row_max.masked_fill(empty, 0.0)
         return weighted / normaliser, row_max + normaliser.log()
@@ -332,10 +343,10 @@ class _TiledAttention(Function):
         for start in range(0, key.shape[-2], ctx.tile):
             stop = start + ctx.tile
             scores = _scores(query, key[..., start:stop, :], softcap)
-            weights = (scores - log_z).exp()
-            blocked = _tile_blocked(query, mask, ctx.causal, start, stop)
-            if blocked is not None:
-                weights = weights.masked_fill(blocked, 0.0)
+            keep, bias, _ = _mask_terms(_tile_mask(query, mask, ctx.causal, start, stop), scores)
+            weights = (scores - log_z).clamp_min(exp_floor(scores.dtype)).exp()
+            if keep is not None:
+                weights = weights * keep
             grad_value.append(weights.mT @ grad_out)
             grad_scores = weights * (grad_out @ value[..., start:stop, :].mT - grad_row)
             if softcap is not None:
@@ -375,8 +386,8 @@ def tiled_attention(
 
     Shapes: as scaled_dot_product_attention -> out_BHLK (B, H, L, K)
     Raises: ValueError as scaled_dot_product_attention, and if tile < 1
-    Source: Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135. Deviation: tiles over
-            keys only, as there is no on-chip memory to fit the queries in
+    Source: Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135. Deviation:
+            tiles over keys only, as there is no on-chip memory to fit the queries in
     Lesson: 01-attention
 
     >>> query = torch.tensor([[[[1.0], [2.0], [3.0]]]])
@@ -402,8 +413,8 @@ def attention_weights(
 ) -> Tensor:
     """Return the weights that scaled_dot_product_attention mixes the values by (for heat maps).
 
-    Shapes: query_BHLK (B, H, L, K), key_BHMK (B, H, M, K) -> weights_BHLM (B, H, L, M); a row sums to 1, or to 0
-            where the query may attend to nothing
+    Shapes: query_BHLK (B, H, L, K), key_BHMK (B, H, M, K) -> weights_BHLM (B, H, L, M); a row sums to 1,
+            or to 0 where the query may attend to nothing
     Raises: ValueError as scaled_dot_product_attention
     Source: Vaswani et al. 2017, arXiv:1706.03762, Eq. 1
     Lesson: 01-attention
@@ -434,8 +445,8 @@ def multi_head_attention(
     QK-norm (RMS norm of each head's queries and keys) is on when params hold "query_norm.weight" and
     "key_norm.weight".
 
-    Shapes: params "query.weight", "key.weight", "value.weight" (H*K, D), "output.weight" (D, H*K), each with a
-            ".bias" or without, "query_norm.weight" and "key_norm.weight" (K,); x_BLD (B, L, D),
+    Shapes: params "query.weight", "key.weight", "value.weight" (H*K, D), "output.weight" (D, H*K), each
+            with a ".bias" or without, "query_norm.weight" and "key_norm.weight" (K,); x_BLD (B, L, D),
             memory_BMD (B, M, D), mask bool broadcastable to (B, H, L, M), True = may attend
             -> out_BLD (B, L, D), measures by head
     Raises: ValueError if heads does not divide the projected width, or one of two QK-norm weights is missing

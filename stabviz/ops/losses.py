@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from stabviz.ops.layers import _Rowwise, _to_front
+from stabviz.ops.layers import _Rowwise, _to_front, exp_floor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,7 @@ class CrossEntropyMeasures:
     """What cross-entropy saw, detached."""
 
     log_z: Tensor
-    """Mean of log sum exp(logits) over the tokens that count; it drifts before the output layer blows up. nats"""
+    """Mean of log sum exp(logits) over the tokens that count; it drifts before a blow-up. nats"""
     kept: Tensor
     """How many tokens count (are not ignored). int64"""
 
@@ -25,7 +25,7 @@ class CrossEntropyMeasures:
 def _exponentials(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """exp(score - row maximum), its row sum, and log sum exp; the row axis is kept."""
     row_max = scores.amax(dim=-1, keepdim=True)
-    exponentials = (scores - row_max).exp_()
+    exponentials = (scores - row_max).clamp_min_(exp_floor(scores.dtype)).exp_()
     normaliser = exponentials.sum(dim=-1, keepdim=True)
     return exponentials, normaliser, row_max + normaliser.log()
 
@@ -81,7 +81,7 @@ class _TokenScores(Function):
             per_row = per_row + grad_exponentials
         grad_NV = exponentials * per_row
         if grad_picked is not None:
-            grad_NV = grad_NV.scatter_add(-1, targets_N.unsqueeze(-1), grad_picked.unsqueeze(-1))
+            grad_NV.scatter_add_(-1, targets_N.unsqueeze(-1), grad_picked.unsqueeze(-1))
         if grad_mean is not None:
             grad_NV = grad_NV + grad_mean.unsqueeze(-1) / exponentials.shape[-1]
         return grad_NV, None, None
