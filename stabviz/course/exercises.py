@@ -31,6 +31,7 @@ import ast
 import functools
 import importlib
 import inspect
+import linecache
 import re
 import textwrap
 from collections.abc import Callable
@@ -39,7 +40,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabviz.course.progress import try_to_record
-
 
 _KINDLY = "not attempted yet. Replace the ... and run the cell again."
 
@@ -138,15 +138,14 @@ def judge(check: Callable, function: Callable) -> Judgement:
     try:
         check(watched)
     except _ReturnedNothing as nothing:
-        return Judgement(kind="wrong", message=f"the function returned {nothing}. Is a `return` missing, "
-                                               "or a ... left to replace?")
+        return Judgement(kind="wrong", message=f"your function returned {nothing}. "
+                                               "Is a `return` missing?")
     except _Raised as raised:
         error = raised.__cause__
         if isinstance(error, NotImplementedError):
             return Judgement(kind="not attempted", message=_KINDLY)
-        hint = " There is still a ... to replace." if "ellipsis" in str(error) else ""
         return Judgement(kind="wrong", message=f"your function stopped with {type(error).__name__}: {error}"
-                                               f"{_where(error, function)}{hint}")
+                                               f"{_where(error, function)}")
     except AssertionError as failed:
         return Judgement(kind="wrong", message=str(failed) or "not right yet; look at the hint below.")
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
@@ -231,29 +230,32 @@ def _watch(function):
 
 
 def _is_untouched(function) -> bool:
-    """True if the body is nothing but a docstring, `...`, `pass` or `return`."""
+    """True if the body does nothing, or still holds a `...` that stands for code (not one in an index)."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
         return False
+    indices = {id(node) for each in ast.walk(tree) if isinstance(each, ast.Subscript)
+               for node in ast.walk(each.slice)}
+    if any(isinstance(node, ast.Constant) and node.value is Ellipsis and id(node) not in indices
+           for node in ast.walk(tree)):
+        return True
     body = getattr(tree.body[0], "body", None)
-    if not isinstance(body, list):
-        return False
-    return all(isinstance(node, ast.Pass)
-               or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-               or isinstance(node, ast.Return) and (node.value is None or isinstance(node.value, ast.Constant)
-                                                    and node.value.value in (None, Ellipsis))
-               for node in body)
+    return isinstance(body, list) and all(
+        isinstance(node, ast.Pass)
+        or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        or isinstance(node, ast.Return) and (node.value is None or ast.unparse(node.value) == "None")
+        for node in body)
 
 
 def _where(error, function) -> str:
-    """Say the line of the learner's own code at which the error came out."""
-    frame, line = error.__traceback__, None
+    """Quote the line of the learner's own code at which the error came out."""
+    frame, line = error.__traceback__, ""
     while frame is not None:
         if frame.tb_frame.f_code.co_filename == function.__code__.co_filename:
-            line = frame.tb_lineno
+            line = linecache.getline(frame.tb_frame.f_code.co_filename, frame.tb_lineno).strip()
         frame = frame.tb_next
-    return "" if line is None else f" (line {line - function.__code__.co_firstlineno + 1} of the function)"
+    return f", at `{line}`" if line else ""
 
 
 def _plain(value):

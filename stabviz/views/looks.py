@@ -29,6 +29,7 @@ STYLE = """<style>
 .stabviz-table table { border-collapse: collapse; font-size: 0.92em; color: var(--jp-ui-font-color1, #222); }
 .stabviz-table th, .stabviz-table td { padding: 1px 10px; text-align: right; border: 0;
   font-variant-numeric: tabular-nums; }
+.stabviz-table h4 { margin: 8px 0 2px; color: var(--jp-ui-font-color1, #222); }
 .stabviz-table th { border-bottom: 1px solid var(--jp-border-color1, #888); }
 </style>"""
 
@@ -61,8 +62,12 @@ def outcome(trace: Trace, note: str) -> str:
     return f"ready · {runs} · {note}"
 
 
-def table_html(rows: list[dict], most: int = 64) -> str:
-    """Return the text table behind a picture, one row a run."""
+def table_html(groups: list[dict], runs: list[dict]) -> str:
+    """Return the text behind a picture: one row for each curve, then one for each run."""
+    return ("<h4>Each curve</h4>" + _rows_html(groups) + "<h4>Each run</h4>" + _rows_html(runs))
+
+
+def _rows_html(rows: list[dict], most: int = 64) -> str:
     if not rows:
         return ""
     keys = list(dict.fromkeys(key for row in rows for key in row))

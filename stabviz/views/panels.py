@@ -28,7 +28,8 @@ import torch
 from stabviz.trace import Trace
 from stabviz.views.knobs import Choice, Control, Knob
 from stabviz.views.looks import outcome, status_html, table_html, title_html
-from stabviz.views.pictures import draw_training, picture
+from stabviz.views.pictures import Picture, draw_training, picture
+from stabviz.views.text import table_of
 
 REDRAW_S = 0.3
 """Least time between two drawings of a growing run."""
@@ -73,8 +74,8 @@ class Panel:
         self.trace: Trace | None = None
         self.error: BaseException | None = None
         self.status = "ready"
-        self._curves: dict = {}
-        self._known: OrderedDict[tuple, Trace] = OrderedDict()
+        self._curves, self._places = {}, None
+        self._known: OrderedDict[tuple, Picture] = OrderedDict()
         self._changed = threading.Condition(threading.RLock())
         self._wanted, self._worker, self._generation, self._moved_at = None, None, 0, 0
         self._controls = {knob.name: Control(knob, self._moved) for knob in knobs}
@@ -176,26 +177,25 @@ class Panel:
         with _TURNS.wanted_by(self):
             if key in self._known:
                 self._known.move_to_end(key)
-                with _TURNS.turn_of(self):
-                    self._show(generation, self._known[key], values)
-                self._say(outcome(self._known[key], "from memory"), generation)
+                self._show(generation, self._known[key])
+                self._say(outcome(self._known[key].trace, "from memory"), generation)
                 return
             started_s = time.monotonic()
-            trace = self._follow(generation, values)
-            if trace is not None:
-                self._known[key] = trace
+            complete = self._follow(generation, values)
+            if complete is not None:
+                self._known[key] = complete
                 while len(self._known) > self._remember:
                     self._known.popitem(last=False)
-                self._say(outcome(trace, f"{time.monotonic() - started_s:.1f} s"), generation)
+                self._say(outcome(complete.trace, f"{time.monotonic() - started_s:.1f} s"), generation)
 
-    def _follow(self, generation: int, values: dict) -> Trace | None:
-        """Run to the end and draw on the way; None if it is no longer wanted."""
+    def _follow(self, generation: int, values: dict) -> Picture | None:
+        """Run to the end and draw on the way; return the last picture, or None if it is no longer wanted."""
         def cancelled():
             return self._generation != generation
 
         stream = self._run(**values, **({"cancelled": cancelled} if self._can_ask else {}))
         stream = iter([stream] if isinstance(stream, Trace) else stream)
-        trace, shown, next_drawing_s = None, None, 0.0
+        trace, next_drawing_s = None, 0.0
         try:
             while not cancelled():
                 with _TURNS.turn_of(self):
@@ -208,28 +208,30 @@ class Panel:
                     trace = _checked(newer)
                     if time.monotonic() >= next_drawing_s:
                         before_s = time.monotonic()
-                        self._show(generation, trace, values)
-                        shown, cost_s = trace, time.monotonic() - before_s
+                        self._show(generation, self._picture_of(trace, values, self._places))
+                        cost_s = time.monotonic() - before_s
                         next_drawing_s = before_s + max(REDRAW_S, cost_s / DRAW_SHARE)
                         self._say(_progress(trace, values), generation)
             if cancelled():
                 return None
             if trace is None:
                 raise ValueError("panel: run must yield at least one Trace; got none")
-            if shown is not trace:
-                with _TURNS.turn_of(self):
-                    self._show(generation, trace, values)
-            return trace
+            with _TURNS.turn_of(self):
+                last = self._picture_of(trace, values, None)
+            self._show(generation, last)
+            return last
         finally:
             if hasattr(stream, "close"):
                 stream.close()
 
-    def _show(self, generation: int, trace: Trace, values: dict) -> None:
-        svg, curves = picture(self._draw, trace, values, self._height_px)
+    def _picture_of(self, trace: Trace, values: dict, places: tuple | None) -> Picture:
+        return picture(self._draw, trace, values, self._height_px, places)
+
+    def _show(self, generation: int, shown: Picture) -> None:
         with self._changed:
             if self._generation == generation:
-                self.trace, self._curves = trace, curves
-                self._picture.value = svg
+                self.trace, self._curves, self._places = shown.trace, shown.curves, shown.places
+                self._picture.value = shown.svg
                 self._tell_table()
 
     def _say(self, status: str, generation: int | None = None) -> None:
@@ -263,7 +265,7 @@ class Panel:
     def _tell_table(self) -> None:
         with self._changed:
             if self._wants_table.value and self.trace is not None:
-                self._table.value = table_html(self.trace.table())
+                self._table.value = table_html(table_of(self.trace), self.trace.table())
             self._table.layout.display = None if self._wants_table.value else "none"
 
 
