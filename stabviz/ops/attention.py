@@ -122,7 +122,7 @@ def _mask_terms(mask: Tensor | None, scores: Tensor):
 
 
 def _measured_entropy(shifted: Tensor, exponentials: Tensor, normaliser: Tensor, empty: Tensor | None) -> Tensor:
-    """Mean over rows of log Z - sum(w s), the row's maximum off s: exact where the row is sharp; overwrites s."""
+    """Mean over rows of log Z - sum(w s), s less the row's maximum: exact for a sharp row; overwrites s."""
     expected = shifted.mul_(exponentials).sum(dim=-1, keepdim=True).div_(normaliser)
     entropy = normaliser.log().sub_(expected)
     if empty is None:

@@ -26,9 +26,9 @@ def _to_front(x: Tensor, in_dim: int | None, size: int) -> Tensor:
 def exp_floor(dtype: torch.dtype) -> float:
     """Return the score, below the row's maximum, under which exp(score) is lost beside 1 in every sum.
 
-    On a CPU exp is 20 to 190 times slower where its result is below the smallest normal number (measured, MKL), and
-    products with such numbers are slow too; so sharp softmaxes clamp there first. NaN passes a clamp, and a clamped
-    weight changes no digit: exp(-60) < 1e-26. Half precision has no room for it.
+    On a CPU exp is 20 to 190 times slower where its result is below the smallest normal number (measured,
+    MKL), and products with such numbers are slow too; so sharp softmaxes clamp there first. NaN passes a
+    clamp, and a clamped weight changes no digit: exp(-60) < 1e-26. Half precision has no room for it.
 
     >>> exp_floor(torch.float32)
     -60.0
@@ -74,9 +74,7 @@ class _Standardise(_Rowwise):
     @staticmethod
     def forward(x: Tensor, eps: float, centre: bool) -> tuple[Tensor, Tensor]:
         if centre:
-            variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
-            inv_std = (variance + eps).rsqrt_()
-            return (x - mean).mul_(inv_std), inv_std
+            x = x - x.mean(dim=-1, keepdim=True)
         inv_std = x.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
         return x * inv_std, inv_std
 

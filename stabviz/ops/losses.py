@@ -53,45 +53,74 @@ class _LogSumExp(_Rowwise):
         return grad_scores if grad is None else grad_scores + weights * grad
 
 
-class _TokenScores(Function):
-    """Per row: log Z, the target's logit, the mean logit. Everything of width V that cross-entropy needs.
+def _per_row(x: Tensor | float | None) -> Tensor | float | None:
+    """Let a tensor of one number per run (or of one number) broadcast over rows."""
+    return x.unsqueeze(-1) if isinstance(x, Tensor) else x
 
-    Going back, d log Z = softmax, d picked = one-hot, d mean = 1/V: one pass over the logits and a scatter.
+
+class _CrossEntropy(Function):
+    """Mean over kept rows of log Z - sum(target logits) + z_loss (log Z)^2. Axes (..., N, V).
+
+    Going back by hand: (softmax (1 + 2 z_loss log Z) - target) / kept: one pass over the logits and a scatter.
+    The outputs after the third are there for second derivatives; the row maximum in them counts as a constant.
     """
 
     @staticmethod
-    def forward(logits_NV, targets_N, mean):
-        exponentials, normaliser, log_z = _exponentials(logits_NV)
-        picked_N = logits_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1)
-        mean_N = logits_NV.mean(dim=-1) if mean else None
-        return log_z.squeeze(-1), picked_N, mean_N, exponentials, normaliser
+    def forward(logits_NV, targets_N, ignore_index, label_smoothing, z_loss):
+        keep_N = targets_N != ignore_index
+        kept = keep_N.sum(dim=-1)
+        exponentials, normaliser, log_z_N1 = _exponentials(logits_NV)
+        log_z_N = log_z_N1.squeeze(-1)
+        target_N = logits_NV.gather(-1, targets_N.masked_fill(~keep_N, 0).unsqueeze(-1)).squeeze(-1)
+        if label_smoothing is not None:
+            smooth = _per_row(label_smoothing)
+            target_N = (1 - smooth) * target_N + smooth * logits_NV.mean(dim=-1)
+        loss_N = log_z_N - target_N
+        if z_loss is not None:
+            loss_N = loss_N + _per_row(z_loss) * log_z_N.square()
+        loss_nats = torch.where(keep_N, loss_N, 0.0).sum(dim=-1) / kept
+        mean_log_z = torch.where(keep_N, log_z_N, 0.0).sum(dim=-1) / kept
+        return loss_nats, mean_log_z, kept, log_z_N, exponentials, normaliser
 
     @staticmethod
     def setup_context(ctx, inputs, output):
+        _, targets_N, ctx.ignore_index, *knobs = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(inputs[1], *output[3:])
+        ctx.mark_non_differentiable(output[1], output[2])
+        ctx.numbers = [None if isinstance(knob, Tensor) else knob for knob in knobs]
+        tensors = [knob if isinstance(knob, Tensor) else None for knob in knobs]
+        ctx.save_for_backward(targets_N, *output[2:], *tensors)
 
     @staticmethod
-    def backward(ctx, grad_log_z, grad_picked, grad_mean, grad_exponentials, grad_normaliser):
-        targets_N, exponentials, normaliser = ctx.saved_tensors
-        per_row = 0.0 if grad_log_z is None else grad_log_z.unsqueeze(-1) / normaliser
-        if grad_normaliser is not None:     # these two come with second derivatives only
-            per_row = per_row + grad_normaliser
-        if grad_exponentials is not None:
-            per_row = per_row + grad_exponentials
-        grad_NV = exponentials * per_row
-        if grad_picked is not None:
-            grad_NV.scatter_add_(-1, targets_N.unsqueeze(-1), grad_picked.unsqueeze(-1))
-        if grad_mean is not None:
-            grad_NV = grad_NV + grad_mean.unsqueeze(-1) / exponentials.shape[-1]
-        return grad_NV, None, None
+    def backward(ctx, grad, _, __, grad_log_z, grad_exponentials, grad_normaliser):
+        targets_N, kept, log_z_N, exponentials, normaliser, *tensors = ctx.saved_tensors
+        smooth, z_loss = (
+            _per_row(number if tensor is None else tensor)
+            for number, tensor in zip(ctx.numbers, tensors, strict=True)
+        )
+        keep_N = targets_N != ctx.ignore_index
+        grad = torch.zeros_like(log_z_N[..., 0]) if grad is None else grad
+        share_N = torch.where(keep_N, (grad / kept).unsqueeze(-1), 0.0)
+        softmax_N = share_N if z_loss is None else share_N * (1 + 2 * z_loss * log_z_N)
+        if grad_log_z is not None:
+            softmax_N = softmax_N + grad_log_z
+        scale_N1 = softmax_N.unsqueeze(-1) / normaliser
+        for extra in (grad_exponentials, grad_normaliser):
+            scale_N1 = scale_N1 if extra is None else scale_N1 + extra
+        grad_NV = exponentials * scale_N1
+        if smooth is not None:
+            grad_NV = grad_NV - (share_N * smooth / exponentials.shape[-1]).unsqueeze(-1)
+            share_N = share_N * (1 - smooth)
+        index_N1 = targets_N.masked_fill(~keep_N, 0).unsqueeze(-1)
+        return grad_NV.scatter_add_(-1, index_N1, -share_N.unsqueeze(-1)), None, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, logits, targets, mean):
+    def vmap(info, in_dims, logits, targets, ignore_index, *knobs):
         logits = _to_front(logits, in_dims[0], info.batch_size)
         targets = _to_front(targets, in_dims[1], info.batch_size)
-        outputs = _TokenScores.apply(logits, targets, mean)
-        return outputs, tuple(None if x is None else 0 for x in outputs)
+        knobs = [x if dim is None else x.movedim(dim, 0) for x, dim in zip(knobs, in_dims[3:], strict=True)]
+        outputs = _CrossEntropy.apply(logits, targets, ignore_index, *knobs)
+        return outputs, (0,) * len(outputs)
 
 
 def log_sum_exp(scores: Tensor, dim: int = -1) -> Tensor:
@@ -161,18 +190,8 @@ def cross_entropy(
     (tensor(1.3863), tensor(1))
     """
     _check_logits("cross_entropy", logits_NV, targets_N)
-    keep_N = targets_N != ignore_index
-    kept = keep_N.sum()
-    smooth = isinstance(label_smoothing, Tensor) or label_smoothing != 0
-    safe_N = targets_N.masked_fill(~keep_N, 0)
-    log_z_N, picked_N, mean_N, _, _ = _TokenScores.apply(logits_NV, safe_N, smooth)
-    if smooth:
-        picked_N = (1 - label_smoothing) * picked_N + label_smoothing * mean_N
-    loss_N = log_z_N - picked_N
-    if isinstance(z_loss, Tensor) or z_loss != 0:
-        loss_N = loss_N + z_loss * log_z_N.square()
-    loss_nats = torch.where(keep_N, loss_N, 0.0).sum() / kept
-    log_z = torch.where(keep_N, log_z_N.detach(), 0.0).sum() / kept
+    knobs = (x if isinstance(x, Tensor) or x != 0 else None for x in (label_smoothing, z_loss))
+    loss_nats, log_z, kept, *_ = _CrossEntropy.apply(logits_NV, targets_N, ignore_index, *knobs)
     return loss_nats, CrossEntropyMeasures(log_z=log_z, kept=kept)
 
 
