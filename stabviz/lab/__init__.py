@@ -7,7 +7,15 @@ The only room in which the run axis R exists. Imports ops, models and trace.
 
 from stabviz.lab.engine import stream, train
 from stabviz.lab.experiment import Experiment, Run, grid
-from stabviz.lab.tasks import Corpus, copy_tokens, markov_corpus, quartic, ravine, regression_points, text_corpus
+from stabviz.lab.tasks import (
+    Corpus,
+    copy_tokens,
+    markov_corpus,
+    quartic,
+    ravine,
+    regression_points,
+    text_corpus,
+)
 
 __all__ = [
     "Corpus",

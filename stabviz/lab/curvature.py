@@ -49,7 +49,9 @@ class Curvature:
         """D^(-1/2), or None for an optimizer without a second moment. Before the first step D is the identity."""
         if "second_moment" not in state:
             return None
-        beta2, eps = (knob[name][:, None] if isinstance(knob[name], Tensor) else knob[name] for name in ("beta2", "eps"))
+        beta2, eps = (
+            knob[name][:, None] if isinstance(knob[name], Tensor) else knob[name] for name in ("beta2", "eps")
+        )
         step_R1 = state["step"][:, None].to(like_RP.dtype)
         corrected_RP = state["second_moment"] / (1 - beta2**step_R1).clamp(min=torch.finfo(like_RP.dtype).tiny)
         return torch.where(step_R1 > 0, (corrected_RP.sqrt() + eps).rsqrt(), torch.ones_like(like_RP))

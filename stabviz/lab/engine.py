@@ -205,26 +205,20 @@ class _Batch:
         return torch.where(self.step_index == at, scale, torch.ones_like(scale)).expand(len(self.runs))
 
     def _clip(self, grads_RP):
-        """Clip by whichever rules are on; the norm is that before any of them."""
-        before_RP, norm_R = grads_RP, None
+        """Clip by the rules that are on: unit by unit, then by value, then by norm. The norm is that before all."""
+        norm_R, clipped_RP = None, grads_RP
         if _on(self.knob["clip_adaptive"]):
-            by_name, params = self.views(grads_RP), self.views(self.params_RP)
-            factor = self._each("clip_adaptive")
-            pieces = [torch.vmap(clip_adaptive)(by_name[name], params[name], factor)[0] for name in self.shapes]
-            grads_RP = torch.cat([piece.reshape(len(self.runs), -1) for piece in pieces], dim=1)
-            norm_R = torch.linalg.vector_norm(before_RP, dim=1)
-        if _on(self.knob["clip_value"]):
-            grads_RP, here_R = torch.vmap(clip_by_value)(grads_RP, self._each("clip_value"))
-            norm_R = here_R if norm_R is None else norm_R
-        if _on(self.knob["clip_norm"]):
-            grads_RP, here_R = torch.vmap(clip_by_global_norm)(grads_RP, self._each("clip_norm"))
-            norm_R = here_R if norm_R is None else norm_R
-            if before_RP.data_ptr() and not _on(self.knob["clip_value"]) and not _on(self.knob["clip_adaptive"]):
-                return grads_RP, norm_R, (norm_R > self._each("clip_norm")).to(grads_RP.dtype)
+            grads, params, factor_R = self.views(clipped_RP), self.views(self.params_RP), self._each("clip_adaptive")
+            pieces = [torch.vmap(clip_adaptive)(grads[name], params[name], factor_R)[0] for name in self.shapes]
+            clipped_RP = torch.cat([piece.reshape(len(self.runs), -1) for piece in pieces], dim=1)
+            norm_R = torch.linalg.vector_norm(grads_RP, dim=1)
+        for rule, name in ((clip_by_value, "clip_value"), (clip_by_global_norm, "clip_norm")):
+            if _on(self.knob[name]):
+                clipped_RP, here_R = torch.vmap(rule)(clipped_RP, self._each(name))
+                norm_R = here_R if norm_R is None else norm_R
         if norm_R is None:
             norm_R = torch.linalg.vector_norm(grads_RP, dim=1)
-            return grads_RP, norm_R, torch.zeros_like(norm_R)
-        return grads_RP, norm_R, (grads_RP != before_RP).any(dim=1).to(grads_RP.dtype)
+        return clipped_RP, norm_R, (clipped_RP != grads_RP).any(dim=1).to(grads_RP.dtype)
 
     def _each(self, name: str) -> Tensor:
         """A knob as one value per run, whether it varies or not."""
@@ -257,7 +251,7 @@ class _Batch:
         goes_R1 = goes_R[:, None]
         torch.where(goes_R1, params_RP, self.params_RP, out=self.params_RP)
         for name, value in state.items():
-            self.state[name] = torch.where(goes_R if value.ndim == 1 else goes_R1, value, self.state[name], )
+            self.state[name] = torch.where(goes_R if value.ndim == 1 else goes_R1, value, self.state[name])
         return {"update_rms": measured.update_rms, "second_moment_ratio": measured.second_moment_ratio}
 
     def _update_by_tensor(self, one, grads_RP, lr_R, varying):

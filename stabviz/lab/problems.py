@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from stabviz.lab.experiment import SEQUENCES, Run
-from stabviz.lab.tasks import bowl, copy_tokens, markov_corpus, quartic, ravine, regression_points, text_corpus
+from stabviz.lab.tasks import (
+    bowl,
+    copy_tokens,
+    markov_corpus,
+    quartic,
+    ravine,
+    regression_points,
+    text_corpus,
+)
 from stabviz.models import (
     LstmConfig,
     MlpConfig,
@@ -90,8 +98,10 @@ class SequenceProblem:
     def batches(self, runs, device):
         batch, context, steps = self.run.batch, self.run.context, self.run.steps
         if self.corpus is None:
-            rows_RSBL = _per_seed(runs, lambda run: copy_tokens(steps, batch, context, _generator(run, 1)).to(torch.uint8))
-            rows_RSBL = rows_RSBL.to(device)
+            def draw_rows(run):
+                return copy_tokens(steps, batch, context, _generator(run, 1)).to(torch.uint8)
+
+            rows_RSBL = _per_seed(runs, draw_rows).to(device)
             second_half_L = torch.arange(context, device=device) >= context // 2
 
             def copy_batch(step):

@@ -83,7 +83,8 @@ def markov_corpus(n_symbols: int = 64, concentration: float = 0.12, length: int 
     Shapes: -> tokens_N (length,), V = n_symbols
     Units:  floor (entropy rate) and chance (ln V) in nats per symbol
     Raises: ValueError if n_symbols < 2, concentration <= 0 or length < 2
-    Source: entropy rate of a chain, -sum_i pi_i sum_j P_ij ln P_ij: Cover and Thomas, Elements of Information Theory, ch. 4
+    Source: entropy rate of a chain, -sum_i pi_i sum_j P_ij ln P_ij: Cover and Thomas, Elements of Information
+            Theory, chapter 4
     Lesson: 05-schedules
     """
     for name, value, least in (("n_symbols", n_symbols, 2), ("length", length, 2)):

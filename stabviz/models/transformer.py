@@ -129,7 +129,7 @@ def transformer_logits(
             -> logits_BLV (B, L, V), {"max_attention_logit": (), "attention_entropy": ()}, or {} if not measure
     Units:  attention_entropy in nats
     Raises: ValueError if L > context
-    Source: Vaswani et al. 2017, arXiv:1706.03762; pre-LN: Xiong et al. 2020, arXiv:2002.04745; deviation: learned positions
+    Source: Vaswani et al. 2017, arXiv:1706.03762, with learned positions; pre-LN: Xiong et al. 2020, arXiv:2002.04745
     Lesson: 07-transformer
     """
     L = tokens_BL.shape[-1]
