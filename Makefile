@@ -41,8 +41,9 @@ lint: $(STAMP)
 doctor: $(STAMP)
 	$(BIN)/python -m stabviz doctor
 
+# One thread each: two workers with two threads each would wait for one another.
 test-package: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --doctest-modules --ignore=tests/browser stabviz tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --doctest-modules --ignore=tests/browser stabviz tests
 
 # Every stored output is compared, except where a cell says that it differs between machines.
 test-notebooks: $(STAMP)

@@ -4,6 +4,7 @@ What is stored depends on the lesson and not on the day: cell ids come from the 
 states are left out, and the learner's own store is replaced by an empty one.
 """
 
+import base64
 import hashlib
 import os
 import re
@@ -75,8 +76,15 @@ def freeze_widgets(notebook):
                 if re.match(r"\w+\(", output["data"].get("text/plain", "Widget()")):  # a repr: VBox(...
                     output["data"]["text/plain"] = "A widget: run this cell to use it."
                 if pictures:
-                    output["data"]["text/html"] = "\n".join(pictures)
+                    output["data"]["text/html"] = "\n".join(map(as_image, pictures))
     notebook.metadata["language_info"] = {"name": "python"}
+
+
+def as_image(svg):
+    """Return an SVG as an <img>: JupyterLab shows no bare SVG of a notebook that it does not trust yet."""
+    label = re.search(r'aria-label="([^"]*)"', svg)
+    data = base64.b64encode(svg.encode()).decode()
+    return f'<img alt="{label.group(1) if label else ""}" src="data:image/svg+xml;base64,{data}">'
 
 
 def svgs_below(state, model_id):

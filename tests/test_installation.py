@@ -148,3 +148,29 @@ def test_setup_is_done_once_and_again_when_a_pin_changes(clone):
     assert clone("-q", "setup").returncode == 0
     os.utime(stamp, (0, 0))
     assert clone("-q", "setup").returncode == 1
+
+
+def test_what_a_learner_saves_in_a_notebook_is_not_written_into_its_lesson(tmp_path):
+    """jupytext's server extension pairs files by folder; notebooks/jupytext.toml keeps it from doing so."""
+    import jupytext
+    import nbformat
+
+    for name in ("jupytext.toml", "notebooks/jupytext.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    lesson = tmp_path / "lessons/00-a.md"
+    lesson.parent.mkdir()
+    kernel = {"kernelspec": {"display_name": "Python 3", "name": "python3"}}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("ours = 1")], metadata=kernel)
+    jupytext.write(notebook, lesson, fmt="md:myst")
+    nbformat.write(notebook, tmp_path / "notebooks/00-a.ipynb")
+    before = lesson.read_text()
+
+    manager = jupytext.TextFileContentsManager()
+    manager.root_dir = str(tmp_path)
+    content = manager.get("notebooks/00-a.ipynb")["content"]
+    content.cells[0].source = "learners = 2"
+    manager.save({"type": "notebook", "format": "json", "content": content}, "notebooks/00-a.ipynb")
+
+    assert "learners = 2" in (tmp_path / "notebooks/00-a.ipynb").read_text()
+    assert lesson.read_text() == before
