@@ -8,7 +8,8 @@ tenth of the steps.
                way; or the run had covered LEARNED_SHARE of the way and then lost LOST_SHARE of that for good
     stalled    final has covered less than STALLED_SHARE of the way
     spiked     loss or gradient norm jumped SPIKE_SIGMAS robust deviations above its running window and by at
-               least SPIKE_HEIGHT of the way (gradient norm: by a factor of GRADIENT_FACTOR)
+               least SPIKE_HEIGHT of the way (gradient norm: by a factor of GRADIENT_FACTOR); the evidence
+               says whether it came back
     healthy    none of these
 
 A skipped step (non-finite, then finite again) is no divergence: loss scaling in fp16 skips steps by design.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from stabviz.trace.trace import Trace
 
@@ -67,9 +69,9 @@ class Spike:
     """Position of its highest value."""
     value: float
     expected: float
-    """Median of the window before its first step."""
+    """Level just before it: median of the five values before its first step."""
     sigmas: float
-    """Height in robust deviations (median absolute deviation x 1.4826) of that window."""
+    """Height in robust deviations (median absolute deviation x 1.4826) of the window before it."""
     recovered: bool
     """Whether a later value came back within half of the excursion."""
 
@@ -79,7 +81,9 @@ def find_spikes(values_S, *, sigmas: float = SPIKE_SIGMAS, window: int = SPIKE_W
     """Find upward jumps beyond `sigmas` robust deviations of the running window before each value.
 
     Median and median absolute deviation are used because a mean and a standard deviation are moved by the
-    very spike that they should find. A falling curve widens the deviation, so that the rule errs to silence.
+    very spike that they should find. The height counts from the window's median. A fall within the window is
+    taken out of the deviation, or no spike would be found while the loss still falls; a rise is left in, so
+    that a steady rise is no spike.
 
     Shapes: values_S (S,); non-finite values are passed over
     Units:  min_height in the unit of the values
@@ -97,14 +101,20 @@ def find_spikes(values_S, *, sigmas: float = SPIKE_SIGMAS, window: int = SPIKE_W
     if window < SPIKE_HISTORY:
         raise ValueError(f"find_spikes: window must be at least {SPIKE_HISTORY} values; got {window!r}")
     values_S = np.asarray(values_S, dtype=np.float64)
-    median_S, sigma_S = _running_window(values_S, window)
-    height_S = values_S - median_S
+    if not values_S.size:
+        return []
+    before_SW = _windows(values_S, window)
+    height_S = values_S - _median_without_nan(before_SW)
     with np.errstate(invalid="ignore"):
-        high_S = (height_S > sigmas * sigma_S) & (height_S >= min_height) & (height_S > 0)
+        high_S = np.isfinite(values_S) & (height_S >= min_height) & (height_S > 0)
+    sigma_S = np.full(values_S.shape, np.nan)
+    sigma_S[high_S] = _robust_deviation(before_SW[high_S])
+    high_S[high_S] = height_S[high_S] > sigmas * sigma_S[high_S]
     found = []
     for first, last in _stretches(high_S):
         top = int(first) + int(np.nanargmax(values_S[first:last + 1]))
-        expected = float(median_S[first])
+        before = values_S[:first]
+        expected = float(np.median(before[np.isfinite(before)][-5:]))
         limit = expected + (values_S[top] - expected) / 2
         found.append(Spike(
             index=top, value=float(values_S[top]), expected=expected,
@@ -261,16 +271,20 @@ def _healthy(trace, run, initial, final, level, way, floor, named, unit) -> Verd
         f"from {named} to the floor {floor:.3g}{note}"))
 
 
-def _running_window(values_S, window):
-    """Median and robust deviation of the `window` values before each one."""
+def _windows(values_S, window):
+    """The `window` values before each one, NaN for those that are missing or not finite."""
     finite_S = np.where(np.isfinite(values_S), values_S, np.nan)
-    if not len(finite_S):
-        return finite_S, finite_S
-    padded = np.concatenate([np.full(window, np.nan), finite_S])[:-1]
-    before_SW = np.lib.stride_tricks.sliding_window_view(padded, window)
-    median_S = _median_without_nan(before_SW)
-    sigma_S = _MAD_TO_SIGMA * _median_without_nan(np.abs(before_SW - median_S[:, None]))
-    return median_S, sigma_S
+    return sliding_window_view(np.concatenate([np.full(window, np.nan), finite_S])[:-1], window)
+
+
+def _robust_deviation(before_SW):
+    """Robust deviation within each window, about its fall: not about its rise."""
+    lag, window = 10, before_SW.shape[1]  # a slope over ten steps hardly feels the noise of single ones
+    slope_S = _median_without_nan(before_SW[:, lag:] - before_SW[:, :-lag]) / lag
+    fall_S = np.minimum(np.nan_to_num(slope_S), 0.0)
+    level_SW = before_SW - fall_S[:, None] * (np.arange(window) - (window - 1) / 2)
+    level_SW -= _median_without_nan(level_SW)[:, None]
+    return _MAD_TO_SIGMA * _median_without_nan(np.abs(level_SW))
 
 
 def _median_without_nan(values_SW):

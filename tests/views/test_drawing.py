@@ -1,0 +1,78 @@
+"""Groups, quantiles and thinning: what every plot stands on."""
+
+import math
+
+import numpy as np
+import pytest
+
+from stabviz.trace import Trace
+from stabviz.views.drawing import COLOURS, group_runs, non_finite_marks, quantiles, thin, thin_band
+
+
+def trace_of(runs, S=3):
+    return Trace(steps=range(S), signals={"loss_nats": np.ones((len(runs), S))}, runs=runs)
+
+
+def test_group_runs_sorts_by_number_and_counts_seeds():
+    trace = trace_of([{"lr": lr, "seed": s} for s in range(2) for lr in (1e-1, 3.0, 1e-3)])
+    groups = group_runs(trace, None)
+    assert [group.name for group in groups] == ["lr=0.001", "lr=0.1", "lr=3"]
+    assert [group.runs for group in groups] == [(2, 5), (0, 3), (1, 4)]
+    assert [group.size for group in groups] == ["2 seeds"] * 3
+    assert group_runs(trace, "seed")[0].size == "3 runs"
+    assert [group.name for group in group_runs(trace, ["seed", "lr"])][:2] == ["seed=0, lr=0.001", "seed=0, lr=0.1"]
+    assert [group.key for group in group_runs(trace_of([{"name": "a b"}]), None)] == ["name=a_b"]
+    assert group_runs(trace, None, apart=("lr",))[0].name == "all runs"
+
+
+def test_quantiles_agree_with_numpy_where_all_is_finite():
+    values = np.random.default_rng(0).normal(size=(7, 11))
+    assert np.array_equal(quantiles(values, [0.1, 0.5, 0.9]), np.quantile(values, [0.1, 0.5, 0.9], axis=0))
+
+
+def test_quantiles_are_infinite_where_dead_runs_decide():
+    values = np.array([[1.0], [2.0], [3.0], [math.nan], [math.inf]])
+    assert quantiles(values, [0.1, 0.5, 0.7, 0.9])[:, 0].tolist() == pytest.approx([1.4, 3, math.inf, math.inf])
+
+
+def test_thin_keeps_ends_and_extremes_of_every_stretch():
+    rng = np.random.default_rng(1)
+    y = rng.normal(size=7919)
+    x = np.arange(7919)
+    for at, value in ((0, 50.0), (4000, -60.0), (7918, 70.0), (1234, math.nan)):
+        y[at] = value
+    u, v = thin(x, y)
+    assert len(u) <= 400
+    assert np.all(np.diff(u) > 0)
+    assert {0, 4000, 7918} <= set(u.tolist())
+    assert np.nanmax(v) == 70
+    assert thin(x[:400], y[:400])[0] is not None
+    assert len(thin(x[:400], y[:400])[0]) == 400
+    assert len(thin(x, np.full(7919, math.nan))[0]) <= 400
+
+
+def test_thin_band_is_never_narrower_than_the_band():
+    rng = np.random.default_rng(2)
+    low, high = np.sort(rng.normal(size=(2, 997)), axis=0)
+    x, thin_low, thin_high = thin_band(np.arange(997), low, high)
+    assert len(x) == 400
+    at = np.searchsorted(x, np.arange(997), side="right") - 1
+    assert np.all(thin_low[at] <= low)
+    assert np.all(thin_high[at] >= high)
+
+
+def test_non_finite_marks_stand_where_each_stretch_begins():
+    loss = np.array([[5.0, math.inf, 4.0, 3.0, math.nan, math.nan]])
+    norm = np.array([[1.0, 1.0, 1.0, math.inf, math.nan, math.nan]])
+    trace = Trace(steps=np.arange(6) * 7, signals={"loss_nats": loss, "grad_norm_preclip": norm}, runs=[{}])
+    # the run died with its gradient at step 21, one column before its loss was lost
+    assert non_finite_marks(trace, 0, "loss_nats") == [(7.0, 5.0), (21.0, 3.0)]
+    assert non_finite_marks(trace, 0, "grad_norm_preclip") == [(21.0, 1.0)]
+
+
+def test_colours_can_be_told_from_white():
+    """Contrast of at least 1.8 against white for lines of two pixels; the names stand in the legend besides."""
+    for colour in COLOURS:
+        channels = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) > 1.8
