@@ -9,6 +9,7 @@ by `in_blocks`, whose purpose it is). Every hyperparameter may be a Python numbe
 against `param`: a scalar per run under `torch.vmap`, or one entry per parameter (a weight decay that spares
 the biases). Numbers are checked, tensors are not: looking at a value would break vmap and wait for the
 device.
+`out`, the tensors to write to ("param" and the names of the state), is for `in_blocks`, without gradients.
 
 Our symbol -> the papers': first_moment m · second_moment v · beta1, beta2 the decay rates · lr alpha or eta.
 """
@@ -72,7 +73,7 @@ def amsgrad_init(param: Tensor) -> State:
 
 
 def sgd_step(
-    param: Tensor, grad: Tensor, state: State, *, lr: Scalar, measure: bool = True
+    param: Tensor, grad: Tensor, state: State, *, lr: Scalar, measure: bool = True, out: State | None = None
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Step against the gradient: param - lr * grad.
 
@@ -87,11 +88,18 @@ def sgd_step(
     """
     grad = _checked("sgd_step", param, grad, state, sgd_init, lr=lr)
     measured = UpdateMeasures(_rms(grad), _nothing(param)) if measure else _unmeasured(param)
-    return _descend(param, grad, lr), {"step": state["step"] + 1}, measured
+    return _descend(param, grad, lr, out), {"step": state["step"] + 1}, measured
 
 
 def momentum_step(
-    param: Tensor, grad: Tensor, state: State, *, lr: Scalar, beta1: Scalar = 0.9, measure: bool = True
+    param: Tensor,
+    grad: Tensor,
+    state: State,
+    *,
+    lr: Scalar,
+    beta1: Scalar = 0.9,
+    measure: bool = True,
+    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Step along a decaying SUM of gradients, u = beta1 u + grad: up to 1/(1-beta1) times as long as sgd's
     step.
@@ -107,13 +115,20 @@ def momentum_step(
     tensor([0.7500])
     """
     grad = _checked("momentum_step", param, grad, state, momentum_init, lr=lr, beta1=beta1)
-    velocity = beta1 * state["velocity"] + grad
+    velocity = torch.add(beta1 * state["velocity"], grad, out=_place(out, "velocity"))
     measured = UpdateMeasures(_rms(velocity), _nothing(param)) if measure else _unmeasured(param)
-    return _descend(param, velocity, lr), {"step": state["step"] + 1, "velocity": velocity}, measured
+    return _descend(param, velocity, lr, out), {"step": state["step"] + 1, "velocity": velocity}, measured
 
 
 def nesterov_step(
-    param: Tensor, grad: Tensor, state: State, *, lr: Scalar, beta1: Scalar = 0.9, measure: bool = True
+    param: Tensor,
+    grad: Tensor,
+    state: State,
+    *,
+    lr: Scalar,
+    beta1: Scalar = 0.9,
+    measure: bool = True,
+    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Step along grad + beta1 u, where u = beta1 u + grad: momentum that looks one step ahead.
 
@@ -127,10 +142,10 @@ def nesterov_step(
     tensor([0.8500])
     """
     grad = _checked("nesterov_step", param, grad, state, momentum_init, lr=lr, beta1=beta1)
-    velocity = beta1 * state["velocity"] + grad
+    velocity = torch.add(beta1 * state["velocity"], grad, out=_place(out, "velocity"))
     direction = grad + beta1 * velocity
     measured = UpdateMeasures(_rms(direction), _nothing(param)) if measure else _unmeasured(param)
-    return _descend(param, direction, lr), {"step": state["step"] + 1, "velocity": velocity}, measured
+    return _descend(param, direction, lr, out), {"step": state["step"] + 1, "velocity": velocity}, measured
 
 
 def rmsprop_step(
@@ -142,6 +157,7 @@ def rmsprop_step(
     beta2: Scalar = 0.99,
     eps: Scalar = 1e-8,
     measure: bool = True,
+    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Step along grad / (sqrt(v) + eps), v the running mean of grad^2, without bias correction.
 
@@ -156,12 +172,12 @@ def rmsprop_step(
     """
     grad = _checked("rmsprop_step", param, grad, state, rmsprop_init, lr=lr, beta2=beta2, eps=eps)
     eps = _like(eps, param)
-    second_moment = _mean_of_squares(state["second_moment"], grad, beta2)
+    second_moment = _mean_of_squares(state["second_moment"], grad, beta2, out)
     root = second_moment.sqrt()
     way = _Way(direction=grad / (root + eps), gain=1.0, grad=grad, root=root, eps=eps, root_scale=1.0)
     measured = _measures(way) if measure else _unmeasured(param)
     state = {"step": state["step"] + 1, "second_moment": second_moment}
-    return _descend(param, way.direction, lr), state, measured
+    return _descend(param, way.direction, lr, out), state, measured
 
 
 def adam_step(
@@ -175,6 +191,7 @@ def adam_step(
     eps: Scalar = 1e-8,
     bias_correction: bool | Tensor = True,
     measure: bool = True,
+    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Step along m_hat / (sqrt(v_hat) + eps); with bias_correction=False along m / (sqrt(v) + eps).
 
@@ -191,10 +208,10 @@ def adam_step(
     tensor([0.7500])
     """
     grad = _checked("adam_step", param, grad, state, adam_init, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
-    state = _next_moments(grad, state, beta1, beta2)
+    state = _next_moments(grad, state, beta1, beta2, out)
     way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
     measured = _measures(way) if measure else _unmeasured(param)
-    return _descend(param, way.direction, lr * way.gain), state, measured
+    return _descend(param, way.direction, lr * way.gain, out), state, measured
 
 
 def adamw_step(
@@ -209,6 +226,7 @@ def adamw_step(
     weight_decay: Scalar = 0.01,
     bias_correction: bool | Tensor = True,
     measure: bool = True,
+    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Shrink the parameter by lr * weight_decay, then take Adam's step: the decay is coupled to lr, as in
     torch.
@@ -235,11 +253,11 @@ def adamw_step(
         eps=eps,
         weight_decay=weight_decay,
     )
-    state = _next_moments(grad, state, beta1, beta2)
+    state = _next_moments(grad, state, beta1, beta2, out)
     way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
-    shrunk = param * _like(1 - lr * weight_decay, param)
+    shrunk = torch.mul(param, _like(1 - lr * weight_decay, param), out=_place(out, "param"))
     measured = _measures(way) if measure else _unmeasured(param)
-    return _descend(shrunk, way.direction, lr * way.gain), state, measured
+    return _descend(shrunk, way.direction, lr * way.gain, out), state, measured
 
 
 def adamw_independent_step(
@@ -254,6 +272,7 @@ def adamw_independent_step(
     weight_decay: Scalar = 1e-4,
     bias_correction: bool | Tensor = True,
     measure: bool = True,
+    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Shrink the parameter by weight_decay, NOT multiplied by lr, then take Adam's step.
 
@@ -281,11 +300,11 @@ def adamw_independent_step(
         eps=eps,
         weight_decay=weight_decay,
     )
-    state = _next_moments(grad, state, beta1, beta2)
+    state = _next_moments(grad, state, beta1, beta2, out)
     way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
-    shrunk = param * _like(1 - weight_decay, param)
+    shrunk = torch.mul(param, _like(1 - weight_decay, param), out=_place(out, "param"))
     measured = _measures(way) if measure else _unmeasured(param)
-    return _descend(shrunk, way.direction, lr * way.gain), state, measured
+    return _descend(shrunk, way.direction, lr * way.gain, out), state, measured
 
 
 def amsgrad_step(
@@ -299,6 +318,7 @@ def amsgrad_step(
     eps: Scalar = 1e-8,
     bias_correction: bool | Tensor = True,
     measure: bool = True,
+    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Take Adam's step with the LARGEST second moment so far: one large gradient shortens all later steps.
 
@@ -314,16 +334,14 @@ def amsgrad_step(
     >>> amsgrad_step(first, torch.tensor([-1.0]), state, lr=0.3, **no_memory)[0]     # 0.9 + 0.3 * 1/3
     tensor([1.])
     """
-    grad = _checked(
-        "amsgrad_step", param, grad, state, amsgrad_init, lr=lr, beta1=beta1, beta2=beta2, eps=eps
-    )
+    grad = _checked("amsgrad_step", param, grad, state, amsgrad_init, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
     largest = state["largest_second_moment"]
-    state = _next_moments(grad, state, beta1, beta2)
-    largest = torch.maximum(largest, state["second_moment"])
+    state = _next_moments(grad, state, beta1, beta2, out)
+    largest = torch.maximum(largest, state["second_moment"], out=_place(out, "largest_second_moment"))
     way = _adam_way(grad, largest, state, beta1, beta2, eps, bias_correction)
     state = state | {"largest_second_moment": largest}
     measured = _measures(way) if measure else _unmeasured(param)
-    return _descend(param, way.direction, lr * way.gain), state, measured
+    return _descend(param, way.direction, lr * way.gain, out), state, measured
 
 
 def stable_adamw_step(
@@ -338,6 +356,7 @@ def stable_adamw_step(
     weight_decay: Scalar = 0.01,
     bias_correction: bool | Tensor = True,
     measure: bool = True,
+    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Take AdamW's step with lr / max(1, RMS_t): a stale second moment shortens the step, decay and all.
 
@@ -366,14 +385,14 @@ def stable_adamw_step(
         eps=eps,
         weight_decay=weight_decay,
     )
-    state = _next_moments(grad, state, beta1, beta2)
+    state = _next_moments(grad, state, beta1, beta2, out)
     way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
     ratio = _staleness(way)
     lr_t = lr / ratio.clamp(min=1)
-    shrunk = param * _like(1 - lr_t * weight_decay, param)
+    shrunk = torch.mul(param, _like(1 - lr_t * weight_decay, param), out=_place(out, "param"))
     rms = _measures(way).update_rms / ratio.clamp(min=1) if measure else _nothing(param)
     measured = UpdateMeasures(rms, ratio if measure else rms)
-    return _descend(shrunk, way.direction, lr_t * way.gain), state, measured
+    return _descend(shrunk, way.direction, lr_t * way.gain, out), state, measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -449,16 +468,15 @@ def in_blocks(
     whole = {"param": param, "grad": grad, **moments}
     whole |= {name: h for name, h in hyperparameters.items() if getattr(h, "shape", ()) == param.shape != ()}
     pieces = {name: value.view(-1).split(block) for name, value in whole.items()}
+    # On the CPU a plain number: the bias corrections then cost no tensor operations in every block.
+    count = state["step"].item() if param.device.type == "cpu" else state["step"]
     shares, measured = [], []
     for index, piece in enumerate(pieces["param"]):
         here = {name: split[index] for name, split in pieces.items()}
-        old = {"step": state["step"]} | {name: here[name] for name in moments}
+        old = {"step": count} | {name: here[name] for name in moments}
         cut = {name: here.get(name, h) for name, h in hyperparameters.items()}
-        new_param, new_state, measures = step(piece, here["grad"], old, **cut)
-        piece.copy_(new_param)
-        for name in moments:
-            here[name].copy_(new_state[name])
-        shares.append(piece.numel() / param.numel())
+        measures = step(piece, here["grad"], old, **cut, out=here)[2]
+        shares.append(piece.numel() / max(param.numel(), 1))
         measured.append(measures)
     state["step"] += 1
     return _joined(measured, shares)
@@ -475,12 +493,18 @@ class _Way(NamedTuple):
     root_scale: Scalar
 
 
-def _next_moments(grad: Tensor, state: State, beta1: Scalar, beta2: Scalar) -> State:
+def _place(out: State | None, name: str) -> Tensor | None:
+    return out[name] if out else None
+
+
+def _next_moments(grad: Tensor, state: State, beta1: Scalar, beta2: Scalar, out: State | None) -> State:
     return {
         "step": state["step"] + 1,
         # 1 - beta before the cast to grad's dtype: bfloat16 has no 0.999.
-        "first_moment": torch.lerp(state["first_moment"], grad, _like(1 - beta1, grad)),
-        "second_moment": _mean_of_squares(state["second_moment"], grad, beta2),
+        "first_moment": torch.lerp(
+            state["first_moment"], grad, _like(1 - beta1, grad), out=_place(out, "first_moment")
+        ),
+        "second_moment": _mean_of_squares(state["second_moment"], grad, beta2, out),
     }
 
 
@@ -494,25 +518,29 @@ def _adam_way(grad, second_moment, state, beta1, beta2, eps, bias_correction) ->
     return _Way(state["first_moment"] / (root + eps), root_scale / c1, grad, root, eps, root_scale)
 
 
-def _correction(beta: Scalar, step: Tensor, bias_correction: bool | Tensor) -> Scalar:
+def _correction(beta: Scalar, step: Scalar, bias_correction: bool | Tensor) -> Scalar:
     if bias_correction is False:
         return 1.0
     # float64: 1 - 0.999 keeps only three digits in float32's 1 - x.
-    correction = 1 - (beta.double() if isinstance(beta, Tensor) else beta) ** step.double()
+    beta, step = (x.double() if isinstance(x, Tensor) else x for x in (beta, step))
+    correction = 1 - beta**step
     return correction if bias_correction is True else torch.where(bias_correction, correction, 1.0)
 
 
-def _mean_of_squares(old: Tensor, grad: Tensor, beta2: Scalar) -> Tensor:
+def _mean_of_squares(old: Tensor, grad: Tensor, beta2: Scalar, out: State | None) -> Tensor:
     # Not lerp: an infinite second moment stays infinite here, and becomes NaN there.
+    place = _place(out, "second_moment")
+    kept = torch.mul(old, _like(beta2, grad), out=place)
     if isinstance(beta2, Tensor):
-        return torch.addcmul(old * _like(beta2, grad), grad * _like(1 - beta2, grad), grad)
-    return torch.addcmul(old * beta2, grad, grad, value=1 - beta2)
+        return torch.addcmul(kept, grad * _like(1 - beta2, grad), grad, out=place)
+    return torch.addcmul(kept, grad, grad, value=1 - beta2, out=place)
 
 
-def _descend(param: Tensor, direction: Tensor, length: Scalar) -> Tensor:
+def _descend(param: Tensor, direction: Tensor, length: Scalar, out: State | None) -> Tensor:
+    place = _place(out, "param")
     if isinstance(length, Tensor):
-        return torch.addcmul(param, direction, _like(length, param), value=-1)
-    return torch.sub(param, direction, alpha=length)
+        return torch.addcmul(param, direction, _like(length, param), value=-1, out=place)
+    return torch.sub(param, direction, alpha=length, out=place)
 
 
 def _measures(way: _Way) -> UpdateMeasures:
@@ -536,7 +564,8 @@ def _nothing(param: Tensor) -> Tensor:
 
 
 def _unmeasured(param: Tensor) -> UpdateMeasures:
-    return UpdateMeasures(_nothing(param), _nothing(param))
+    nothing = _nothing(param)
+    return UpdateMeasures(nothing, nothing)
 
 
 def _joined(measured: list[UpdateMeasures], shares: list[float]) -> UpdateMeasures:
@@ -553,9 +582,7 @@ def _like(value: Scalar, other: Tensor) -> Scalar:
 def _checked(function: str, param: Tensor, grad: Tensor, state: State, init, **hyperparameters) -> Tensor:
     """Refuse what cannot work and return the gradient in the parameter's dtype."""
     if grad.shape != param.shape:
-        raise ValueError(
-            f"{function}: grad must be of param's shape {tuple(param.shape)}; got {tuple(grad.shape)!r}"
-        )
+        raise ValueError(f"{function}: grad must be of param's shape {tuple(param.shape)}; got {tuple(grad.shape)!r}")
     if state.keys() != (expected := _STATE_KEYS[init]):
         raise ValueError(
             f"{function}: state must be a dict of {sorted(expected)}; got {sorted(state)!r}. "
@@ -572,6 +599,5 @@ def _checked(function: str, param: Tensor, grad: Tensor, state: State, init, **h
 
 
 _STATE_KEYS = {
-    init: init(torch.zeros(())).keys()
-    for init in (sgd_init, momentum_init, rmsprop_init, adam_init, amsgrad_init)
+    init: init(torch.zeros(())).keys() for init in (sgd_init, momentum_init, rmsprop_init, adam_init, amsgrad_init)
 }

@@ -57,9 +57,7 @@ def test_hand_values():
     clipped, norm_preclip = clip_by_value(torch.tensor([-6.0, 1.0, 8.0]), 2.0)
     assert clipped.tolist() == [-2, 1, 2]
     assert norm_preclip == pytest.approx(math.sqrt(101))
-    clipped, norm_preclip = clip_adaptive(
-        torch.tensor([[6.0, 8.0], [0.0, 1.0]]), torch.tensor([[3.0, 4.0]] * 2), 0.5
-    )
+    clipped, norm_preclip = clip_adaptive(torch.tensor([[6.0, 8.0], [0.0, 1.0]]), torch.tensor([[3.0, 4.0]] * 2), 0.5)
     assert clipped.tolist() == [[1.5, 2.0], [0.0, 1.0]]  # rows of norm 10 and 1 against a limit of 2.5
 
 
@@ -104,6 +102,13 @@ def test_zero_gradient_stays_zero():
     for grad in (torch.zeros(7), torch.zeros(3, 5)):
         assert torch.equal(clip_by_global_norm(grad, 1e-30)[0], grad)
         assert torch.equal(clip_adaptive(grad, torch.zeros_like(grad), 0.01)[0], grad)
+
+
+def test_norm_of_a_long_vector_keeps_float32_precision():
+    grad = torch.randn(5_000_011, generator=torch.Generator().manual_seed(9))
+    exact = float(torch.linalg.vector_norm(grad.double()))
+    # One sum over the whole vector is off by some 3e-4 on a CPU; pieces of 2^18 by less than 1e-5.
+    assert float(global_norm(grad)) == pytest.approx(exact, rel=1e-5)
 
 
 def test_one_nan_makes_every_gradient_nan_as_in_torch():
@@ -167,9 +172,7 @@ def test_clip_adaptive_equals_the_definition_unit_by_unit(scale, clip_factor):
         expected = adaptive_reference(grad.numpy(), param.numpy(), clip_factor, 1e-3)
         np.testing.assert_allclose(mine.numpy(), expected, rtol=1e-12)
     names = [f"w{i}" for i in range(len(grads))]
-    by_name, _ = clip_adaptive(
-        dict(zip(names, grads, strict=True)), dict(zip(names, params, strict=True)), clip_factor
-    )
+    by_name, _ = clip_adaptive(dict(zip(names, grads, strict=True)), dict(zip(names, params, strict=True)), clip_factor)
     assert all(torch.equal(by_name[name], mine) for name, mine in zip(names, clipped, strict=True))
 
 
@@ -183,9 +186,7 @@ def test_half_precision_norm_is_summed_in_float32():
     assert float(clipped.float().norm()) == pytest.approx(1, rel=2e-3)  # float16 has 11 bits
 
 
-@pytest.mark.parametrize(
-    "clip", [clip_by_global_norm, clip_by_value, lambda g, c: clip_adaptive(g, g.flip(0) + 1, c)]
-)
+@pytest.mark.parametrize("clip", [clip_by_global_norm, clip_by_value, lambda g, c: clip_adaptive(g, g.flip(0) + 1, c)])
 def test_vmap_over_runs_equals_the_loop(clip):
     generator = torch.Generator().manual_seed(6)
     grad_RP = torch.randn(5, 13, generator=generator) * torch.logspace(-2, 2, 5)[:, None]
@@ -193,9 +194,7 @@ def test_vmap_over_runs_equals_the_loop(clip):
     clipped_RP, norm_R = torch.vmap(clip)(grad_RP, limit_R)
     for run in range(5):
         clipped, norm_preclip = clip(grad_RP[run], limit_R[run])
-        torch.testing.assert_close(
-            clipped_RP[run], clipped, rtol=1e-6, atol=0
-        )  # float32, another summing order
+        torch.testing.assert_close(clipped_RP[run], clipped, rtol=1e-6, atol=0)  # float32, another summing order
         torch.testing.assert_close(norm_R[run], norm_preclip, rtol=1e-6, atol=0)
 
 
