@@ -169,6 +169,7 @@ def keep(trace, folder: Path) -> None:
     from matplotlib.figure import Figure
 
     from stabviz.views.plots import plot_gradient_norm, plot_loss_fan
+    from stabviz.views.svg import figure_svg
 
     trace.save(folder / "trace.parquet")
     trace.save(folder / "trace.jsonl")
@@ -177,7 +178,8 @@ def keep(trace, folder: Path) -> None:
     by = [label for label in trace.runs[0] if label != "seed"] or None
     plot_loss_fan(loss_axes, trace, by=by)
     plot_gradient_norm(norm_axes, trace, by=by)
-    figure.savefig(folder / "training.svg")
+    label = f"Loss and gradient norm of {trace.n_runs} runs over {trace.n_steps} steps"
+    (folder / "training.svg").write_text(figure_svg(figure, label), encoding="utf-8")
 
 
 if __name__ == "__main__":

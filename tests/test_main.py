@@ -53,7 +53,9 @@ def test_lab_trains_the_grid_and_keeps_trace_and_picture(tmp_path, capsys):
     np.testing.assert_array_equal(kept["loss_nats"], Trace.load(folder / "trace.jsonl")["loss_nats"])
     picture = (folder / "training.svg").read_text()
     assert "<svg" in picture
-    assert "grad" in picture.lower()
+    assert 'aria-label="Loss and gradient norm of 6 runs over 13 steps"' in picture
+    assert picture.count('data-gid="curve-loss_nats-lr=') == 2
+    assert picture.count('data-gid="curve-grad_norm_preclip-lr=') == 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["lr", "seed"]
     assert len(lines) == 1 + 2 * 3 + 1

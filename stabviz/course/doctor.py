@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from stabviz.course.progress import home
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ROOM_WANTED_GB = 1.0
 
 
@@ -169,7 +169,8 @@ def _text() -> Finding:
 
 def _browser() -> Finding:
     cache = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache/ms-playwright"))
-    found = next(filter(None, map(shutil.which, BROWSERS)), None) or next(cache.glob("chromium*"), None)
+    named = os.environ.get("STABVIZ_CHROMIUM")
+    found = named or next(filter(None, map(shutil.which, BROWSERS)), None) or next(cache.glob("chromium*"), None)
     if found:
         return Finding(level="ok", subject="browser", text=str(found))
     return Finding(

@@ -117,12 +117,15 @@ def test_python_stripped_of_the_text_fails(monkeypatch):
     assert found("text")[0].level == "fail"
 
 
-def test_browser_missing_is_a_warning_and_playwrights_own_is_found(monkeypatch, tmp_path):
+def test_browser_missing_is_a_warning_and_playwrights_own_or_a_named_one_is_found(monkeypatch, tmp_path):
+    monkeypatch.delenv("STABVIZ_CHROMIUM", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))
     assert found("browser")[0].level == "warn"
     (tmp_path / "chromium-1187").mkdir()
     assert found("browser")[0].level == "ok"
+    monkeypatch.setenv("STABVIZ_CHROMIUM", "/opt/my-own")
+    assert found("browser")[0].text == "/opt/my-own"
 
 
 def test_folder_that_cannot_be_written_fails_and_is_named(monkeypatch, tmp_path):
