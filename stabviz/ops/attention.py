@@ -190,6 +190,8 @@ class _Attention(Function):
             grad_scores = (grad_scaled @ value.mT).sub_(grad_row)
         if grad_exponentials is not None:
             grad_scores = grad_exponentials if grad_scores is None else grad_scores + grad_exponentials
+        if grad_scores is None:
+            return (None,) * 6
         grad_scores = grad_scores * exponentials
         if softcap is not None:     # d(cap tanh(s / cap))/ds = 1 - tanh^2; recomputed, not stored
             cap = torch.as_tensor(softcap, dtype=query.dtype, device=query.device)
@@ -308,8 +310,8 @@ class _TiledAttention(Function):
                 scores.add_(bias)
                 empty = tile_empty if empty is None else empty & tile_empty
             new_max = torch.maximum(row_max, scores.amax(dim=-1, keepdim=True))
-            # Until a row has met a key it may attend to its maximum is -inf, and -inf - -inf would be NaN.
-            shift = new_max.masked_fill(new_max == -torch.inf, 0.0)
+            # Until a row has met a key its maximum is the mask's -inf, and -inf - -inf would be NaN.
+            shift = new_max if empty is None else new_max.masked_fill(empty, 0.0)
             exponentials = scores.sub_(shift).clamp_min_(exp_floor(scores.dtype)).exp_()
             if keep is not None:
                 exponentials.mul_(keep)
@@ -334,8 +336,9 @@ class _TiledAttention(Function):
     def backward(ctx, grad_out, grad_log_z):
         query, key, value, mask, softcap, out, log_z = ctx.saved_tensors
         softcap = ctx.softcap if softcap is None else softcap
-        if grad_out is None:
-            grad_out = torch.zeros_like(out)
+        if grad_out is None and grad_log_z is None:
+            return (None,) * 7
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         grad_row = (grad_out * out).sum(dim=-1, keepdim=True)
         if grad_log_z is not None:
             grad_row = grad_row - grad_log_z
@@ -344,7 +347,8 @@ class _TiledAttention(Function):
             stop = start + ctx.tile
             scores = _scores(query, key[..., start:stop, :], softcap)
             keep, bias, _ = _mask_terms(_tile_mask(query, mask, ctx.causal, start, stop), scores)
-            weights = (scores - log_z).clamp_min(exp_floor(scores.dtype)).exp()
+            below = scores - log_z if bias is None else scores + bias - log_z
+            weights = below.clamp_min(exp_floor(scores.dtype)).exp()
             if keep is not None:
                 weights = weights * keep
             grad_value.append(weights.mT @ grad_out)

@@ -61,9 +61,9 @@ class _Gelu(_Rowwise):
     @staticmethod
     def backward(ctx, grad, grad_cumulative):
         x, phi_cumulative = ctx.saved_tensors
-        density = x.square().mul_(-0.5).exp_().mul_(_INV_SQRT_2PI)
+        density = x.square().mul_(-0.5).exp_() * _INV_SQRT_2PI
         if grad is None:
-            return grad_cumulative * density
+            return None if grad_cumulative is None else grad_cumulative * density
         grad_x = grad * (phi_cumulative + x * density)
         return grad_x if grad_cumulative is None else grad_x + grad_cumulative * density
 
@@ -89,8 +89,9 @@ class _Standardise(_Rowwise):
         # With z the output: dL/dx = (g - mean(g) - z mean(g z)) / std. The two means take out what a
         # normalisation cannot pass on: a shift of all of x, and a stretch of all of x.
         z, inv_std = ctx.saved_tensors
-        if grad is None:
-            grad = torch.zeros_like(z)
+        if grad is None and grad_inv_std is None:
+            return None, None, None
+        grad = torch.zeros_like(z) if grad is None else grad
         along_z = (grad * z).mean(dim=-1, keepdim=True)
         if grad_inv_std is not None:        # second derivatives: d(1/std)/dx = -z / (std^2 width)
             along_z = along_z + grad_inv_std * inv_std / z.shape[-1]

@@ -47,7 +47,7 @@ class _LogSumExp(_Rowwise):
     def backward(ctx, grad, grad_weights):
         (weights,) = ctx.saved_tensors
         if grad_weights is None:
-            return weights * grad
+            return None if grad is None else weights * grad
         weighted = weights * grad_weights
         grad_scores = weighted - weights * weighted.sum(dim=-1, keepdim=True)
         return grad_scores if grad is None else grad_scores + weights * grad
@@ -241,8 +241,10 @@ class _BinaryCrossEntropy(_Rowwise):
     @staticmethod
     def backward(ctx, grad, grad_sigmoid):
         (sigmoid,) = ctx.saved_tensors
-        grad_logits = 0.0 if grad is None else grad * sigmoid
-        return grad_logits if grad_sigmoid is None else grad_logits + grad_sigmoid * sigmoid * (1 - sigmoid)
+        if grad_sigmoid is None:
+            return None if grad is None else grad * sigmoid
+        grad_logits = grad_sigmoid * sigmoid * (1 - sigmoid)
+        return grad_logits if grad is None else grad_logits + grad * sigmoid
 
 
 def _check_same_shape(function: str, first: tuple[str, Tensor], second: tuple[str, Tensor]) -> None:
