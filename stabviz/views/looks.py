@@ -19,12 +19,12 @@ STYLE = """<style>
 .stabviz-note { color: var(--jp-ui-font-color2, #555); font-size: 0.92em; padding-left: 8px;
   white-space: nowrap; }
 .stabviz-buttons { align-items: center; flex-wrap: wrap; margin-top: 4px; }
-.stabviz-buttons .widget-button { width: auto; padding: 0 12px; }
+.stabviz-buttons .jupyter-button { width: auto; padding: 0 12px; }
 .stabviz-status { display: inline-block; padding: 0 8px; border-left: 4px solid var(--jp-border-color1, #888);
   color: var(--jp-ui-font-color1, #222); font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .stabviz-running { border-left-color: #1f6fd0; }
 .stabviz-diverged, .stabviz-error { border-left-color: #c8321c; font-weight: 600; }
-.stabviz-picture { background: #fff; border-radius: 3px; margin-top: 6px; }
+.stabviz-panel .stabviz-picture { background: #fff; border-radius: 3px; margin-top: 8px; }
 .stabviz-picture svg { display: block; width: 100%; height: 100%; }
 .stabviz-table table { border-collapse: collapse; font-size: 0.92em; color: var(--jp-ui-font-color1, #222); }
 .stabviz-table th, .stabviz-table td { padding: 1px 10px; text-align: right; border: 0;

@@ -57,4 +57,5 @@ def draw_training(figure: Figure, trace: Trace, values: dict) -> str:
     is_threshold = isinstance(clip_norm, int | float) and not isinstance(clip_norm, bool)
     plot_gradient_norm(bottom, trace, clip_norm=clip_norm if is_threshold else None, legend=False)
     top.set_xlabel("")
+    bottom.set_ylabel("gradient norm")
     return describe(trace)

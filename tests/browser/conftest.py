@@ -1,5 +1,8 @@
 """Real JupyterLab in a real Chromium: a server, a browser, a notebook that a test opens, runs and moves."""
 
+import ast
+import io
+import itertools
 import json
 import os
 import re
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).resolve().parents[2] / "test-results"
 """Where screenshots go; ignored by git."""
@@ -126,6 +130,10 @@ class Notebook:
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=40_000)
         page.wait_for_function(f"() => {SESSION}?.session?.kernel?.status === 'idle'", timeout=40_000)
 
+    def close(self):
+        self.page.evaluate(f"() => {SESSION}?.shutdown?.()")
+        self.page.close()
+
     def command(self, name, **arguments):
         self.page.evaluate("([name, args]) => window.jupyterapp.commands.execute(name, args)",
                            [name, arguments])
@@ -143,6 +151,18 @@ class Notebook:
             """() => { const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
                        return prompts.length && prompts.every(each => /\\d/.test(each.textContent)); }""",
             timeout=timeout_s * 1000)
+
+    def begin(self, code):
+        """Have the kernel run code, as a long cell would, without waiting for it."""
+        self.page.evaluate("([path, code]) => { eval(path).session.kernel.requestExecute({code}) }", [SESSION, code])
+
+    def ask(self, expression):
+        """Return the value of a Python literal that the kernel computes."""
+        reply = self.page.evaluate("""async ([path, expression]) => {
+            const kernel = eval(path).session.kernel;
+            const future = kernel.requestExecute({code: '', user_expressions: {asked: expression}, silent: true});
+            return (await future.done).content.user_expressions.asked; }""", [SESSION, expression])
+        return ast.literal_eval(reply["data"]["text/plain"])
 
     def errors(self):
         """Return the text of every traceback on the page."""
@@ -192,17 +212,55 @@ class PanelOnPage:
             .map(each => [each.dataset.gid, each.querySelector('path').getAttribute('d')])""")
         return {gid: path for gid, path in found if not re.match(NO_CURVE, gid)}
 
+    def button(self, name):
+        return self.root.get_by_role("button", name=name, exact=True)
+
+    def watch(self):
+        """Note from now on when a key goes up or down and when the picture changes."""
+        self.root.evaluate("""root => {
+            const seen = window.seen = {key: null, picture: null};
+            document.addEventListener('keydown', () => { seen.key ??= performance.now() }, {capture: true});
+            const watcher = new MutationObserver(() => { if (seen.key !== null && seen.picture === null)
+                requestAnimationFrame(() => { seen.picture ??= performance.now(); watcher.disconnect() }) });
+            watcher.observe(root.querySelector('.stabviz-picture'), {subtree: true, childList: true}); }""")
+
+    def first_picture_ms(self):
+        """Return the time from the key to the frame in which the next picture is painted."""
+        self.page.wait_for_function("() => window.seen.picture !== null")
+        return self.page.evaluate("() => window.seen.picture - window.seen.key")
+
+    def contrast(self, part):
+        """Return the contrast (WCAG 2) between the words of a part and the ground behind them."""
+        return self.root.locator(part).first.evaluate("""part => {
+            const numbers = text => text.match(/[\\d.]+/g).map(Number);
+            const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
+                .map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+                .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+            let ground = part, colour = [0, 0, 0, 0];
+            while (ground && colour[3] === 0) {
+                colour = numbers(getComputedStyle(ground).backgroundColor);
+                if (colour.length === 3) colour.push(1);
+                ground = ground.parentElement; }
+            const both = [light(colour), light(numbers(getComputedStyle(part).color))].sort((a, b) => b - a);
+            return (both[0] + 0.05) / (both[1] + 0.05); }""")
+
     def label(self):
         return self.root.locator("svg[role=img]").get_attribute("aria-label")
 
 
-@pytest.fixture
-def open_notebook(browser, lab_servers):
-    """Return open(path or list of cells, subshells=True) -> Notebook; everything is closed again after the test."""
-    contexts = []
+@pytest.fixture(scope="session")
+def opener(browser, lab_servers):
+    """Return open(path or list of cells, comms_over_subshells=...) -> Notebook, for fixtures of any scope.
 
-    def open_one(source, *, comms_over_subshells="perCommTarget", name="notebook.ipynb"):
+    Pages share one context, so that JupyterLab's scripts are fetched once.
+    """
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    context.set_default_timeout(60_000)
+    numbers = itertools.count(1)
+
+    def open_one(source, *, comms_over_subshells="perCommTarget"):
         server = lab_servers(comms_over_subshells)
+        name = f"notebook-{next(numbers)}.ipynb" if isinstance(source, (list, tuple)) else Path(source).name
         target = server.folder / "notebooks" / name
         if isinstance(source, (list, tuple)):
             cells = [nbformat.v4.new_code_cell(text) for text in source]
@@ -210,18 +268,44 @@ def open_notebook(browser, lab_servers):
             nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), target)
         else:
             shutil.copy(source, target)
-        context = browser.new_context(viewport={"width": 1280, "height": 1000})
-        contexts.append(context)
         page = context.new_page()
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         return Notebook(page, server, name)
 
     yield open_one
-    for context in contexts:
-        for page in context.pages:
-            page.evaluate(f"() => {SESSION}?.shutdown?.()")
-        context.close()
+    context.close()
+
+
+@pytest.fixture
+def open_notebook(opener):
+    """Return open(...) as above; what a test opens is closed after it, and its kernel ended."""
+    opened = []
+
+    def open_one(source, **settings):
+        opened.append(opener(source, **settings))
+        return opened[-1]
+
+    yield open_one
+    for notebook in opened:
+        notebook.close()
+
+
+@pytest.fixture
+def slowness():
+    """Return how many times slower than a quiet machine this one is now, at what a panel does most: drawing."""
+    quiet_s = 0.09
+    spent_s = []
+    for _ in range(5):
+        began_s = time.perf_counter()
+        figure = Figure(figsize=(7.2, 4.2))
+        for axes in figure.subplots(2, 1):
+            axes.set_yscale("log")
+            axes.plot([1, 2, 3], [1, 10, 100], label="a")
+            axes.legend()
+        figure.savefig(io.StringIO(), format="svg")
+        spent_s.append(time.perf_counter() - began_s)
+    return max(1.0, sorted(spent_s)[2] / quiet_s)
 
 
 @pytest.fixture
