@@ -6,7 +6,7 @@ No function normalises its embeddings: pass unit vectors where cosine similarity
 import torch
 from torch import Tensor
 
-from stabviz.ops.losses import log_sum_exp
+from stabviz.ops.losses import log_softmax, log_sum_exp
 
 
 def _check_pair(function: str, name: str, query_BE: Tensor, other_BE: Tensor) -> None:
@@ -38,13 +38,13 @@ def info_nce(
         raise ValueError(
             f"info_nce: negatives_CE must be (C, {query_BE.shape[1]}); got {tuple(negatives_CE.shape)!r}"
         )
-    positive_B = (query_BE * positive_BE).sum(dim=-1) / temperature
+    positive_B1 = (query_BE * positive_BE).sum(dim=-1, keepdim=True) / temperature
     negatives_BC = query_BE @ negatives_CE.mT / temperature
-    return (log_sum_exp(torch.cat([positive_B[:, None], negatives_BC], dim=1)) - positive_B).mean()
+    return -log_softmax(torch.cat([positive_B1, negatives_BC], dim=1))[:, 0].mean()
 
 
 def _diagonal_cross_entropy(scores_BB: Tensor) -> Tensor:
-    return (log_sum_exp(scores_BB) - scores_BB.diagonal()).mean()
+    return -log_softmax(scores_BB).diagonal().mean()
 
 
 def info_nce_in_batch(query_BE: Tensor, key_BE: Tensor, temperature: float | Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def cpc_scores(context_BD: Tensor, future_BE: Tensor, weight_DE: Tensor) -> Tens
     """Return CPC's bilinear score of every context with every future: the log of the paper's f_k.
 
     Row i, column j: context i with future j; the diagonal holds the pairs that belong together, so that
-    mean(log_sum_exp(scores) - diagonal) is InfoNCE.
+    minus the mean of log_softmax(scores) on the diagonal is InfoNCE.
 
     Shapes: context_BD (B, D), future_BE (B, E), weight_DE (D, E) -> scores_BB (B, B)
     Raises: ValueError if the shapes do not fit

@@ -23,11 +23,11 @@ class CrossEntropyMeasures:
 
 
 def _exponentials(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(score - row maximum), its row sum, and log sum exp; the row axis is kept."""
+    """exp(score - row maximum), its row sum, and the row maximum; the row axis is kept."""
     row_max = scores.amax(dim=-1, keepdim=True)
     exponentials = (scores - row_max).clamp_min_(exp_floor(scores.dtype)).exp_()
     normaliser = exponentials.sum(dim=-1, keepdim=True)
-    return exponentials, normaliser, row_max + normaliser.log()
+    return exponentials, normaliser, row_max
 
 
 class _LogSumExp(_Rowwise):
@@ -35,8 +35,8 @@ class _LogSumExp(_Rowwise):
 
     @staticmethod
     def forward(scores: Tensor) -> tuple[Tensor, Tensor]:
-        exponentials, normaliser, log_z = _exponentials(scores)
-        return log_z, exponentials.div_(normaliser)
+        exponentials, normaliser, row_max = _exponentials(scores)
+        return row_max + normaliser.log(), exponentials.div_(normaliser)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -69,13 +69,14 @@ class _CrossEntropy(Function):
     def forward(logits_NV, targets_N, ignore_index, label_smoothing, z_loss):
         keep_N = targets_N != ignore_index
         kept = keep_N.sum(dim=-1)
-        exponentials, normaliser, log_z_N1 = _exponentials(logits_NV)
-        log_z_N = log_z_N1.squeeze(-1)
+        exponentials, normaliser, row_max = _exponentials(logits_NV)
+        log_sum_N, max_N = normaliser.log().squeeze(-1), row_max.squeeze(-1)
+        log_z_N = max_N + log_sum_N
         target_N = logits_NV.gather(-1, targets_N.masked_fill(~keep_N, 0).unsqueeze(-1)).squeeze(-1)
         if label_smoothing is not None:
             smooth = _per_row(label_smoothing)
             target_N = (1 - smooth) * target_N + smooth * logits_NV.mean(dim=-1)
-        loss_N = log_z_N - target_N
+        loss_N = log_sum_N - (target_N - max_N)     # log Z - target would round a small loss at large logits
         if z_loss is not None:
             loss_N = loss_N + _per_row(z_loss) * log_z_N.square()
         loss_nats = torch.where(keep_N, loss_N, 0.0).sum(dim=-1) / kept
@@ -146,7 +147,9 @@ def log_softmax(scores: Tensor, dim: int = -1) -> Tensor:
     >>> log_softmax(torch.tensor([0.0, 200.0]))
     tensor([-200.,    0.])
     """
-    return scores - log_sum_exp(scores, dim).unsqueeze(dim)
+    # The row maximum goes first: log Z of large scores would round away the digits of a small result.
+    shifted = scores - scores.detach().amax(dim=dim, keepdim=True)
+    return shifted - log_sum_exp(shifted, dim).unsqueeze(dim)
 
 
 def _check_logits(function: str, logits_NV: Tensor, targets_N: Tensor) -> None:
@@ -216,11 +219,11 @@ def cross_entropy_grad(
     """
     _check_logits("cross_entropy_grad", logits_NV, targets_N)
     keep_N1 = (targets_N != ignore_index).unsqueeze(-1)
-    exponentials, normaliser, log_z = _exponentials(logits_NV)
+    exponentials, normaliser, row_max = _exponentials(logits_NV)
     V = logits_NV.shape[-1]
-    one_hot_NV = targets_N.unsqueeze(-1) == torch.arange(V, device=targets_N.device)
+    one_hot_NV = (targets_N.unsqueeze(-1) == torch.arange(V, device=targets_N.device)).to(logits_NV.dtype)
     target_NV = (1 - label_smoothing) * one_hot_NV + label_smoothing / V
-    grad_NV = exponentials / normaliser * (1 + 2 * z_loss * log_z) - target_NV
+    grad_NV = exponentials / normaliser * (1 + 2 * z_loss * (row_max + normaliser.log())) - target_NV
     return torch.where(keep_N1, grad_NV / keep_N1.sum(), 0.0)
 
 

@@ -156,7 +156,7 @@ def test_uniformity_of_a_collapsed_set_is_zero_and_low_when_spread():
 
 def test_contrastive_functions_name_what_does_not_fit():
     x = torch.zeros(B, E)
-    with pytest.raises(ValueError, match=r"info_nce: positive_BE must be \(B, E\) like its partner, \(5, 11\); got \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"info_nce: positive_BE must be \(B, E\) like .*, \(5, 11\); got \(5, 3\)"):
         info_nce(x, torch.zeros(B, 3), x, 1.0)
     with pytest.raises(ValueError, match=r"info_nce: negatives_CE must be \(C, 11\); got \(7, 3\)"):
         info_nce(x, x, torch.zeros(C, 3), 1.0)

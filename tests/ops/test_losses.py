@@ -116,9 +116,10 @@ OPTIONS = [{}, {"label_smoothing": 0.2}, {"z_loss": 0.3}, {"label_smoothing": 0.
 def test_cross_entropy_gradient_by_hand_is_the_gradient(options, ignored):
     logits_NV, targets_N = randn(N, V), some_targets(ignored=ignored)
     by_hand = cross_entropy_grad(logits_NV.detach(), targets_N, **options)
-    torch.testing.assert_close(gradient(lambda x: cross_entropy(x, targets_N, **options)[0], logits_NV), by_hand, **CLOSE)
-    assert gradcheck(lambda x: cross_entropy(x, targets_N, **options)[0], (logits_NV,))
-    assert gradgradcheck(lambda x: cross_entropy(x, targets_N, **options)[0], (logits_NV,))
+    loss = lambda x: cross_entropy(x, targets_N, **options)[0]  # noqa: E731
+    torch.testing.assert_close(gradient(loss, logits_NV), by_hand, **CLOSE)
+    assert gradcheck(loss, (logits_NV,))
+    assert gradgradcheck(loss, (logits_NV,))
     assert (by_hand[list(ignored)] == 0).all()
 
 
@@ -170,6 +171,15 @@ def test_cross_entropy_extremes_in_float32():
         cross_entropy_grad(logits_NV, torch.tensor([1, 0])),
         torch.tensor([[0.5, -0.5, 0.0], [-0.5, 0.5, 0.0]]), rtol=0, atol=1e-20,
     )
+
+
+def test_a_small_loss_keeps_its_digits_at_large_logits():
+    # Shifting all logits by 1e4 changes nothing; log Z - logit in float32 would leave a rounding of 1e-3.
+    shifted_NV = torch.tensor([[10000.0, 10003.0]])
+    for loss_nats in (cross_entropy(shifted_NV, torch.tensor([1]))[0], -log_softmax(shifted_NV)[0, 1]):
+        assert loss_nats.item() == pytest.approx(math.log1p(math.exp(-3)), rel=1e-6)
+    naive = log_sum_exp(shifted_NV)[0] - shifted_NV[0, 1]
+    assert abs(naive.item() - math.log1p(math.exp(-3))) > 1e-5      # the law broken on purpose
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
