@@ -58,7 +58,7 @@ def predict(name: str, question: str, options=None, *, low=None, high=None, unit
     if high is None or not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"predict: low and high must be finite with low < high; got {low!r}, {high!r}")
     label = f"{low:g} to {high:g} {unit}".strip()
-    field = ipywidgets.BoundedFloatText(min=low, max=high, value=low, step="any", description=label,
+    field = ipywidgets.BoundedFloatText(min=low, max=high, value=low, step=None, description=label,
                                         style={"description_width": "initial"})
     return Prediction(name, question, field)
 
