@@ -71,7 +71,7 @@ class Spike:
     expected: float
     """Level just before it: median of the five values before its first step."""
     sigmas: float
-    """Height in robust deviations (median absolute deviation x 1.4826) of the window before it."""
+    """Greatest height above the window's median, in robust deviations (1.4826 x median absolute deviation)."""
     recovered: bool
     """Whether a later value came back within half of the excursion."""
 
@@ -118,7 +118,7 @@ def find_spikes(values_S, *, sigmas: float = SPIKE_SIGMAS, window: int = SPIKE_W
         limit = expected + (values_S[top] - expected) / 2
         found.append(Spike(
             index=top, value=float(values_S[top]), expected=expected,
-            sigmas=float((values_S[top] - expected) / max(sigma_S[first], np.finfo(float).tiny)),
+            sigmas=_most_deviations(height_S[first:last + 1], sigma_S[first:last + 1]),
             recovered=bool(np.any(values_S[top + 1:] <= limit))))
     return found
 
@@ -150,7 +150,8 @@ def verdict(trace: Trace, run: int, *, floor: float | None = None, chance: float
     chance = trace.setting(run, "chance_nats") if chance is None else chance
     floor = 0.0 if floor is None else float(floor)
     alive_S = loss_S[np.isfinite(loss_S)]
-    initial, final = float(alive_S[0]), float(trace.take([run]).final("loss_nats", FINAL_SHARE)[0])
+    tail_S = loss_S[-max(1, round(FINAL_SHARE * len(loss_S))):]  # its last value is finite: the run lives
+    initial, final = float(alive_S[0]), float(tail_S[np.isfinite(tail_S)].mean())
     if chance is not None and not floor < chance:
         raise ValueError(f"verdict: floor must be below chance = {chance!r}; got {floor!r}")
     level = initial if chance is None else float(chance)
@@ -269,6 +270,11 @@ def _healthy(trace, run, initial, final, level, way, floor, named, unit) -> Verd
     return Verdict(kind="healthy", step=None, evidence=(
         f"loss went from {initial:.3g} to {final:.3g} {unit}, {(level - final) / way:.0%} of the way "
         f"from {named} to the floor {floor:.3g}{note}"))
+
+
+def _most_deviations(height_S, sigma_S) -> float:
+    known = np.isfinite(sigma_S)
+    return float(np.max(height_S[known] / np.maximum(sigma_S[known], np.finfo(float).tiny)))
 
 
 def _windows(values_S, window):

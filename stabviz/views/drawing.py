@@ -104,7 +104,7 @@ def quantiles(values_RS: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     Leaving dead runs out would draw the survivors' curve, which looks better the more runs have died.
     """
     worst = 1e300
-    filled_RS = np.where(np.isfinite(values_RS), values_RS, worst).astype(np.float64)
+    filled_RS = np.where(np.isfinite(values_RS), values_RS.astype(np.float64), worst)
     found = np.quantile(filled_RS, shares, axis=0)
     return np.where(found > worst / 1e6, np.inf, found)
 
@@ -214,8 +214,7 @@ def place_legend(axes: Axes, title: str | None = None, *, loc: str = "upper righ
         title = title or "line: median, band: 10–90 %"
     if not handles:
         return
-    # curves fall from the upper left, so the upper right is free, unless runs diverge into it
-    inside = len(handles) <= 4 and not marks or loc != "upper right"
+    inside = loc != "upper right" or len(handles) <= 4 and not marks and _corner_is_free(axes)
     place = {"loc": loc} if inside else {"loc": "upper left", "bbox_to_anchor": (1.005, 1)}
     box = axes.legend(handles, names, title=title, fontsize=9, title_fontsize=8.5, frameon=inside,
                       framealpha=0.9, edgecolor="none", handlelength=2.6, borderaxespad=0.2, **place)
@@ -225,6 +224,17 @@ def place_legend(axes: Axes, title: str | None = None, *, loc: str = "upper righ
         for text in axes.texts:
             if text.get_gid() in ("words-level-chance", "words-level-clip"):
                 text.xy = (0.64, text.xy[1])
+
+
+def _corner_is_free(axes: Axes) -> bool:
+    """Whether no curve enters the upper right, where a legend would hide it."""
+    for line in axes.lines:
+        if (line.get_gid() or "").startswith(("curve-", "run-", "path-")):
+            points = axes.transData.transform(np.c_[line.get_xdata(), line.get_ydata()])
+            x, y = axes.transAxes.inverted().transform(points[np.isfinite(points).all(axis=1)]).T
+            if np.any((x > 0.45) & (y > 0.55)):
+                return False
+    return True
 
 
 def _order(value):

@@ -80,6 +80,13 @@ def test_verdict_diverged_when_more_than_half_of_what_was_learned_is_lost(lost, 
         assert "has not come back yet" in got.evidence
 
 
+@pytest.mark.parametrize(("learned", "kind"), [(0.08, "stalled"), (0.14, "diverged")])
+def test_verdict_diverged_by_loss_of_learning_needs_something_learned(learned, kind):
+    """Up to a tenth of the way is what a stalled run's wandering reaches."""
+    loss = CHANCE - learned * WAY * np.clip(1.5 - np.abs(np.arange(S) - 80) / 40, 0, 1)
+    assert judge(loss).kind == kind
+
+
 @pytest.mark.parametrize(("covered", "kind"), [(0.04, "stalled"), (0.06, "healthy")])
 def test_verdict_stalled_below_a_twentieth_of_the_way(covered, kind):
     got = judge(learning(CHANCE - covered * WAY, noise=0.02))
@@ -205,6 +212,14 @@ def test_find_spikes_sees_a_spike_while_the_curve_still_falls():
     loss = learning(noise=0.03) + 1.2 * np.exp(-np.arange(S) / 40)
     loss[61] += 1.2
     assert [spike.index for spike in find_spikes(loss, min_height=0.2)] == [61]
+
+
+def test_find_spikes_reports_no_fewer_deviations_than_asked():
+    rng = np.random.default_rng(13)
+    values = rng.standard_t(2, 997)
+    spikes = find_spikes(values)
+    assert len(spikes) > 5
+    assert min(spike.sigmas for spike in spikes) > 7
 
 
 def test_find_spikes_needs_no_data_and_a_usable_window():

@@ -31,8 +31,9 @@ def test_quantiles_agree_with_numpy_where_all_is_finite():
 
 
 def test_quantiles_are_infinite_where_dead_runs_decide():
-    values = np.array([[1.0], [2.0], [3.0], [math.nan], [math.inf]])
-    assert quantiles(values, [0.1, 0.5, 0.7, 0.9])[:, 0].tolist() == pytest.approx([1.4, 3, math.inf, math.inf])
+    for dtype in (np.float32, np.float64):
+        values = np.array([[1.0], [2.0], [3.0], [math.nan], [math.inf]], dtype)
+        assert quantiles(values, [0.1, 0.5, 0.7, 0.9])[:, 0].tolist() == pytest.approx([1.4, 3, math.inf, math.inf])
 
 
 def test_thin_keeps_ends_and_extremes_of_every_stretch():

@@ -169,6 +169,17 @@ def test_plot_loss_fan_draws_traces_without_steps_or_with_one_or_all_dead():
     assert low < curve_points(figure, "nonfinite-loss_nats-1")[1][0] < high
 
 
+def test_plot_loss_fan_keeps_the_legend_off_the_curves():
+    def beside(values):
+        trace = Trace(steps=range(S), signals={"loss_nats": [values]}, runs=[{}], config={"chance_nats": 4.0})
+        figure, axes = axes_of(plot_loss_fan, trace)
+        figure.draw_without_rendering()
+        box = axes.get_legend().get_window_extent()
+        return box.x0 >= axes.get_window_extent().x1
+    assert not beside(np.linspace(4, 2, S))
+    assert beside(np.linspace(4, 3.9, S) + 1.0 * (np.arange(S) == 3) - 1.5 * (np.arange(S) == 5))
+
+
 def test_plot_loss_fan_refuses_an_unknown_label():
     with pytest.raises(ValueError, match=r"by must be among the labels \['lr', 'seed'\]; got 'width'"):
         axes_of(plot_loss_fan, make(), by="width")
