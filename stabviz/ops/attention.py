@@ -342,7 +342,9 @@ class _TiledAttention(Function):
         grad_row = (grad_out * out).sum(dim=-1, keepdim=True)
         if grad_log_z is not None:
             grad_row = grad_row - grad_log_z
-        grad_query, grad_key, grad_value = torch.zeros_like(query), [], []
+        # Buffers, not lists of tiles: small results kept between large temporaries fragment the heap to 1 GiB.
+        # Made from grad_row, so that they carry the axis of whichever argument a vmap has batched.
+        grad_query, grad_key, grad_value = (grad_row.new_zeros(x.shape) for x in (query, key, value))
         for start in range(0, key.shape[-2], ctx.tile):
             stop = start + ctx.tile
             scores = _scores(query, key[..., start:stop, :], softcap)
@@ -351,15 +353,15 @@ class _TiledAttention(Function):
             weights = below.clamp_min(exp_floor(scores.dtype)).exp()
             if keep is not None:
                 weights = weights * keep
-            grad_value.append(weights.mT @ grad_out)
+            grad_value[..., start:stop, :] = weights.mT @ grad_out
             grad_scores = weights * (grad_out @ value[..., start:stop, :].mT - grad_row)
             if softcap is not None:
                 cap = torch.as_tensor(softcap, dtype=query.dtype, device=query.device)
                 raw = query @ key[..., start:stop, :].mT
                 grad_scores = grad_scores * (1 - torch.tanh(raw / cap).square())
-            grad_query = grad_query + grad_scores @ key[..., start:stop, :]
-            grad_key.append(grad_scores.mT @ query)
-        return grad_query, torch.cat(grad_key, dim=-2), torch.cat(grad_value, dim=-2), None, None, None, None
+            grad_query.add_(grad_scores @ key[..., start:stop, :])
+            grad_key[..., start:stop, :] = grad_scores.mT @ query
+        return grad_query, grad_key, grad_value, None, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, query, key, value, mask, softcap, causal, tile):
