@@ -9,8 +9,8 @@ and the optimizer are a handful of operations, whatever the number of tensors.
 import ctypes
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -74,14 +74,13 @@ def stream(
     for index, run in enumerate(experiment.runs):
         groups.setdefault(run.structure, []).append(index)
     steps = experiment.runs[0].steps
-    with torch.enable_grad(), _threads(experiment, where):
+    with torch.enable_grad(), _Threads(where) as threads:
         batches = [_Batch([experiment.runs[r] for r in rows], where, measure) for rows in groups.values()]
         done = 0
         for step in range(steps):
             if cancelled is not None and cancelled():
                 break
-            for batch in batches:
-                batch.step()
+            threads.timed(lambda: [batch.step() for batch in batches])
             done = step + 1
             if done % every == 0 and done < steps:
                 yield _trace(experiment, list(groups.values()), batches, done)
@@ -349,25 +348,44 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-@contextmanager
-def _threads(experiment: Experiment, device: torch.device):
-    """Set the thread count of this thread by the size of the work, and put it back.
+class _Threads:
+    """Sets how many threads a step uses, one or all, by timing both; puts the number back at the end.
 
-    By size and not by a stopwatch: the number of threads may change the last bit of a sum, and the same seed
-    must give the same curve. Below about 32k numbers a step the threads wait for one another.
+    A step is hundreds of small operations, and threads that wait for one another can cost far more than they bring,
+    above all on a machine that others use. The number does not change a result by a bit (a test holds it to that),
+    so a stopwatch may decide: six of every hundred steps alternate, and the faster number does the rest.
     """
-    before = torch.get_num_threads()
-    first = experiment.runs[0]
-    numbers = len(experiment.runs) * first.batch * first.context * first.width
-    small = first.task in ("ravine", "quartic", "bowl", "regression") or numbers < 2**15
-    if device.type == "cpu":
+
+    TRIALS, PERIOD = 6, 100
+
+    def __init__(self, device: torch.device):
+        self.before = torch.get_num_threads()
+        self.counts = (self.before, 1) if device.type == "cpu" and self.before > 1 else (self.before,)
+        self.seconds: dict[int, float] = {}
+        self.step = 0
+
+    def __enter__(self):
         _keep_freed_memory()
-        if small:
-            torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return self
+
+    def __exit__(self, *_):
+        torch.set_num_threads(self.before)
+
+    def timed(self, do: Callable[[], None]) -> None:
+        place = self.step % self.PERIOD
+        self.step += 1
+        if place == 0:
+            self.seconds = dict.fromkeys(self.counts, math.inf)
+        if place < self.TRIALS:
+            count = self.counts[place % len(self.counts)]
+        else:
+            count = min(self.seconds, key=self.seconds.__getitem__)
+        if count != torch.get_num_threads():
+            torch.set_num_threads(count)
+        start = time.perf_counter()
+        do()
+        if place < self.TRIALS:
+            self.seconds[count] = min(self.seconds[count], time.perf_counter() - start)
 
 
 def _keep_freed_memory(megabytes: int = 512) -> None:
@@ -396,7 +414,7 @@ def _trace(experiment: Experiment, groups: list[list[int]], batches: list[_Batch
                 signals[name][rows] = values_SR[:done].T.cpu().numpy()
     first = batches[0].problem
     config = experiment.shared | {"device": str(batches[0].device)}
-    config |= {"floor_nats": first.floor_nats, "chance_nats": first.chance_nats}
+    config |= {"floor_nats": first.floor_nats, "chance_nats": first.chance_nats, "loss_unit": first.loss_unit}
     return Trace(
         config=config, steps=np.arange(done), signals=signals, runs=[dict(label) for label in experiment.labels],
         events=_events(signals, experiment),

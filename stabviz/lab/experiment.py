@@ -88,7 +88,7 @@ class Run:
     poison_scale: float = 1e3
     """Factor of the planted fault; nan plants a NaN."""
     on_non_finite: str = "freeze"
-    """What a non-finite loss or gradient does: "freeze" the run, "skip" the step, or "apply" it like a careless loop."""
+    """What a non-finite loss or gradient does: "freeze" the run, "skip" the step, or "apply" it as loops do."""
     condition: float = 20.0
     """Curvature across the ravine, in units of that along it."""
     start_x: float = 10.0

@@ -38,6 +38,8 @@ class Problem(Protocol):
 
     floor_nats: float | None
     chance_nats: float | None
+    loss_unit: str
+    """"nats", or "" where the loss is a height or a squared error."""
     knobs: tuple[str, ...]
     """Names of the numeric knobs that `loss` reads."""
 
@@ -71,6 +73,8 @@ def _per_seed(runs: Sequence[Run], draw: Callable[[Run], Tensor]) -> Tensor:
 
 class SequenceProblem:
     """Predict the next token with a transformer or an LSTM."""
+
+    loss_unit = "nats"
 
     def __init__(self, run: Run):
         self.run = run
@@ -145,7 +149,7 @@ class SurfaceProblem:
     """Descend a surface in one or two dimensions; the parameters are a position."""
 
     knobs = ("condition",)
-    floor_nats, chance_nats = 0.0, None
+    floor_nats, chance_nats, loss_unit = 0.0, None, ""
 
     def __init__(self, run: Run):
         self.run = run
@@ -188,7 +192,7 @@ class RegressionProblem:
     """Fit 200 points with a tanh perceptron, all points at every step: gradient descent without noise."""
 
     knobs = ()
-    floor_nats, chance_nats = 0.0, None
+    floor_nats, chance_nats, loss_unit = 0.0, None, ""
 
     def __init__(self, run: Run):
         self.config = MlpConfig(inputs=2, width=run.width, layers=run.layers)

@@ -125,7 +125,7 @@ def copy_tokens(steps: int, batch: int, context: int, generator: torch.Generator
     Lesson: 01-attention
 
     >>> copy_tokens(1, 1, 4, torch.Generator().manual_seed(0))[0, 0]
-    tensor([13,  2,  0, 13,  2])
+    tensor([13, 16,  0, 13, 16])
     """
     if context % 2:
         raise ValueError(f"copy_tokens: context must be even, two halves; got {context!r}")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stabviz.lab import grid, stream, train
 from stabviz.lab import engine as engine_module
+from stabviz.lab import grid, stream, train
 from stabviz.lab.problems import problem_of
 from stabviz.models import transformer_logits
 from stabviz.ops import OPTIMIZERS
@@ -248,6 +248,46 @@ def test_stream_restores_the_thread_count():
     before = torch.get_num_threads()
     train(grid("bowl", optimizer="sgd", lr=0.1, steps=3))
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("knobs", [{"width": 32}, {"width": 64, "context": 64}, {"model": "lstm"}, {"norm": "post"}])
+def test_the_number_of_threads_does_not_change_a_bit(knobs):
+    """What lets a stopwatch choose the number of threads: equal seeds give equal curves whatever it says."""
+    experiment = grid("text", **{"seed": range(5), "clip_norm": 0.5, "lr": 1e-2, "steps": 5} | knobs)
+    before, runs = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            batch = engine_module._Batch(list(experiment.runs), torch.device("cpu"), True)
+            for _ in range(5):
+                batch.step()
+            runs.append(batch.params_RP.clone())
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2])
+
+
+def test_threads_are_chosen_by_the_stopwatch(monkeypatch):
+    clock = iter(range(10**6))
+    slow = {1: 0, 2: 0}
+    monkeypatch.setattr(engine_module.time, "perf_counter", lambda: next(clock) + slow["now"])
+    slow["now"] = 0
+
+    def work():
+        slow["now"] += 100 if torch.get_num_threads() == 2 else 1
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with engine_module._Threads(torch.device("cpu")) as threads:
+            seen = []
+            for _ in range(12):
+                threads.timed(lambda: (seen.append(torch.get_num_threads()), work()))
+    finally:
+        torch.set_num_threads(before)
+    assert seen[:6] == [2, 1, 2, 1, 2, 1]
+    assert seen[6:] == [1] * 6
 
 
 def test_stream_refuses_every_zero():

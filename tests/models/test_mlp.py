@@ -10,8 +10,10 @@ N, INPUTS, WIDTH, OUTPUTS = 5, 2, 7, 3
 def test_mlp_outputs_equal_torchs_sequential():
     config = MlpConfig(inputs=INPUTS, outputs=OUTPUTS, width=WIDTH, layers=3)
     params = init_mlp(config, torch.Generator().manual_seed(0))
-    twin = nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, OUTPUTS))
-    twin.load_state_dict({f"{2 * i}.{kind}": params[f"layer{i}.{kind}"] for i in range(3) for kind in ("weight", "bias")})
+    first, middle, last = nn.Linear(INPUTS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, OUTPUTS)
+    twin = nn.Sequential(first, nn.Tanh(), middle, nn.Tanh(), last)
+    for layer, linear in enumerate((first, middle, last)):
+        linear.load_state_dict({kind: params[f"layer{layer}.{kind}"] for kind in ("weight", "bias")})
     x = torch.randn(N, INPUTS)
     torch.testing.assert_close(mlp_outputs(params, x, config), twin(x), rtol=1e-5, atol=1e-6)
 

@@ -27,7 +27,8 @@ def torch_twin(config, params):
         )
         for parameter in layer.parameters():
             parameter.data.zero_()
-        layer.self_attn.in_proj_weight.data = torch.cat([mine[f"attention.{n}.weight"] for n in ("query", "key", "value")])
+        projections = [mine[f"attention.{name}.weight"] for name in ("query", "key", "value")]
+        layer.self_attn.in_proj_weight.data = torch.cat(projections)
         layer.self_attn.out_proj.weight.data = mine["attention.output.weight"]
         layer.linear1.weight.data = mine["feed_forward.up.weight"]
         layer.linear2.weight.data = mine["feed_forward.down.weight"]
