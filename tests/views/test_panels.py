@@ -231,6 +231,72 @@ def test_error_of_a_run_that_is_no_longer_wanted_is_not_shown():
     assert level(shown) == 0.7
 
 
+def test_error_after_stop_is_not_shown():
+    may_fail = threading.Event()
+
+    def run(lr):
+        yield trace_of(lr, 1)
+        may_fail.wait(5)
+        raise RuntimeError("old")
+
+    shown = panel(run, [LR])
+    shown.set(lr=0.5)
+    wait_until(lambda: shown.curves())
+    shown.stop()
+    may_fail.set()
+    shown.wait()
+    assert shown.status == "cancelled"
+    assert shown.error is None
+
+
+def test_stop_during_a_drawing_shows_nothing_more_and_keeps_nothing_in_memory():
+    drawing, may_draw = threading.Event(), threading.Event()
+
+    def draw(figure, trace, values):
+        drawing.set()
+        may_draw.wait(5)
+        return draw_training(figure, trace, values)
+
+    shown = panel(slow(0.0), [LR], draw=draw)
+    shown.set(lr=0.5)
+    drawing.wait(5)
+    shown.stop()
+    may_draw.set()
+    shown.wait()
+    assert shown.curves() == {}
+    assert shown.status == "cancelled"
+    shown.set(lr=0.5)
+    shown.wait()
+    assert shown.trace.n_steps == N_STEPS
+
+
+def test_iterator_that_is_no_longer_wanted_is_closed():
+    closed = []
+
+    class Steps:
+        """Not a generator: nothing closes it but the panel."""
+
+        def __init__(self, lr):
+            self.lr = lr
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            time.sleep(0.01)
+            return trace_of(self.lr, 1)
+
+        def close(self):
+            closed.append(self.lr)
+
+    shown = panel(Steps, [LR])
+    shown.set(lr=0.5)
+    wait_until(lambda: shown.curves())
+    shown.stop()
+    shown.wait()
+    assert closed == [0.5]
+
+
 def test_divergence_is_told_with_step_and_number_of_runs_and_is_marked():
     loss_RS = np.ones((N_RUNS, N_STEPS))
     loss_RS[1, 7:] = np.nan
