@@ -12,9 +12,9 @@ from stabviz.views.plots import (
     plot_lr_curve,
     plot_stability_map,
 )
-from stabviz.views.svg import curve_points, figure_svg
+from stabviz.views.svg import curve_points, figure_svg, show
 from stabviz.views.text import describe, table_of, text_table
 
 __all__ = ["Choice", "Knob", "Panel", "curve_points", "describe", "figure_svg", "new_figure", "panel",
            "plot_attention", "plot_gradient_norm", "plot_layer_norms", "plot_loss_fan", "plot_loss_surface",
-           "plot_lr_curve", "plot_stability_map", "table_of", "text_table"]
+           "plot_lr_curve", "plot_stability_map", "show", "table_of", "text_table"]
