@@ -43,7 +43,7 @@ def figure_svg(figure: Figure, label: str, *, prefix: str | None = None) -> str:
 
 
 class Shown:
-    """A drawn figure that JupyterLab shows, also before the notebook is trusted: an <img> whose alt text is the finding."""
+    """A drawn figure that JupyterLab shows even in an untrusted notebook: an <img> whose alt text is the finding."""
 
     def __init__(self, svg: str, label: str):
         self.svg, self.label = svg, label
