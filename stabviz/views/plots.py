@@ -58,8 +58,12 @@ def plot_loss_fan(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = 
     """
     look(axes, "step", _unit_label(trace, signal))
     is_loss = signal == "loss_nats"
+    log = is_loss and _needs_log(trace[signal])
+    floor = trace.config.get("floor_nats") if floor is None else floor
+    if log and floor is not None and floor <= 0:
+        floor = float("nan")        # a logarithmic axis has no place for it
     levels = task_levels(axes, trace, chance, floor) if is_loss else []
-    _draw_fan(axes, trace, signal, group_runs(trace, by), levels, log=is_loss and _needs_log(trace[signal]))
+    _draw_fan(axes, trace, signal, group_runs(trace, by), levels, log=log)
     if legend:
         place_legend(axes)
     return axes

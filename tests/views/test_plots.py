@@ -248,3 +248,12 @@ def test_new_figure_is_white_and_knows_no_pyplot():
         if name.startswith("stabviz.views"):
             assert not hasattr(module, "plt"), name
             assert "pyplot" not in vars(module), name
+
+
+@pytest.mark.filterwarnings("error")
+def test_plot_loss_fan_leaves_out_a_floor_of_zero_where_the_axis_is_logarithmic():
+    trace = Trace(steps=range(3), signals={"loss_nats": [[1.0, 50.0, 0.5]]}, runs=[{"seed": 0}],
+                  config={"floor_nats": 0.0})
+    axes = plot_loss_fan(new_figure().subplots(), trace)
+    assert axes.get_yscale() == "log"
+    assert "level-floor" not in {line.get_gid() for line in axes.lines}
