@@ -25,6 +25,7 @@ STYLE = """<style>
 .stabviz-running { border-left-color: #1f6fd0; }
 .stabviz-diverged, .stabviz-error { border-left-color: #c8321c; font-weight: 600; }
 .stabviz-panel .stabviz-picture { background: #fff; border-radius: 3px; margin-top: 8px; }
+.stabviz-old svg { opacity: 0.3; }
 .stabviz-picture svg { display: block; width: 100%; height: 100%; }
 .stabviz-table table { border-collapse: collapse; font-size: 0.92em; color: var(--jp-ui-font-color1, #222); }
 .stabviz-table th, .stabviz-table td { padding: 1px 10px; text-align: right; border: 0;

@@ -26,6 +26,7 @@ import ipywidgets
 import torch
 
 from stabviz.trace import Trace
+from stabviz.views.cores import release_after_each_cell, release_idle_threads
 from stabviz.views.knobs import Choice, Control, Knob
 from stabviz.views.looks import outcome, status_html, table_html, title_html
 from stabviz.views.pictures import Picture, draw_training, picture
@@ -33,7 +34,7 @@ from stabviz.views.text import table_of
 
 REDRAW_S = 0.3
 """Least time between two drawings of a growing run."""
-DRAW_SHARE = 0.25
+DRAW_SHARE = 0.2
 """Largest share of a run's time that is spent on drawing it."""
 
 
@@ -134,6 +135,8 @@ class Panel:
         bundle = self.widget._repr_mimebundle_()
         bundle["text/plain"] = f"Panel: {self.title or ', '.join(self.knobs)}. Run this cell to use it."
         display(bundle, raw=True)
+        release_after_each_cell()
+        release_idle_threads()
         if self.trace is None:
             self._moved()
         try:
@@ -170,6 +173,7 @@ class Panel:
                 with self._changed:
                     if self._generation == generation:
                         self.error = error
+                        self._picture.add_class("stabviz-old")   # what is drawn belongs to other values
                         self._say(f"error: {type(error).__name__}: {error}")
 
     def _compute(self, generation: int, values: dict) -> None:
@@ -232,6 +236,7 @@ class Panel:
             if self._generation == generation:
                 self.trace, self._curves, self._places = shown.trace, shown.curves, shown.places
                 self._picture.value = shown.svg
+                self._picture.remove_class("stabviz-old")
                 self._tell_table()
 
     def _say(self, status: str, generation: int | None = None) -> None:

@@ -187,9 +187,11 @@ def test_exception_is_shown_and_raised_by_wait_and_the_next_move_works(when):
     assert shown.status == "error: RuntimeError: too <large>"
     assert "too &lt;large&gt;" in shown._status.value
     assert isinstance(shown.error, RuntimeError)
+    assert "stabviz-old" in shown._picture._dom_classes
     shown.set(lr=0.5)
     shown.wait()
     assert shown.error is None
+    assert "stabviz-old" not in shown._picture._dom_classes
     assert level(shown) == 0.5
 
 
