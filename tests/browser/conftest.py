@@ -231,7 +231,11 @@ class PanelOnPage:
 
     def contrast(self, part):
         """Return the contrast (WCAG 2) between the words of a part and the ground behind them."""
-        return self.root.locator(part).first.evaluate("""part => {
+        return self.contrast_of(self.root.locator(part).first)
+
+    @staticmethod
+    def contrast_of(locator):
+        return locator.evaluate("""part => {
             const numbers = text => text.match(/[\\d.]+/g).map(Number);
             const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
                 .map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
