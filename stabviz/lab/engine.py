@@ -6,10 +6,7 @@ loss depends on another's parameters. The parameters of a batch of runs are one 
 and the optimizer are a handful of operations, whatever the number of tensors.
 """
 
-import ctypes
 import math
-import sys
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -19,6 +16,8 @@ from torch import Tensor
 from stabviz.lab.curvature import Curvature
 from stabviz.lab.experiment import Experiment, Run
 from stabviz.lab.problems import problem_of
+from stabviz.lab.recording import record
+from stabviz.lab.workers import Workers
 from stabviz.ops import (
     OPTIMIZERS,
     SCHEDULES,
@@ -29,6 +28,9 @@ from stabviz.ops import (
     reduce_on_plateau,
 )
 from stabviz.trace import Trace
+
+NUMBERS_TOGETHER = 2**17
+"""Size of the largest intermediate result of the runs that are trained as one batch on a CPU: 512 kB of float32."""
 
 PLATEAU_EVERY = 10
 """Steps between two looks of the "plateau" schedule at the mean loss since the last look."""
@@ -70,23 +72,40 @@ def stream(
     if every < 1:
         raise ValueError(f"stream: every must be at least 1; got {every!r}")
     where = _device(device)
-    groups: dict[tuple, list[int]] = {}
-    for index, run in enumerate(experiment.runs):
-        groups.setdefault(run.structure, []).append(index)
+    groups = _groups(experiment, where)
     steps = experiment.runs[0].steps
-    with torch.enable_grad(), _Threads(where) as threads:
-        batches = [_Batch([experiment.runs[r] for r in rows], where, measure) for rows in groups.values()]
+    most = min(torch.get_num_threads(), len(groups)) if where.type == "cpu" else 1
+    with torch.enable_grad(), Workers(most) as workers:
+        batches = [_Batch([experiment.runs[r] for r in rows], where, measure) for rows in groups]
         done = 0
         for step in range(steps):
             if cancelled is not None and cancelled():
                 break
-            threads.timed(lambda: [batch.step() for batch in batches])
+            workers.each(_Batch.step, batches)
             done = step + 1
             if done % every == 0 and done < steps:
-                yield _trace(experiment, list(groups.values()), batches, done)
+                yield _trace(experiment, groups, batches, done)
                 if not any(batch.alive for batch in batches):
                     break
-        yield _trace(experiment, list(groups.values()), batches, done)
+        yield _trace(experiment, groups, batches, done)
+
+
+def _groups(experiment: Experiment, device: torch.device) -> list[list[int]]:
+    """Runs that are trained as one batch: of one structure, and on a CPU no more than fit a core's cache.
+
+    The sizes depend on the experiment alone, not on the machine, so that neither do the curves.
+    """
+    by_structure: dict[tuple, list[int]] = {}
+    for index, run in enumerate(experiment.runs):
+        by_structure.setdefault(run.structure, []).append(index)
+    if device.type != "cpu":
+        return list(by_structure.values())
+    groups = []
+    for rows in by_structure.values():
+        largest = problem_of(experiment.runs[rows[0]]).numbers_per_run
+        pieces = min(len(rows), max(1, round(len(rows) * largest / NUMBERS_TOGETHER)))
+        groups += [piece.tolist() for piece in np.array_split(rows, pieces)]
+    return groups
 
 
 class _Batch:
@@ -106,14 +125,15 @@ class _Batch:
         self.next_batch = self.problem.batches(runs, device)
         self.knob = {name: self._knob(name, dtype) for name in _KNOBS}
         self.optimizer = OPTIMIZERS[first.optimizer]
-        self.state = torch.vmap(self.optimizer.init)(self.params_RP)
+        state = torch.vmap(self.optimizer.init)(self.params_RP)
+        self.state = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
         self.lr_SR = torch.stack([_rates(run) for run in runs], dim=1).to(device, dtype)
         self.plateau = _Plateau(len(runs), device) if first.schedule == "plateau" else None
         self.curvature = Curvature(self.params_RP) if first.sharpness else None
         self.alive_R = torch.ones(len(runs), dtype=torch.bool, device=device)
         self.step_index = torch.zeros((), dtype=torch.int64, device=device)
         self.signals: dict[str, Tensor] = {}
-        self._captured = None
+        self.steps_done, self.replay, self.news = 0, None, None
 
     def _knob(self, name, dtype):
         """A knob that all runs share stays a number, and costs what a number costs; else (R,)."""
@@ -128,31 +148,37 @@ class _Batch:
         return bool(self.alive_R.any())
 
     def step(self) -> None:
-        if self.device.type == "cuda":
-            self._replay()
+        """The first steps as they are written, later ones by replay: of a CUDA graph, or of a recording."""
+        if self.curvature is not None:
+            self._commit(*self._step())
+        elif self.device.type == "cuda":
+            self._step_on_gpu()
+        elif self.steps_done == 0:
+            self._commit(*self._step())
+        elif self.replay is None:
+            self.replay, self.news = record(self._step, (self.params_RP, *self.state.values()))
+            self._commit(*self.news)
         else:
-            self._step()
+            with torch.no_grad():
+                for action in self.replay:
+                    action()
+                self._commit(*self.news)
+        self.steps_done += 1
 
-    def _replay(self) -> None:
-        """On a GPU: run three steps as they are, capture the fourth as a CUDA graph, replay it from then on."""
-        done = int(self._steps_done())
-        if done < 3 or self.curvature is not None:
+    def _step_on_gpu(self) -> None:
+        """Run three steps as they are, capture the fourth as a CUDA graph, replay it from then on."""
+        if self.steps_done < 3:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                self._step()
+                self._commit(*self._step())
             torch.cuda.current_stream().wait_stream(side)
-            self._replayed = done + 1
             return
-        if self._captured is None:
-            self._captured = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._captured):
-                self._step()
-        self._captured.replay()
-        self._replayed = done + 1
-
-    def _steps_done(self) -> int:
-        return getattr(self, "_replayed", 0)
+        if self.replay is None:
+            self.replay = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.replay):
+                self._commit(*self._step())
+        self.replay.replay()
 
     def views(self, flat_RP: Tensor) -> dict[str, Tensor]:
         """The buffer as a dict of tensors with a leading run axis, sharing its memory."""
@@ -171,7 +197,8 @@ class _Batch:
 
         return torch.vmap(one)(params, batch, varying)
 
-    def _step(self) -> None:
+    def _step(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients, clipping, the optimizer; what comes out is written over the old values by `_commit`."""
         batch = self.next_batch(self.step_index)
         leaves = {name: view.detach().requires_grad_() for name, view in self.views(self.params_RP).items()}
         loss_R, measured = self.losses(leaves, batch)
@@ -192,11 +219,24 @@ class _Batch:
             if self.measure:
                 record |= {name: value.detach() for name, value in measured.items()}
                 record |= self._norms_by_layer(grads_RP) | {"clipped": was_clipped_R}
-            update = self._update(clipped_RP, lr_R, finite_R)
+            news, update = self._update(clipped_RP, lr_R)
             self._write(record | (update if self.measure else {}))
+            goes_R = self.alive_R & (finite_R | (self.runs[0].on_non_finite == "apply"))
             if self.runs[0].on_non_finite == "freeze":
                 self.alive_R &= finite_R
             self.step_index += 1
+            return news, goes_R
+
+    @torch.no_grad()
+    def _commit(self, news: dict[str, Tensor], goes_R: Tensor) -> None:
+        """Take over the new parameters and state of every run that goes on; the others keep theirs to the bit."""
+        # Only a CPU may look: a GPU would have to wait for it. Copying is five times as fast as choosing.
+        all_go = self.device.type == "cpu" and bool(goes_R.all())
+        for name, old in ({"param": self.params_RP} | self.state).items():
+            if all_go:
+                old.copy_(news[name])
+            else:
+                torch.where(goes_R if old.ndim == 1 else goes_R[:, None], news[name], old, out=old)
 
     def _poison(self) -> Tensor:
         at = torch.as_tensor(self.knob["poison_step"], device=self.device)
@@ -230,8 +270,8 @@ class _Batch:
             for (name, _), square in zip(self.layers, squares, strict=True)
         }
 
-    def _update(self, grads_RP, lr_R, finite_R):
-        """One optimizer step for every run that lives; the others keep parameters and state to the bit."""
+    def _update(self, grads_RP, lr_R):
+        """One optimizer step: new parameters and state, and what was measured."""
         names = self.optimizer.hyperparameters
         fixed = {name: self.knob[name] for name in names if not isinstance(self.knob[name], Tensor)}
         varying = {name: self.knob[name] for name in names if isinstance(self.knob[name], Tensor)}
@@ -243,15 +283,8 @@ class _Batch:
             params_RP, state, measured = self._update_by_tensor(one, grads_RP, lr_R, varying)
         else:
             params_RP, state, measured = torch.vmap(one)(self.params_RP, grads_RP, self.state, lr_R, varying)
-        if self.runs[0].on_non_finite == "apply":
-            goes_R = torch.ones_like(finite_R)
-        else:
-            goes_R = finite_R & self.alive_R
-        goes_R1 = goes_R[:, None]
-        torch.where(goes_R1, params_RP, self.params_RP, out=self.params_RP)
-        for name, value in state.items():
-            self.state[name] = torch.where(goes_R if value.ndim == 1 else goes_R1, value, self.state[name])
-        return {"update_rms": measured.update_rms, "second_moment_ratio": measured.second_moment_ratio}
+        update = {"update_rms": measured.update_rms, "second_moment_ratio": measured.second_moment_ratio}
+        return state | {"param": params_RP}, update
 
     def _update_by_tensor(self, one, grads_RP, lr_R, varying):
         """For a rule that looks at whole tensors: one call per tensor; measures are those of all together."""
@@ -334,8 +367,9 @@ class _Plateau:
             return reduce_on_plateau(state, value, factor=0.5, patience=2, threshold=1e-2)[0]
 
         after = torch.vmap(one)(self.state, self.sum_R / PLATEAU_EVERY)
-        self.state = {name: torch.where(look, after[name], value) for name, value in self.state.items()}
-        self.sum_R = torch.where(look, 0.0, self.sum_R)
+        for name, value in self.state.items():
+            torch.where(look, after[name], value, out=value)
+        self.sum_R *= ~look
         return self.state["multiplier"].to(loss_R.dtype)
 
 
@@ -346,58 +380,6 @@ def _device(name: str | None) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise RuntimeError(f"stream: device must be one that this machine has; got {name!r}. Try device='cpu'.")
     return torch.device(name)
-
-
-class _Threads:
-    """Sets how many threads a step uses, one or all, by timing both; puts the number back at the end.
-
-    A step is hundreds of small operations, and threads that wait for one another can cost far more than they bring,
-    above all on a machine that others use. The number does not change a result by a bit (a test holds it to that),
-    so a stopwatch may decide: six of every hundred steps alternate, and the faster number does the rest.
-    """
-
-    TRIALS, PERIOD = 6, 100
-
-    def __init__(self, device: torch.device):
-        self.before = torch.get_num_threads()
-        self.counts = (self.before, 1) if device.type == "cpu" and self.before > 1 else (self.before,)
-        self.seconds: dict[int, float] = {}
-        self.step = 0
-
-    def __enter__(self):
-        _keep_freed_memory()
-        return self
-
-    def __exit__(self, *_):
-        torch.set_num_threads(self.before)
-
-    def timed(self, do: Callable[[], None]) -> None:
-        place = self.step % self.PERIOD
-        self.step += 1
-        if place == 0:
-            self.seconds = dict.fromkeys(self.counts, math.inf)
-        if place < self.TRIALS:
-            count = self.counts[place % len(self.counts)]
-        else:
-            count = min(self.seconds, key=self.seconds.__getitem__)
-        if count != torch.get_num_threads():
-            torch.set_num_threads(count)
-        start = time.perf_counter()
-        do()
-        if place < self.TRIALS:
-            self.seconds[count] = min(self.seconds[count], time.perf_counter() - start)
-
-
-def _keep_freed_memory(megabytes: int = 512) -> None:
-    """Ask glibc to keep what a step frees for the next step: fresh pages cost 5 to 15 % of a step here.
-
-    Without it each tensor above 128 kB is mapped and unmapped every time. Elsewhere than on glibc nothing is done.
-    """
-    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(-3, 32 * 2**20)             # M_MMAP_THRESHOLD, at most 32 MiB
-    mallopt(-1, megabytes * 2**20)      # M_TRIM_THRESHOLD
 
 
 def _trace(experiment: Experiment, groups: list[list[int]], batches: list[_Batch], done: int) -> Trace:

@@ -40,6 +40,8 @@ class Problem(Protocol):
     chance_nats: float | None
     loss_unit: str
     """"nats", or "" where the loss is a height or a squared error."""
+    numbers_per_run: int
+    """Size of the largest intermediate result of one run."""
     knobs: tuple[str, ...]
     """Names of the numeric knobs that `loss` reads."""
 
@@ -78,6 +80,7 @@ class SequenceProblem:
 
     def __init__(self, run: Run):
         self.run = run
+        self.numbers_per_run = run.batch * run.context * max(4 * run.width, run.heads * run.context)
         if run.task == "copy":
             self.corpus, vocab_size = None, 17
             self.floor_nats, self.chance_nats = 0.0, float(torch.tensor(16.0).log())
@@ -148,7 +151,7 @@ class SequenceProblem:
 class SurfaceProblem:
     """Descend a surface in one or two dimensions; the parameters are a position."""
 
-    knobs = ("condition",)
+    knobs, numbers_per_run = ("condition",), 2
     floor_nats, chance_nats, loss_unit = 0.0, None, ""
 
     def __init__(self, run: Run):
@@ -199,6 +202,7 @@ class RegressionProblem:
         x_N2, y_N1 = regression_points()
         dtype = getattr(torch, run.dtype)
         self.x_N2, self.y_N1 = x_N2.to(dtype), y_N1.to(dtype)
+        self.numbers_per_run = len(x_N2) * run.width
 
     def init(self, run):
         return init_mlp(self.config, _generator(run, 0), run.init_scale)
