@@ -209,16 +209,18 @@ class _Batch:
         if second_order:
             measured |= self.curvature.measure(leaves, grads_RP, self.optimizer, self.state, self.knob)
         with torch.no_grad():
-            grads_RP = grads_RP.detach() * _column(self.knob["gradient_scale"])
+            grads_RP = grads_RP.detach()
+            if not _is(self.knob["gradient_scale"], 1.0):
+                grads_RP = grads_RP * _column(self.knob["gradient_scale"])
             lr_R = self.lr_SR.index_select(0, self.step_index[None])[0]
             if self.plateau is not None:
                 lr_R = lr_R * self.plateau.multiplier(objective_R.detach(), self.step_index)
-            clipped_RP, norm_R, was_clipped_R = self._clip(grads_RP)
+            clipped_RP, norm_R = self._clip(grads_RP)
             finite_R = objective_R.isfinite() & norm_R.isfinite()
             record = {"loss_nats": objective_R.detach(), "lr": lr_R, "grad_norm_preclip": norm_R}
             if self.measure:
                 record |= {name: value.detach() for name, value in measured.items()}
-                record |= self._norms_by_layer(grads_RP) | {"clipped": was_clipped_R}
+                record |= self._norms_by_layer(grads_RP) | {"clipped": self._was_clipped(grads_RP, clipped_RP, norm_R)}
             news, update = self._update(clipped_RP, lr_R)
             self._write(record | (update if self.measure else {}))
             goes_R = self.alive_R & (finite_R | (self.runs[0].on_non_finite == "apply"))
@@ -257,7 +259,15 @@ class _Batch:
                 norm_R = here_R if norm_R is None else norm_R
         if norm_R is None:
             norm_R = torch.linalg.vector_norm(grads_RP, dim=1)
-        return clipped_RP, norm_R, (clipped_RP != grads_RP).any(dim=1).to(grads_RP.dtype)
+        return clipped_RP, norm_R
+
+    def _was_clipped(self, grads_RP, clipped_RP, norm_R):
+        """1 for each run that a rule touched. The norm alone tells it where only the rule of the norm is on."""
+        if clipped_RP is grads_RP:
+            return torch.zeros_like(norm_R)
+        if _on(self.knob["clip_adaptive"]) or _on(self.knob["clip_value"]):
+            return (clipped_RP != grads_RP).any(dim=1).to(norm_R.dtype)
+        return (~(norm_R <= self._each("clip_norm"))).to(norm_R.dtype)
 
     def _each(self, name: str) -> Tensor:
         """A knob as one value per run, whether it varies or not."""
@@ -335,6 +345,10 @@ def _layers(shapes) -> list[tuple[str, int]]:
 
 def _on(limit) -> bool:
     return isinstance(limit, Tensor) or math.isfinite(limit)
+
+
+def _is(knob, number) -> bool:
+    return not isinstance(knob, Tensor) and knob == number
 
 
 def _column(knob):

@@ -127,7 +127,7 @@ class SequenceProblem:
 
         def corpus_batch(step):
             starts_RB = starts_RSB.index_select(1, step[None]).squeeze(1)
-            rows_RBL = corpus_N[starts_RB[..., None] + offsets_L]
+            rows_RBL = corpus_N.take(starts_RB[..., None] + offsets_L)
             return {"tokens": rows_RBL[..., :-1], "targets": rows_RBL[..., 1:]}
 
         return corpus_batch

@@ -22,6 +22,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 Action = Callable[[], Any]
 
+_READS_NO_VALUES = {getattr(torch.ops.aten, name) for name in (
+    "new_full", "new_zeros", "new_ones", "full_like", "zeros_like", "ones_like")}
+"""Operations that look at the shape of a tensor alone."""
+
 
 class NotReplayable(RuntimeError):
     """The step did something that a list of tensor operations cannot repeat."""
@@ -114,7 +118,8 @@ def _without_constants(calls: list[_Call], changing: set[int]) -> list[_Call]:
     kept = []
     for call in calls:
         results = {_memory(x) for x in call.results}
-        if changing & (results | {_memory(x) for x in call.reads}):
+        reads = set() if call.function.overloadpacket in _READS_NO_VALUES else {_memory(x) for x in call.reads}
+        if changing & (results | reads):
             changing |= results
             kept.append(call)
     return kept

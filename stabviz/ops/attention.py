@@ -80,7 +80,7 @@ def causal_mask(L: int, M: int | None = None, device: torch.device | str | None 
     M = L if M is None else M
     if M < L:
         raise ValueError(f"causal_mask: M must be at least L = {L}; got {M!r}. Queries stand last.")
-    return torch.ones(L, M, dtype=torch.bool, device=device).tril_(M - L)
+    return torch.arange(M - L, M, device=device)[:, None] >= torch.arange(M, device=device)
 
 
 def padding_mask(lengths_B: Tensor, M: int) -> Tensor:
@@ -117,7 +117,7 @@ def _mask_terms(mask: Tensor | None, scores: Tensor):
     if mask is None:
         return None, None, None
     keep = mask.to(scores.dtype)        # arithmetic with a float mask is far faster on a CPU than masked_fill
-    bias = torch.zeros_like(keep).masked_fill_(~mask, -torch.inf)
+    bias = torch.where(mask, 0.0, -torch.inf).to(scores.dtype)
     return keep, bias, ~mask.any(dim=-1, keepdim=True)
 
 

@@ -72,7 +72,7 @@ class _CrossEntropy(Function):
         exponentials, normaliser, row_max = _exponentials(logits_NV)
         log_sum_N, max_N = normaliser.log().squeeze(-1), row_max.squeeze(-1)
         log_z_N = max_N + log_sum_N
-        target_N = logits_NV.gather(-1, targets_N.masked_fill(~keep_N, 0).unsqueeze(-1)).squeeze(-1)
+        target_N = logits_NV.gather(-1, torch.where(keep_N, targets_N, 0).unsqueeze(-1)).squeeze(-1)
         if label_smoothing is not None:
             smooth = _per_row(label_smoothing)
             target_N = (1 - smooth) * target_N + smooth * logits_NV.mean(dim=-1)
@@ -112,7 +112,7 @@ class _CrossEntropy(Function):
         if smooth is not None:
             grad_NV = grad_NV - (share_N * smooth / exponentials.shape[-1]).unsqueeze(-1)
             share_N = share_N * (1 - smooth)
-        index_N1 = targets_N.masked_fill(~keep_N, 0).unsqueeze(-1)
+        index_N1 = torch.where(keep_N, targets_N, 0).unsqueeze(-1)
         return grad_NV.scatter_add_(-1, index_N1, -share_N.unsqueeze(-1)), None, None, None, None
 
     @staticmethod

@@ -255,7 +255,7 @@ def adamw_step(
     )
     state = _next_moments(grad, state, beta1, beta2, out)
     way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
-    shrunk = torch.mul(param, _like(1 - lr * weight_decay, param), out=_place(out, "param"))
+    shrunk = _shrunk(param, weight_decay, lr, out)
     measured = _measures(way) if measure else _unmeasured(param)
     return _descend(shrunk, way.direction, lr * way.gain, out), state, measured
 
@@ -302,7 +302,7 @@ def adamw_independent_step(
     )
     state = _next_moments(grad, state, beta1, beta2, out)
     way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
-    shrunk = torch.mul(param, _like(1 - weight_decay, param), out=_place(out, "param"))
+    shrunk = _shrunk(param, weight_decay, 1.0, out)
     measured = _measures(way) if measure else _unmeasured(param)
     return _descend(shrunk, way.direction, lr * way.gain, out), state, measured
 
@@ -389,7 +389,7 @@ def stable_adamw_step(
     way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
     ratio = _staleness(way)
     lr_t = lr / ratio.clamp(min=1)
-    shrunk = torch.mul(param, _like(1 - lr_t * weight_decay, param), out=_place(out, "param"))
+    shrunk = _shrunk(param, weight_decay, lr_t, out)
     rms = _measures(way).update_rms / ratio.clamp(min=1) if measure else _nothing(param)
     measured = UpdateMeasures(rms, ratio if measure else rms)
     return _descend(shrunk, way.direction, lr_t * way.gain, out), state, measured
@@ -534,6 +534,12 @@ def _mean_of_squares(old: Tensor, grad: Tensor, beta2: Scalar, out: State | None
     if isinstance(beta2, Tensor):
         return torch.addcmul(kept, grad * _like(1 - beta2, grad), grad, out=place)
     return torch.addcmul(kept, grad, grad, value=1 - beta2, out=place)
+
+
+def _shrunk(param: Tensor, weight_decay: Scalar, lr: Scalar, out: State | None) -> Tensor:
+    if not isinstance(weight_decay, Tensor) and weight_decay == 0:
+        return param
+    return torch.mul(param, _like(1 - lr * weight_decay, param), out=_place(out, "param"))
 
 
 def _descend(param: Tensor, direction: Tensor, length: Scalar, out: State | None) -> Tensor:

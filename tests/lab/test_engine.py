@@ -64,7 +64,7 @@ def test_the_law_of_independence_is_caught_when_broken(monkeypatch):
     """One norm over ALL runs, the classical mistake: the comparison with the single run must see it."""
     def one_norm_for_all(self, grads_RP):
         norm = grads_RP.norm()
-        return grads_RP * 0.5 / norm.clamp(min=0.5), norm.expand(len(self.runs)), torch.ones(len(self.runs))
+        return grads_RP * 0.5 / norm.clamp(min=0.5), norm.expand(len(self.runs))
 
     knobs = TINY | {"clip_norm": 0.5, "lr": 1e-3}
     alone = train(grid("markov", seed=[11], **knobs))
