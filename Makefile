@@ -57,7 +57,7 @@ lessons: $(STAMP)
 	$(BIN)/python lessons/build.py $(LESSON)
 
 bench: $(STAMP)
-	$(BIN)/python tests/bench/run.py
+	$(BIN)/python -m tests.bench.run
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis test-results

@@ -1,0 +1,139 @@
+"""The engine against the loop that every tutorial writes: one module, one run after another."""
+
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stabviz.lab import grid
+from stabviz.lab.engine import _Batch, _groups
+from stabviz.lab.tasks import text_corpus
+from stabviz.lab.workers import Workers
+from tests.bench.table import Row, quiet, side_by_side, slowdown, speedup
+
+BATCH, CONTEXT, HEADS, LAYERS = 8, 32, 4, 2
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
+        sizes = {"qkv": (width, 3 * width), "out": (width, width), "up": (width, 4 * width), "down": (4 * width, width)}
+        self.maps = nn.ModuleDict({name: nn.Linear(*size, bias=False) for name, size in sizes.items()})
+
+    def forward(self, x):
+        B, L, D = x.shape
+        query, key, value = (part.view(B, L, HEADS, D // HEADS).transpose(1, 2)
+                             for part in self.maps["qkv"](self.norms[0](x)).split(D, dim=-1))
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.maps["out"](mixed.transpose(1, 2).reshape(B, L, D))
+        return x + self.maps["down"](F.gelu(self.maps["up"](self.norms[1](x))))
+
+
+class Model(nn.Module):
+    def __init__(self, vocab_size, width):
+        super().__init__()
+        self.token, self.position = nn.Embedding(vocab_size, width), nn.Embedding(CONTEXT, width)
+        self.blocks = nn.Sequential(*[Block(width) for _ in range(LAYERS)])
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocab_size, bias=False)
+
+    def forward(self, tokens):
+        return self.head(self.norm(self.blocks(self.token(tokens) + self.position.weight)))
+
+
+def tutorial_loop(width: int, where: str):
+    """Return a function that does one step of one run."""
+    corpus = text_corpus()
+    tokens, model = corpus.tokens_N.to(where), Model(len(corpus.symbols), width).to(where)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10**6)
+    losses, norms = [], []
+
+    def step():
+        starts = torch.randint(len(tokens) - CONTEXT - 1, (BATCH,))
+        inputs = torch.stack([tokens[i:i + CONTEXT] for i in starts])
+        targets = torch.stack([tokens[i + 1:i + CONTEXT + 1] for i in starts])
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+        optimizer.step()
+        rates.step()
+        losses.append(loss.item())
+
+    return step
+
+
+def engine_round(width: int, runs: int, measure: bool, where: str, workers: Workers):
+    """Return a function that does one step of all runs."""
+    device = torch.device(where)
+    experiment = grid("text", seed=range(runs), width=width, context=CONTEXT, batch=BATCH, heads=HEADS, layers=LAYERS,
+                      clip_norm=1.0, steps=5000)
+    batches = [_Batch([experiment.runs[r] for r in rows], device, measure) for rows in _groups(experiment, device)]
+
+    def step():
+        workers.each(_Batch.step, batches)
+        if where != "cpu":
+            torch.cuda.synchronize()
+
+    for _ in range(5):      # the steps that are recorded come first
+        step()
+    return step
+
+
+def rows(rounds: int, where: str = "cpu"):
+    """Yield the rows of the engine on one device."""
+    runs, threads = 16, torch.get_num_threads()
+    for width, target in ((32, 5.0), (64, 2.0)):
+        with torch.enable_grad(), Workers(threads if where == "cpu" else 1) as workers:
+            bare, full = (engine_round(width, runs, measure, where, workers) for measure in (False, True))
+            loop = tutorial_loop(width, where)
+
+            def loop_on_all_threads(loop=loop):
+                torch.set_num_threads(threads)
+                for _ in range(4):
+                    loop()
+                torch.set_num_threads(1)
+
+            def loop_on_one_thread(loop=loop):
+                for _ in range(4):
+                    loop()
+
+            seconds = side_by_side({"bare": bare, "full": full, "all": loop_on_all_threads, "one": loop_on_one_thread},
+                                   rounds=rounds)
+        fastest = min(("all", "one"), key=lambda name: quiet(seconds[name]))
+        sixteen = [4 * s for s in seconds[fastest]]
+        name = f"engine, {runs} runs, width {width}" + ("" if where == "cpu" else f", {where} (CUDA graph)")
+        note = f"{runs} steps of the loop, torch threads: {fastest} (the faster choice)"
+        yield speedup(f"{name}, against the tutorial loop", seconds["bare"], sixteen, target, note=note)
+        yield slowdown(f"{name}, all signals against few", seconds["full"], seconds["bare"], 1.10)
+        if where == "cpu":
+            yield share_of_products(width, runs, quiet(seconds["bare"]))
+    if where == "cpu":
+        yield panel_budget()
+
+
+def share_of_products(width: int, runs: int, step_s: float, size: int = 1536) -> Row:
+    """The matrix products of a step over what the machine could have multiplied in that time."""
+    matrix = torch.randn(size, size)
+    machine_flops = 2 * size**3 / quiet(side_by_side({"product": lambda: matrix @ matrix}, rounds=7)["product"])
+    weights = LAYERS * 12 * width**2 + len(text_corpus().symbols) * width
+    scores = LAYERS * 2 * CONTEXT * width
+    flops = 3 * 2 * (weights + scores) * BATCH * CONTEXT * runs     # backward is two products for each forward one
+    return Row(what=f"engine, {runs} runs, width {width}, share of the machine's product rate",
+               ours=flops / step_s / 1e9, reference=machine_flops / 1e9, unit="GFLOP/s",
+               ratio=flops / step_s / machine_flops)
+
+
+def panel_budget() -> Row:
+    """8 runs of 200 steps from the call to the last Trace, as a panel asks for them."""
+    from stabviz.lab import train
+
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        train(grid("text", seed=range(8), steps=200, clip_norm=1.0))
+        seconds.append(time.perf_counter() - start)
+    return Row(what="engine, 8 runs x 200 steps, width 32, seconds", ours=min(seconds), unit="s", ratio=min(seconds),
+               target=4.0, spread=(min(seconds), max(seconds)), note="no browser; spread is smallest and largest")
