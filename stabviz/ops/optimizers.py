@@ -17,6 +17,7 @@ Our symbol -> the papers': first_moment m · second_moment v · beta1, beta2 the
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -174,10 +175,10 @@ def rmsprop_step(
     eps = _like(eps, param)
     second_moment = _mean_of_squares(state["second_moment"], grad, beta2, out)
     root = second_moment.sqrt()
-    way = _Way(direction=grad / (root + eps), gain=1.0, grad=grad, root=root, eps=eps, root_scale=1.0)
+    way = _Way(along=grad, below=root + eps, gain=1.0, grad=grad, root=root, eps=eps, root_scale=1.0)
     measured = _measures(way) if measure else _unmeasured(param)
     state = {"step": state["step"] + 1, "second_moment": second_moment}
-    return _descend(param, way.direction, lr, out), state, measured
+    return _follow(param, way, lr, out), state, measured
 
 
 def adam_step(
@@ -211,7 +212,7 @@ def adam_step(
     state = _next_moments(grad, state, beta1, beta2, out)
     way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
     measured = _measures(way) if measure else _unmeasured(param)
-    return _descend(param, way.direction, lr * way.gain, out), state, measured
+    return _follow(param, way, lr, out), state, measured
 
 
 def adamw_step(
@@ -257,7 +258,7 @@ def adamw_step(
     way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
     shrunk = _shrunk(param, weight_decay, lr, out)
     measured = _measures(way) if measure else _unmeasured(param)
-    return _descend(shrunk, way.direction, lr * way.gain, out), state, measured
+    return _follow(shrunk, way, lr, out), state, measured
 
 
 def adamw_independent_step(
@@ -304,7 +305,7 @@ def adamw_independent_step(
     way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
     shrunk = _shrunk(param, weight_decay, 1.0, out)
     measured = _measures(way) if measure else _unmeasured(param)
-    return _descend(shrunk, way.direction, lr * way.gain, out), state, measured
+    return _follow(shrunk, way, lr, out), state, measured
 
 
 def amsgrad_step(
@@ -341,7 +342,7 @@ def amsgrad_step(
     way = _adam_way(grad, largest, state, beta1, beta2, eps, bias_correction)
     state = state | {"largest_second_moment": largest}
     measured = _measures(way) if measure else _unmeasured(param)
-    return _descend(param, way.direction, lr * way.gain, out), state, measured
+    return _follow(param, way, lr, out), state, measured
 
 
 def stable_adamw_step(
@@ -392,7 +393,7 @@ def stable_adamw_step(
     shrunk = _shrunk(param, weight_decay, lr_t, out)
     rms = _measures(way).update_rms / ratio.clamp(min=1) if measure else _nothing(param)
     measured = UpdateMeasures(rms, ratio if measure else rms)
-    return _descend(shrunk, way.direction, lr_t * way.gain, out), state, measured
+    return _follow(shrunk, way, lr_t, out), state, measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -482,15 +483,21 @@ def in_blocks(
     return _joined(measured, shares)
 
 
-class _Way(NamedTuple):
-    """Adam's update is lr * gain * direction: the bias corrections are scalars and cost no pass."""
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """Adam's update is lr * gain * along / below: the bias corrections are scalars and cost no pass."""
 
-    direction: Tensor
+    along: Tensor
+    below: Tensor
     gain: Scalar
     grad: Tensor
     root: Tensor
     eps: Scalar
     root_scale: Scalar
+
+    @cached_property
+    def direction(self) -> Tensor:
+        return self.along / self.below
 
 
 def _place(out: State | None, name: str) -> Tensor | None:
@@ -515,7 +522,8 @@ def _adam_way(grad, second_moment, state, beta1, beta2, eps, bias_correction) ->
     root_scale = c2**0.5
     eps = _like(eps * root_scale, grad)
     root = second_moment.sqrt()
-    return _Way(state["first_moment"] / (root + eps), root_scale / c1, grad, root, eps, root_scale)
+    return _Way(along=state["first_moment"], below=root + eps, gain=root_scale / c1, grad=grad, root=root, eps=eps,
+                root_scale=root_scale)
 
 
 def _correction(beta: Scalar, step: Scalar, bias_correction: bool | Tensor) -> Scalar:
@@ -547,6 +555,14 @@ def _descend(param: Tensor, direction: Tensor, length: Scalar, out: State | None
     if isinstance(length, Tensor):
         return torch.addcmul(param, direction, _like(length, param), value=-1, out=place)
     return torch.sub(param, direction, alpha=length, out=place)
+
+
+def _follow(param: Tensor, way: _Way, lr: Scalar, out: State | None) -> Tensor:
+    """param - lr gain along / below, in one pass where the length is a number."""
+    length = lr * way.gain
+    if isinstance(length, Tensor):
+        return _descend(param, way.direction, length, out)
+    return torch.addcdiv(param, way.along, way.below, value=-length, out=_place(out, "param"))
 
 
 def _measures(way: _Way) -> UpdateMeasures:

@@ -44,7 +44,8 @@ def collect(chosen: dict[str, Callable[[], Iterable[Row]]], skip: Iterable[str])
             continue
         try:
             for row in measure():
-                print(f"{row.what}: {row.verdict}", flush=True)
+                ratio = "" if row.ratio is None else f"{row.ratio:.3g}, "
+                print(f"{row.what}: {ratio}{row.verdict}", flush=True)
                 rows.append(row)
         except Exception as error:
             rows.append(Row(what=name, note=f"failed: {type(error).__name__}: {error}"))
