@@ -35,8 +35,14 @@ def cuda_rows(rounds: int) -> Iterable[Row]:
     return engine_rows.rows(rounds, "cuda")
 
 
-def collect(chosen: dict[str, Callable[[], Iterable[Row]]], skip: Iterable[str]) -> list[Row]:
-    """Measure part after part; a part that fails becomes a row that says so, and the others go on."""
+def collect(
+    chosen: dict[str, Callable[[], Iterable[Row]]], skip: Iterable[str],
+    keep: Callable[[list[Row]], object] = lambda rows: None,
+) -> list[Row]:
+    """Measure part after part; a part that fails becomes a row that says so, and the others go on.
+
+    `keep` gets the rows so far after each part: an interrupted run leaves what it had.
+    """
     rows: list[Row] = []
     for name, measure in chosen.items():
         if name in skip:
@@ -49,6 +55,7 @@ def collect(chosen: dict[str, Callable[[], Iterable[Row]]], skip: Iterable[str])
                 rows.append(row)
         except Exception as error:
             rows.append(Row(what=name, note=f"failed: {type(error).__name__}: {error}"))
+        keep(rows)
     return rows
 
 
@@ -70,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "measured", help="where the table is stored")
     chosen = parser.parse_args(arguments)
     machine = device()
-    rows = collect(parts(chosen.rounds), chosen.skip)
+    rows = collect(parts(chosen.rounds), chosen.skip, lambda rows: store(rows, machine, chosen.out))
     print("\n" + store(rows, machine, chosen.out))
 
 
