@@ -19,8 +19,8 @@ from stabviz.ops.attention import (
     padding_mask,
     scaled_dot_product_attention,
     softmax,
-    tiled_attention,
 )
+from stabviz.ops.blocks import in_blocks
 from stabviz.ops.clipping import clip_adaptive, clip_by_global_norm, clip_by_value, global_norm
 from stabviz.ops.contrastive import (
     alignment,
@@ -66,7 +66,6 @@ from stabviz.ops.optimizers import (
     adamw_step,
     amsgrad_init,
     amsgrad_step,
-    in_blocks,
     momentum_init,
     momentum_step,
     nesterov_step,
@@ -94,3 +93,4 @@ from stabviz.ops.schedules import (
     plateau_state,
     reduce_on_plateau,
 )
+from stabviz.ops.tiled_attention import tiled_attention

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stabviz.ops import optimizers
-from stabviz.ops.optimizers import OPTIMIZERS, adam_init, adam_step, adamw_step, amsgrad_step, in_blocks
+from stabviz.ops import in_blocks, optimizers
+from stabviz.ops.optimizers import OPTIMIZERS, adam_init, adam_step, adamw_step, amsgrad_step
 
 DEVICES = [
     "cpu",
