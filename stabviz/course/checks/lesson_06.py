@@ -85,7 +85,7 @@ def uniformity_is_a_log_mean_over_pairs(solution):
     lambda trace: trace["loss_nats"][:, -10:].mean(axis=1) < 0.01,
 ])
 def collapsed_reads_the_end_of_uniformity(solution):
-    kinds = ["healthy", "collapsed", "half-way: two points", "collapsed and recovered", "healthy, one odd last step"]
+    kinds = ["healthy", "collapsed", "half-way: two clouds", "collapsed and recovered", "healthy, one odd last step"]
     uniformity_RS = np.full((5, 60), -3.2)
     uniformity_RS[1] = np.linspace(-3.2, -0.001, 60) * (np.arange(60) < 50) - 0.001
     uniformity_RS[2, 15:] = -0.9
