@@ -32,6 +32,10 @@ from stabviz.trace import Trace
 NUMBERS_TOGETHER = 2**17
 """Size of the largest intermediate result of the runs that are trained as one batch on a CPU: 512 kB of float32."""
 
+WRITTEN_STEPS = 3
+"""Steps done as they are written before one is recorded: recording takes a tenth of a second, and a first curve
+should not wait for it."""
+
 PLATEAU_EVERY = 10
 """Steps between two looks of the "plateau" schedule at the mean loss since the last look."""
 
@@ -153,7 +157,7 @@ class _Batch:
             self._commit(*self._step())
         elif self.device.type == "cuda":
             self._step_on_gpu()
-        elif self.steps_done == 0:
+        elif self.steps_done < WRITTEN_STEPS:
             self._commit(*self._step())
         elif self.replay is None:
             self.replay, self.news = record(self._step, (self.params_RP, *self.state.values()))
