@@ -68,7 +68,7 @@ def roots_imported_by(folder):
 )
 def test_whatever_is_imported_is_required(folder, declared, comes_along):
     distributions = metadata.packages_distributions()
-    known = {*sys.stdlib_module_names, "stabviz", "lessons", *comes_along}
+    known = {*sys.stdlib_module_names, "stabviz", "lessons", "tests", *comes_along}
     imported = set(roots_imported_by(folder)) - known
     declared_names = {Requirement(text).name for text in declared}
     undeclared = {root for root in imported if not declared_names & set(distributions.get(root, []))}

@@ -92,5 +92,7 @@ def safe_warmup_asks_the_worst_seed(solution):
     warmup_R = np.array([40, 40, 0, 0, 20, 20, 10, 10, 5, 5])      # in no order
     final_R = np.array([2.0, 2.1, 3.9, math.inf, 2.2, 2.1, 2.1, 2.5, 2.2, 3.8])
     expect("with a tolerance of 0.2 (5 and 10 have one bad seed each)", solution(warmup_R, final_R, 0.2), 20)
+    expect("with a tolerance of 0.3 (the mean of 10 is good enough, its worst seed is not)",
+           solution(warmup_R, final_R, 0.3), 20)
     expect("with a tolerance of 0.5", solution(warmup_R, final_R, 0.5), 10)
     expect("with a tolerance of 0.06", solution(warmup_R, final_R, 0.06), 40)
