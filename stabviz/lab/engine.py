@@ -17,7 +17,7 @@ from stabviz.lab.curvature import Curvature
 from stabviz.lab.experiment import Experiment, Run
 from stabviz.lab.problems import problem_of
 from stabviz.lab.recording import record
-from stabviz.lab.workers import Workers
+from stabviz.lab.threads import Threads
 from stabviz.ops import (
     OPTIMIZERS,
     SCHEDULES,
@@ -29,8 +29,8 @@ from stabviz.ops import (
 )
 from stabviz.trace import Trace
 
-NUMBERS_TOGETHER = 2**17
-"""Size of the largest intermediate result of the runs that are trained as one batch on a CPU: 512 kB of float32."""
+NUMBERS_TOGETHER = 2**20
+"""Size of the largest intermediate result of the runs that are trained as one batch on a CPU: 4 MB of float32."""
 
 WRITTEN_STEPS = 3
 """Steps done as they are written before one is recorded: recording takes a tenth of a second, and a first curve
@@ -78,14 +78,13 @@ def stream(
     where = _device(device)
     groups = _groups(experiment, where)
     steps = experiment.runs[0].steps
-    most = min(torch.get_num_threads(), len(groups)) if where.type == "cpu" else 1
-    with torch.enable_grad(), Workers(most) as workers:
+    with torch.enable_grad(), Threads(None if where.type == "cpu" else 1) as threads:
         batches = [_Batch([experiment.runs[r] for r in rows], where, measure) for rows in groups]
         done = 0
         for step in range(steps):
             if cancelled is not None and cancelled():
                 break
-            workers.each(_Batch.step, batches)
+            threads.each(_Batch.step, batches)
             done = step + 1
             if done % every == 0 and done < steps:
                 yield _trace(experiment, groups, batches, done)
@@ -95,7 +94,7 @@ def stream(
 
 
 def _groups(experiment: Experiment, device: torch.device) -> list[list[int]]:
-    """Runs that are trained as one batch: of one structure, and on a CPU no more than fit a core's cache.
+    """Runs that are trained as one batch: of one structure, and on a CPU no more than pays.
 
     The sizes depend on the experiment alone, not on the machine, so that neither do the curves.
     """

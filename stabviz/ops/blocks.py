@@ -1,8 +1,6 @@
 """An optimizer step on one big flat tensor, in place and one cache-sized block after another."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -50,53 +48,16 @@ def in_blocks(
     pieces = {name: value.view(-1).split(block) for name, value in whole.items()}
     # On the CPU a plain number: the bias corrections then cost no tensor operations in every block.
     count = state["step"].item() if param.device.type == "cpu" else state["step"]
-    measured: list[UpdateMeasures | None] = [None] * len(pieces["param"])
-
-    def step_on(index: int) -> None:
+    shares, measured = [], []
+    for index, piece in enumerate(pieces["param"]):
         here = {name: split[index] for name, split in pieces.items()}
         old = {"step": count} | {name: here[name] for name in moments}
         cut = {name: here.get(name, h) for name, h in hyperparameters.items()}
-        measured[index] = step(here["param"], here["grad"], old, **cut, out=here)[2]
-
-    _for_each_block(step_on, len(measured), param.device)
+        measures = step(piece, here["grad"], old, **cut, out=here)[2]
+        shares.append(piece.numel() / max(param.numel(), 1))
+        measured.append(measures)
     state["step"] += 1
-    return _joined(measured, [piece.numel() / max(param.numel(), 1) for piece in pieces["param"]])
-
-
-def _for_each_block(do: Callable[[int], None], count: int, device: torch.device) -> None:
-    """Call do(0) .. do(count - 1), on a CPU by as many threads as torch has, each with whole blocks to itself.
-
-    A block is too short to be cut in two: threads that meet after each of its dozen operations wait longer than
-    they work. The blocks do not touch, so who does which changes no bit.
-    """
-    threads = torch.get_num_threads() if device.type == "cpu" and count >= LEAST_BLOCKS_FOR_THREADS else 1
-    if threads == 1:
-        for index in range(count):
-            do(index)
-        return
-    queue = iter(range(count))          # whoever is free takes the next: `next` on it is atomic
-
-    def work():
-        for index in queue:
-            do(index)
-
-    for share in [_pool(threads).submit(work) for _ in range(threads)]:
-        share.result()
-
-
-LEAST_BLOCKS_FOR_THREADS = 8
-"""Below this, handing the work over costs more than the second thread brings."""
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "stabviz-blocks", _set_up_thread)
-
-
-def _set_up_thread() -> None:
-    """Both settings belong to the thread: one torch thread inside an operation, and no graph."""
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
+    return _joined(measured, shares)
 
 
 def _joined(measured: list[UpdateMeasures], shares: list[float]) -> UpdateMeasures:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from stabviz.lab import grid
 from stabviz.lab.engine import _Batch, _groups
 from stabviz.lab.tasks import text_corpus
-from stabviz.lab.workers import Workers
+from stabviz.lab.threads import Threads
 from tests.bench.table import Row, quiet, side_by_side, slowdown, speedup
 
 BATCH, CONTEXT, HEADS, LAYERS = 8, 32, 4, 2
@@ -65,7 +65,7 @@ def tutorial_loop(width: int, where: str):
     return step
 
 
-def engine_round(width: int, runs: int, measure: bool, where: str, workers: Workers):
+def engine_round(width: int, runs: int, measure: bool, where: str, threads: Threads):
     """Return a function that does one step of all runs."""
     device = torch.device(where)
     experiment = grid("text", seed=range(runs), width=width, context=CONTEXT, batch=BATCH, heads=HEADS, layers=LAYERS,
@@ -73,7 +73,7 @@ def engine_round(width: int, runs: int, measure: bool, where: str, workers: Work
     batches = [_Batch([experiment.runs[r] for r in rows], device, measure) for rows in _groups(experiment, device)]
 
     def step():
-        workers.each(_Batch.step, batches)
+        threads.each(_Batch.step, batches)
         if where != "cpu":
             torch.cuda.synchronize()
 
@@ -86,17 +86,19 @@ def rows(rounds: int, where: str = "cpu"):
     """Yield the rows of the engine on one device."""
     runs, threads = 16, torch.get_num_threads()
     for width, target in ((32, 5.0), (64, 2.0)):
-        with torch.enable_grad(), Workers(threads if where == "cpu" else 1) as workers:
-            bare, full = (engine_round(width, runs, measure, where, workers) for measure in (False, True))
+        most = threads if where == "cpu" else 1
+        with torch.enable_grad(), Threads(most) as for_bare, Threads(most) as for_full:
+            bare = engine_round(width, runs, False, where, for_bare)
+            full = engine_round(width, runs, True, where, for_full)
             loop = tutorial_loop(width, where)
 
             def loop_on_all_threads(loop=loop):
                 torch.set_num_threads(threads)
                 for _ in range(4):
                     loop()
-                torch.set_num_threads(1)
 
             def loop_on_one_thread(loop=loop):
+                torch.set_num_threads(1)
                 for _ in range(4):
                     loop()
 

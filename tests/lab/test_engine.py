@@ -268,7 +268,8 @@ def test_the_number_of_threads_does_not_change_a_bit(knobs):
     assert torch.equal(runs[0], runs[2])
 
 
-def test_the_number_of_workers_does_not_change_a_bit(monkeypatch):
+def test_the_number_of_threads_does_not_change_a_bit_of_several_batches(monkeypatch):
+    monkeypatch.setattr(engine_module, "NUMBERS_TOGETHER", 2**17)
     experiment = grid("text", seed=range(9), lr=[1e-2], steps=5)
     assert len(engine_module._groups(experiment, torch.device("cpu"))) > 1
     before, traces = torch.get_num_threads(), []

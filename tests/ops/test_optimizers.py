@@ -420,26 +420,3 @@ def test_a_lerp_that_loses_infinity_would_be_caught():
     _, state, _ = optimizers.rmsprop_step(param, torch.tensor([math.inf, 1.0]), optimizers.rmsprop_init(param), lr=0.1)
     _, state, _ = optimizers.rmsprop_step(param, torch.ones(2), state, lr=0.1)
     assert state["second_moment"][0] == math.inf
-
-
-def test_in_blocks_by_several_threads_equals_one_thread_to_the_bit():
-    before, ends = torch.get_num_threads(), []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            generator = torch.Generator().manual_seed(0)
-            param, grad = (torch.randn(1009, generator=generator) for _ in range(2))
-            state = adam_init(param)
-            for _ in range(5):
-                measured = in_blocks(adamw_step, param, grad, state, block=31, lr=0.1)
-            ends.append((param, state["second_moment"], *measured))
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, several) for one, several in zip(*ends, strict=True))
-
-
-def test_in_blocks_raises_what_a_thread_raises():
-    param = torch.ones(97)
-    with pytest.raises(ValueError, match="adamw_step: lr must be"):
-        in_blocks(adamw_step, param, param.clone(), adam_init(param), block=5, lr=-1.0)
