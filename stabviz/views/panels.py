@@ -34,7 +34,7 @@ from stabviz.views.text import table_of
 
 REDRAW_S = 0.3
 """Least time between two drawings of a growing run."""
-DRAW_SHARE = 0.2
+DRAW_SHARE = 0.1
 """Largest share of a run's time that is spent on drawing it."""
 
 
