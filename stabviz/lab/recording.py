@@ -4,7 +4,7 @@ A step of tiny models is hundreds of operations of a few microseconds each. Find
 (Python, vmap, autograd) and asking for fresh memory for its result take longer than the arithmetic. But the list is
 the same at every step, so it is written down once. From then on each operation is called with the very tensors of
 the first time: inputs where they were, the result written to its place. Results that are no longer needed give
-their place to later ones, so that a step stays within the cache.
+their place to later ones, so that a step asks for no fresh memory and touches as little of it as it can.
 
 The price is what a CUDA graph asks for too: what lasts from step to step (parameters, state, counters) must be edited
 in place, and nothing may branch on the value of a tensor.
