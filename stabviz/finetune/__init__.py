@@ -1,4 +1,4 @@
-"""One real run, from text to a verdict: configuration, data, loop, checkpoints, scores. Imports ops, models and trace."""
+"""One real run, from text to a verdict: configuration, data, loop, checkpoints, scores."""
 
 from stabviz.finetune.config import FinetuneConfig
 

@@ -23,7 +23,7 @@ class FinetuneConfig:
     """One fine-tuning run, from text to a verdict. A number that is a length or a count is in rows or steps."""
 
     data: str = "support-desk"
-    """support-desk, docstrings, a .csv, .jsonl, .json or .parquet file, a folder of them, or a Hugging Face data set id."""
+    """support-desk, docstrings, a .csv, .jsonl, .json or .parquet file, a folder of them, or a Hugging Face id."""
     data_config: str | None = None
     """Configuration of a Hugging Face data set that has several."""
     text: str = "text"
@@ -41,7 +41,7 @@ class FinetuneConfig:
     label_noise: float = 0.0
     """Share of training labels replaced by a wrong one, by seed. Validation and test stay clean."""
     bad_rows: Literal["stop", "skip"] = "stop"
-    """An unknown label, an empty text, ragged tags, a broken line: stop with file, row and column, or skip and count."""
+    """An unknown label, empty text, ragged tags, a broken line: stop with file, row and column, or skip and count."""
     max_length: int = 128
     """Longest text in word pieces, special tokens included."""
 
@@ -55,8 +55,6 @@ class FinetuneConfig:
     """Dropout of hidden states and attention; None: as the checkpoint says."""
     freeze: tuple[str, ...] = ()
     """Parameters whose name contains one of these stay as they are, e.g. embeddings encoder.layer.0."""
-    objective: Literal["cross_entropy", "masked_lm"] = "cross_entropy"
-    """What is minimised; masked_lm is what `stabviz pretrain` sets."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
     word_dropout: float = 0.0
@@ -106,11 +104,13 @@ class FinetuneConfig:
     fixed_length: bool = False
     """Pad every batch to max_length instead of its longest text."""
     packing: bool = False
-    """Put several texts into one row, each blind to the others. For tags and masked_lm."""
+    """Put several texts into one row, each blind to the others. For tags."""
     workers: int = 0
     """Processes that prepare batches."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: a whole model in each process (DDP), or its weights shared out over all of them (FSDP2)."""
     deterministic: bool = False
     """Ask torch for deterministic kernels: the same bytes from the same seed, and slower on a GPU."""
 

@@ -47,6 +47,16 @@ _REGISTERED = (
            meaning="Root mean square of g/sqrt(v) over the parameters; far above 1 = v lags behind g."),
     Signal(name="param_norm", unit="", label="parameter norm",
            meaning="L2 norm of all parameters, before the update."),
+    Signal(name="loss_scale", unit="", label="loss scale",
+           meaning="Factor on the loss before an fp16 backward pass; the gradients are divided by it again."),
+    Signal(name="targets", unit="", label="targets",
+           meaning="Labels that count in the batch: rows, or word pieces that are not ignored."),
+    Signal(name="updates", unit="", label="updates",
+           meaning="Updates made before this step; a skipped step makes none, a rewind takes some back."),
+    Signal(name="validation_loss_nats", unit="nats", label="validation loss",
+           meaning="Cross-entropy on the validation split after this step, mean over the labels that count."),
+    Signal(name="validation_score", unit="", label="validation score",
+           meaning="Accuracy of classes, or F1 of entities, on the validation split after this step."),
 )
 
 SIGNALS: dict[str, Signal] = {signal.name: signal for signal in _REGISTERED}
