@@ -13,8 +13,8 @@ from stabviz.ops import SCHEDULES
 DATA = Path(__file__).resolve().parent.parent.parent / "data"
 """The project's own corpora and checkpoint, present in a clone."""
 SHIPPED_MODEL = DATA / "stabviz-mini"
-MAY_CHANGE = ("out", "evaluate_every", "save_every", "keep", "flush_every", "signals_every", "tensorboard", "workers",
-              "progress", "stop_after")
+MAY_CHANGE = ("out", "overwrite", "save_every", "keep", "flush_every", "tensorboard", "workers", "progress",
+              "stop_after", "seeds")
 """Fields that a resumed run may set anew: they do not touch the mathematics of a step."""
 
 
@@ -134,15 +134,13 @@ class FinetuneConfig:
     max_bad_steps: int = 10
     """Non-finite steps in a row that stop the run. With fp16 the loss scale halves at each."""
     rewind: bool = True
-    """After a loss spike go back to the last good state and leave the rows of the spike out."""
+    """At a loss spike drop the step and leave its rows out; if the next step spikes too, go back to a checkpoint."""
     spike_sigmas: float = 12.0
     """How many robust deviations above the running median a loss must jump to be a spike."""
     spike_height: float = 3.0
     """And at least this many nats above it: the noise of small batches is no spike."""
     max_rewinds: int = 3
-    """Rewinds before the run stops."""
-    rewind_every: int = 20
-    """Steps between two states kept in memory to go back to."""
+    """Spikes and rewinds before the run stops."""
 
     seed: int = 0
     """Seed of everything random: splits, order, weights of the head, dropout, augmentation."""
@@ -152,12 +150,14 @@ class FinetuneConfig:
     """Stop and save after this many updates, as if interrupted; None: never."""
     out: Path = Path("runs/finetune")
     """Folder of the run: config, metrics.jsonl, checkpoints, report.html."""
+    overwrite: bool = False
+    """Delete the run that is already in that folder."""
 
     def __post_init__(self):
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "freeze", tuple(self.freeze))
         for name in ("steps", "batch", "max_length", "evaluate_every", "keep", "flush_every", "signals_every",
-                     "max_bad_steps", "rewind_every", "seeds"):
+                     "max_bad_steps", "seeds"):
             self._must(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_steps", "save_every", "workers", "max_rewinds", "seed"):
             self._must(name, getattr(self, name) >= 0, "at least 0")

@@ -1,0 +1,95 @@
+"""Predictions and scores of a model on a split, on one process or several."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stabviz.finetune.batching import TokenRows, collate
+from stabviz.finetune.objectives import model_inputs
+from stabviz.finetune.scores import classification_scores, entity_scores, headline
+from stabviz.finetune.world import World
+from stabviz.ops import cross_entropy
+
+BATCH = 64
+"""Rows of one evaluation batch; there is no gradient to keep, so that it may be larger than in training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What a model says of a split, and how good that is."""
+
+    scores: dict
+    """As `classification_scores` or `entity_scores` returns them, with loss_nats."""
+    predictions: list
+    """The class of each row, or the tags of its words, in the order of the rows."""
+
+    @property
+    def score(self) -> float:
+        """Accuracy of classes, F1 of entities."""
+        return headline(self.scores)[1]
+
+
+def predict_logits(model: nn.Module, rows: TokenRows, *, pad_id: int, world: World, autocast: Callable,
+                   batch: int = BATCH, check: Callable[[], None] = lambda: None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (logits, labels) of each row in order, at the positions that carry a label alone; all processes call.
+
+    Shapes: classes: logits (1, C), labels (1,); tags: one entry for each first word piece
+    """
+    was_training = model.training
+    model.eval()
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    try:
+        for indices, mine in _shares(rows.lengths, batch, world):
+            check()
+            tensors = collate([rows[(0, i)] for i in indices], pad_id=pad_id)
+            with torch.no_grad(), autocast():
+                logits = model(**{k: v.to(world.device) for k, v in model_inputs(tensors).items()}).logits.float().cpu()
+            if mine:
+                found |= dict(zip(indices, _labelled(logits, tensors["labels"]), strict=True))
+    finally:
+        model.train(was_training)
+    everywhere = {index: item for part in world.gather(found) for index, item in part.items()}
+    return [everywhere[i] for i in range(len(rows))]
+
+
+def _shares(lengths, batch: int, world: World) -> Iterator[tuple[list[int], bool]]:
+    """Batches of rows of like length for this process; every process gets as many, the last ones for form's sake."""
+    order = np.argsort(lengths, kind="stable").tolist()
+    batches = [order[i:i + batch] for i in range(0, len(order), batch)]
+    for first in range(0, len(batches), world.size):
+        at = first + world.rank
+        yield batches[min(at, len(batches) - 1)], at < len(batches)
+
+
+def _labelled(logits: Tensor, labels: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+    if labels.ndim == 1:
+        return [(row[None].numpy(), label[None].numpy()) for row, label in zip(logits, labels, strict=True)]
+    return [(row[label != -100].numpy(), label[label != -100].numpy())
+            for row, label in zip(logits, labels, strict=True)]
+
+
+def evaluate(model: nn.Module, rows: TokenRows, labels: tuple[str, ...], **options) -> Evaluation:
+    """Predict a split and score it; words that were cut off by max_length count as "O".
+
+    Units:  loss_nats per label that counts
+    Raises: ValueError if the split is empty
+    Lesson: 11-classification, 12-entities
+    """
+    if not len(rows):
+        raise ValueError("evaluate: rows must hold at least one row; got 0. Is the split empty?")
+    found = predict_logits(model, rows, **options)
+    logits_NC = torch.from_numpy(np.concatenate([logits for logits, _ in found]))
+    labels_N = torch.from_numpy(np.concatenate([label for _, label in found])).long()
+    if rows.kind == "classes":
+        scores = classification_scores(logits_NC, labels_N, labels)
+        return Evaluation(scores=scores, predictions=logits_NC.argmax(dim=-1).tolist())
+    true, predicted = [], []
+    for (logits, _), tags in zip(found, rows.tags, strict=True):
+        said = [labels[i] for i in logits.argmax(axis=-1)] if len(logits) else []
+        true.append([labels[i] for i in tags])
+        predicted.append(said + ["O"] * (len(tags) - len(said)))
+    scores = entity_scores(true, predicted) | {"loss_nats": float(cross_entropy(logits_NC, labels_N)[0])}
+    return Evaluation(scores=scores, predictions=predicted)

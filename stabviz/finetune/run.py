@@ -1,0 +1,236 @@
+"""A whole run from its config: data, model, training, best weights, test scores; and the same for several seeds."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from stabviz.finetune.batching import TokenRows, collate
+from stabviz.finetune.checkpoint import write_atomically
+from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.evaluation import Evaluation, evaluate, predict_logits
+from stabviz.finetune.loading import load_model, load_tokenizer
+from stabviz.finetune.loop import Progress, Setup, autocast, train
+from stabviz.finetune.objectives import cross_entropy_objective
+from stabviz.finetune.reading import Splits, read_splits
+from stabviz.finetune.scores import churn, failed, headline, majority_share, spread
+from stabviz.finetune.stopping import Stop
+from stabviz.finetune.world import World
+from stabviz.trace import Trace
+from stabviz.trace.log import read_metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one run."""
+
+    config: FinetuneConfig
+    progress: Progress
+    trace: Trace
+    scores: dict | None
+    """Of the best weights on the test split; None while the run is not finished."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end; else it was stopped and can be resumed."""
+        return bool(self.progress.finished)
+
+
+def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = False, stop: Stop | None = None) -> Outcome:
+    """Train one model on one seed, keep its best weights, and score them on the test split.
+
+    The folder config.out then holds config.json, metrics.jsonl, timings.jsonl, checkpoints/, best/ and scores.json.
+
+    Raises: ValueError (DataError for bad rows) for what is wrong before training; TrainingFailed when training
+            cannot go on; OSError for a folder that cannot be written
+    Lesson: 11-classification
+    """
+    world = World.join(config.device)
+    try:
+        splits = read_splits(config)
+        setup, tokenizer = prepare(config, splits, world)
+        progress = train(setup, resume=resume, force=force, stop=stop)
+        scores = None
+        if progress.finished:
+            scores = score_best(config, splits, tokenizer, world)
+            if world.leads:
+                write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
+        world.wait()
+        trace = read_metrics(config.out / "metrics.jsonl")
+        return Outcome(config=config, progress=progress, trace=trace, scores=scores)
+    finally:
+        world.leave()
+
+
+def prepare(config: FinetuneConfig, splits: Splits, world: World) -> tuple[Setup, object]:
+    """Load tokenizer and model and encode the rows; return what the loop needs, and the tokenizer."""
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config, splits.kind, splits.labels, tokenizer)
+    encode = partial(TokenRows, tokenizer=tokenizer, kind=splits.kind, max_length=config.max_length, seed=config.seed)
+    rows = encode(splits.train, word_dropout=config.word_dropout)
+    validation = encode(splits.validation)
+    pad_id = tokenizer.pad_token_id
+
+    def score(model, check):
+        return evaluate(model, validation, splits.labels, pad_id=pad_id, world=world,
+                        autocast=partial(autocast, config, world.device), check=check)
+
+    def save_model(model, folder, weights):
+        model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+        described = {"kind": splits.kind, "labels": list(splits.labels), "max_length": config.max_length}
+        (folder / "stabviz.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+    fixed = config.max_length if config.fixed_length else None
+    setup = Setup(config=config, world=world, model=model, rows=rows, evaluate=score, save_model=save_model,
+                  objective=cross_entropy_objective(config.label_smoothing),
+                  collate=partial(collate, pad_id=pad_id, fixed_length=fixed), fingerprint=splits.fingerprint)
+    return setup, tokenizer
+
+
+def score_best(config: FinetuneConfig, splits: Splits, tokenizer, world: World) -> dict:
+    """Score the run's best weights on the test split; with the predictions, and whether the run failed."""
+    best = config.replace(model=str(config.out / "best"), from_scratch=False)
+    found = evaluate_model(best, splits, tokenizer, world)
+    labels = splits.test["label"][:] if splits.kind == "classes" else []
+    majority = majority_share(labels) if splits.kind == "classes" else 0.0
+    return {**found.scores, "score": found.score, "score_name": headline(found.scores)[0], "majority_share": majority,
+            "failed": failed(found.scores, majority), "seed": config.seed, "predictions": found.predictions,
+            "labels": list(splits.labels), "skipped_rows": splits.skipped}
+
+
+def evaluate_model(config: FinetuneConfig, splits: Splits, tokenizer, world: World, split: str = "test") -> Evaluation:
+    """Score the model that the config names on a split of the data."""
+    model = load_model(config, splits.kind, splits.labels, tokenizer).to(world.device)
+    rows = TokenRows(getattr(splits, split), tokenizer, kind=splits.kind, max_length=config.max_length)
+    return evaluate(model, rows, splits.labels, pad_id=tokenizer.pad_token_id, world=world,
+                    autocast=partial(autocast, config, world.device))
+
+
+def finetune_seeds(config: FinetuneConfig, *, resume: bool = False, force: bool = False,
+                   stop: Stop | None = None) -> tuple[list[Outcome], dict | None]:
+    """Run config.seeds runs into OUT/seed-N, and summarise: mean, spread, failed runs, churn between seeds.
+
+    A run that was stopped ends the series; with `resume` the finished runs are taken from their folders.
+
+    Lesson: 11-classification
+    """
+    if config.seeds == 1:
+        outcome = finetune(config, resume=resume, force=force, stop=stop)
+        return [outcome], summary([outcome]) if outcome.finished else None
+    outcomes = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        one = config.replace(seed=seed, seeds=1, out=config.out / f"seed-{seed}")
+        done = one.out / "scores.json"
+        again = resume and (one.out / "config.json").exists()
+        if again and done.exists():
+            outcomes.append(load_outcome(one.out))
+            continue
+        outcomes.append(finetune(one, resume=again, force=force, stop=stop))
+        if not outcomes[-1].finished:
+            return outcomes, None
+    found = summary(outcomes)
+    write_atomically(config.out / "summary.json", json.dumps(found, indent=2) + "\n")
+    return outcomes, found
+
+
+def summary(outcomes: list[Outcome]) -> dict:
+    """Mean, spread and failed runs of the test score, and the churn between seeds."""
+    scores = [outcome.scores for outcome in outcomes]
+    name = scores[0]["score_name"]
+    found = {"score_name": name, **spread(scores, name), "failed": sum(s["failed"] for s in scores),
+             "seeds": [s["seed"] for s in scores]}
+    if len(scores) > 1:
+        found["churn"] = churn([s["predictions"] for s in scores])
+    return {k: None if isinstance(v, float) and v != v else v for k, v in found.items()}
+
+
+def load_config(folder: str | Path) -> FinetuneConfig:
+    """Read the config of a run from its folder, with the folder as it is called now.
+
+    Raises: ValueError if there is no run
+    """
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise ValueError(f"finetune: {folder} must be the folder of a run; it holds no config.json")
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    return FinetuneConfig.from_dict(plain["config"]).replace(out=Path(folder), overwrite=False)
+
+
+def load_outcome(folder: str | Path) -> Outcome:
+    """Read a run back from its folder."""
+    folder = Path(folder)
+    config = load_config(folder)
+    scores = folder / "scores.json"
+    trace = read_metrics(folder / "metrics.jsonl")
+    found = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else None
+    progress = Progress(updates=int(trace["updates"][0, -1]) + 1 if "updates" in trace else 0,
+                        finished="all steps" if found else "")
+    return Outcome(config=config, progress=progress, trace=trace, scores=found)
+
+
+def predict(folder: str | Path, texts: list[str], *, device: str = "auto") -> list[dict]:
+    """Say what the best weights of a run (or any folder that holds such a model) make of some texts.
+
+    Returns for classes {"label", "probability", "probabilities"}, for tags {"words", "tags", "entities"}.
+
+    Raises: ValueError for a folder without a model, or an empty text
+    Lesson: 11-classification, 12-entities
+    """
+    from datasets import Dataset
+
+    folder = Path(folder)
+    folder = folder / "best" if (folder / "best").is_dir() else folder
+    if not (folder / "stabviz.json").exists():
+        raise ValueError(f"predict: {folder} must hold a model that `stabviz finetune` saved; stabviz.json is missing")
+    for i, text in enumerate(texts):
+        if not text.strip():
+            raise ValueError(f"predict: texts must not be empty; got text {i + 1} = {text!r}")
+    known = json.loads((folder / "stabviz.json").read_text(encoding="utf-8"))
+    world = World.join(device)
+    config = FinetuneConfig(model=str(folder), max_length=known["max_length"], data=".", device=device)
+    tokenizer = load_tokenizer(str(folder))
+    labels, kind = tuple(known["labels"]), known["kind"]
+    model = load_model(config, kind, labels, tokenizer).to(world.device)
+    if kind == "classes":
+        table = {"row": range(len(texts)), "text": texts, "label": [0] * len(texts)}
+    else:
+        words = [text.split() for text in texts]
+        table = {"row": range(len(texts)), "words": words, "tags": [[0] * len(w) for w in words]}
+    rows = TokenRows(Dataset.from_dict(table), tokenizer, kind=kind, max_length=known["max_length"])
+    found = predict_logits(model, rows, pad_id=tokenizer.pad_token_id, world=world,
+                           autocast=partial(autocast, config, world.device))
+    logits = [torch.from_numpy(row) for row, _ in found]
+    if kind == "classes":
+        return [_class(row[0].softmax(dim=-1).tolist(), labels) for row in logits]
+    return [_entities(words[i], [labels[j] for j in row.argmax(dim=-1).tolist()]) for i, row in enumerate(logits)]
+
+
+def _class(probabilities: list[float], labels: tuple[str, ...]) -> dict:
+    best = max(range(len(labels)), key=probabilities.__getitem__)
+    return {"label": labels[best], "probability": probabilities[best],
+            "probabilities": dict(zip(labels, probabilities, strict=True))}
+
+
+def _entities(words: list[str], tags: list[str]) -> dict:
+    tags = tags + ["O"] * (len(words) - len(tags))
+    entities = []
+    for word, tag in zip(words, tags, strict=True):
+        kind = tag[2:]
+        if tag.startswith("I-") and entities and entities[-1]["open"] and entities[-1]["type"] == kind:
+            entities[-1]["text"] += f" {word}"
+            continue
+        if entities:
+            entities[-1]["open"] = False
+        if tag != "O":
+            entities.append({"type": kind, "text": word, "open": True})
+    return {"words": words, "tags": tags, "entities": [{"type": e["type"], "text": e["text"]} for e in entities]}
+
+
+def settings_that_differ(configs: list[FinetuneConfig]) -> list[str]:
+    """Name the settings in which some runs differ; the folder and the seed are no settings."""
+    names = [field.name for field in dataclasses.fields(FinetuneConfig) if field.name not in ("out", "seed", "seeds")]
+    return [name for name in names if len({repr(getattr(config, name)) for config in configs}) > 1]

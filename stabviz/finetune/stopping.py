@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM: the step under way is finished, the state is saved, and the program leaves with STOPPED."""
+
+import contextlib
+import signal
+import threading
+
+STOPPED = 75
+"""Exit code of a run that was told to stop and has saved (EX_TEMPFAIL of sysexits); `stabviz resume` goes on."""
+
+
+class StopRequested(Exception):
+    """Raised inside `Stop.interruptible` when the run is to stop: during a wait for data, or an evaluation."""
+
+
+class Stop:
+    """Listens for SIGINT and SIGTERM while it is entered. The first one asks, a second one ends at once.
+
+    Handlers belong to the main thread; elsewhere (a panel's worker) only `ask` stops a run.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._may_raise = False
+        self._before = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def ask(self) -> None:
+        """Ask for a stop, as the first signal does."""
+        self.requested = True
+
+    def _on_signal(self, number, frame):
+        if self.requested:
+            raise KeyboardInterrupt     # the second time: whoever asks twice does not want to wait
+        self.requested = True
+        if self._may_raise:
+            raise StopRequested
+
+    @contextlib.contextmanager
+    def interruptible(self):
+        """Let a request end this block at once with StopRequested: nothing in it may change the state of the run."""
+        self._may_raise = True
+        try:
+            if self.requested:      # it may have come just before this block
+                raise StopRequested
+            yield
+        finally:
+            self._may_raise = False
