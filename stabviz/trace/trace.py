@@ -180,6 +180,12 @@ class Trace:
         from stabviz.trace.storage import load
         return load(path)
 
+    @classmethod
+    def from_trainer_state(cls, path: str | Path) -> "Trace":
+        """Read the trainer_state.json of a run of transformers' Trainer; see `stabviz.trace.foreign`."""
+        from stabviz.trace.foreign import from_trainer_state
+        return from_trainer_state(path)
+
 
 def concatenate(traces: Sequence[Trace]) -> Trace:
     """Join the runs of several Traces with equal steps and signals into one.
