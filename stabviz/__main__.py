@@ -1,4 +1,4 @@
-"""The command line: `python -m stabviz doctor`, `progress`, and `lab` to train a grid of models at once."""
+"""The command line: fine-tune a model and look into runs, train a grid of small models, and check the set-up."""
 
 import os
 import sys
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from stabviz.commands import COMMANDS, command_types
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
@@ -80,7 +82,7 @@ class Lab:
         return {"task": self.task, "steps": self.steps, **several, "seed": list(range(self.seeds))}
 
 
-Command = (
+House = (
     Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Progress, tyro.conf.subcommand("progress")]
     | Annotated[Lab, tyro.conf.subcommand("lab")]
@@ -89,10 +91,13 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status; what the caller got wrong is one line."""
-    command = tyro.cli(Command, prog="python -m stabviz", description=__doc__, args=arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     if "STABVIZ_HOME" not in os.environ and Path("notebooks").is_dir():
         os.environ["STABVIZ_HOME"] = os.path.join("notebooks", ".stabviz")  # where the notebooks keep it
     try:
+        # a config's own checks run while the flags are read
+        command = tyro.cli(command_types(arguments) | House, prog="python -m stabviz", description=__doc__,
+                           args=arguments)
         match command:
             case Doctor():
                 return doctor()
@@ -100,8 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
                 return progress()
             case Lab():
                 return lab(command)
+        return COMMANDS[type(command)](command)
     except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("stream:"):
+        if isinstance(error, RuntimeError) and not str(error).startswith(("stream:", "finetune:")):
             raise  # not the caller's doing: the traceback says where to look
         print(f"error: {error}", file=sys.stderr)
         return 2

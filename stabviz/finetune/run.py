@@ -121,6 +121,8 @@ def finetune_seeds(config: FinetuneConfig, *, resume: bool = False, force: bool 
     if config.seeds == 1:
         outcome = finetune(config, resume=resume, force=force, stop=stop)
         return [outcome], summary([outcome]) if outcome.finished else None
+    if not resume:
+        start_series(config)
     outcomes = []
     for seed in range(config.seed, config.seed + config.seeds):
         one = config.replace(seed=seed, seeds=1, out=config.out / f"seed-{seed}")
@@ -137,6 +139,16 @@ def finetune_seeds(config: FinetuneConfig, *, resume: bool = False, force: bool 
     return outcomes, found
 
 
+def start_series(config: FinetuneConfig) -> None:
+    """Make the folder of several runs, and note in series.json what they are, for a resume."""
+    path = config.out / "series.json"
+    if path.exists() and not config.overwrite:
+        raise ValueError(f"finetune: out must not hold runs already; {config.out} does. Resume them "
+                         f"(python -m stabviz resume {config.out}), choose another folder, or --overwrite")
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps({"config": config.as_dict()}, indent=2) + "\n")
+
+
 def summary(outcomes: list[Outcome]) -> dict:
     """Mean, spread and failed runs of the test score, and the churn between seeds."""
     scores = [outcome.scores for outcome in outcomes]
@@ -149,12 +161,13 @@ def summary(outcomes: list[Outcome]) -> dict:
 
 
 def load_config(folder: str | Path) -> FinetuneConfig:
-    """Read the config of a run from its folder, with the folder as it is called now.
+    """Read the config of a run, or of a series of them, from its folder, with the folder as it is called now.
 
     Raises: ValueError if there is no run
     """
-    path = Path(folder) / "config.json"
-    if not path.exists():
+    paths = [Path(folder) / name for name in ("series.json", "config.json")]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
         raise ValueError(f"finetune: {folder} must be the folder of a run; it holds no config.json")
     plain = json.loads(path.read_text(encoding="utf-8"))
     return FinetuneConfig.from_dict(plain["config"]).replace(out=Path(folder), overwrite=False)
