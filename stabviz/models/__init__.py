@@ -4,16 +4,24 @@
     logits_BLV, measured = transformer_logits(params, tokens_BL, config)
 
 Names order the parameters by depth: everything before the first "." is the layer ("embedding", "block0", "head").
+
+`Bert` holds such a dict under transformers' names and reads and writes its checkpoint folders.
 """
 
+from stabviz.models.bert import Bert, BertConfig, BertOutput, bert_outputs, init_bert
 from stabviz.models.lstm import LstmConfig, init_lstm, lstm_logits
 from stabviz.models.mlp import MlpConfig, init_mlp, mlp_outputs
 from stabviz.models.transformer import TransformerConfig, init_transformer, transformer_logits
 
 __all__ = [
+    "Bert",
+    "BertConfig",
+    "BertOutput",
     "LstmConfig",
     "MlpConfig",
     "TransformerConfig",
+    "bert_outputs",
+    "init_bert",
     "init_lstm",
     "init_mlp",
     "init_transformer",

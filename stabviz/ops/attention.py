@@ -2,7 +2,7 @@
 
 The derivative of attention is written by hand (`_Attention.backward`), so that the formula of the lesson is
 the one that runs. Notation there: S = Q K^T the scores, P = exp(S - rowmax) and Z = rowsum(P), the weights
-W = P / Z, out = W V.
+W = P / Z, C the factors of `weight_scale` (dropout's 0 and 1/(1-p); 1 without), out = (C W) V.
 """
 
 import math
@@ -121,6 +121,10 @@ def _mask_terms(mask: Tensor | None, scores: Tensor):
     return keep, bias, ~mask.any(dim=-1, keepdim=True)
 
 
+def _times(weights: Tensor, weight_scale: Tensor | None) -> Tensor:
+    return weights if weight_scale is None else weights * weight_scale
+
+
 def _measured_entropy(shifted: Tensor, exponentials: Tensor, normaliser: Tensor, empty: Tensor | None) -> Tensor:
     """Mean over rows of log Z - sum(w s), s less the row's maximum: exact for a sharp row; overwrites s."""
     expected = shifted.mul_(exponentials).sum(dim=-1, keepdim=True).div_(normaliser)
@@ -132,11 +136,12 @@ def _measured_entropy(shifted: Tensor, exponentials: Tensor, normaliser: Tensor,
 
 
 class _Attention(Function):
-    """softmax(Q K^T) V with its derivative; the query comes scaled. Axes (..., B, H, L, K)."""
+    """(C softmax(Q K^T)) V with its derivative; the query comes scaled. Axes (..., B, H, L, K)."""
 
     @staticmethod
-    def forward(query, key, value, mask, softcap, measure):
+    def forward(query, key, value, mask, softcap, weight_scale, measure):
         scores = _scores(query, key, softcap)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))    # itself, unless half precision
         keep, bias, empty = _mask_terms(mask, scores)
         if keep is not None:
             if measure:
@@ -154,60 +159,72 @@ class _Attention(Function):
         normaliser = exponentials.sum(dim=-1, keepdim=True)
         if empty is not None:
             normaliser.masked_fill_(empty, 1.0)
-        out = (exponentials @ value).div_(normaliser)
+        kept = exponentials.to(value.dtype)
+        out = (_times(kept, weight_scale) @ value).div_(normaliser)
         if not measure:
-            return out, exponentials, normaliser, None, None
+            return out, kept, normaliser, None, None
         largest = torch.maximum(lowest.abs_(), row_max.abs_().amax(dim=(-4, -2)).squeeze(-1))
-        return out, exponentials, normaliser, largest, _measured_entropy(shifted, exponentials, normaliser, empty)
+        return out, kept, normaliser, largest, _measured_entropy(shifted, exponentials, normaliser, empty)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        query, key, value, _, softcap, measure = inputs
+        query, key, value, _, softcap, weight_scale, measure = inputs
         out, exponentials, normaliser, max_logit, entropy = output
         ctx.set_materialize_grads(False)
         ctx.softcap = None if isinstance(softcap, Tensor) else softcap
         softcap_tensor = softcap if isinstance(softcap, Tensor) else None
-        ctx.save_for_backward(query, key, value, out, exponentials, normaliser, softcap_tensor)
+        ctx.save_for_backward(query, key, value, out, exponentials, normaliser, softcap_tensor, weight_scale)
         if measure:
             ctx.mark_non_differentiable(max_logit, entropy)
 
     @staticmethod
     def backward(ctx, grad_out, grad_exponentials, grad_normaliser, _, __):
-        """dV = W^T dO; dS = W (dO V^T - rowsum(dO O)); dQ = dS K; dK = dS^T Q.
+        """dV = (C W)^T dO; dS = W (C (dO V^T) - rowsum(dO O)); dQ = dS K; dK = dS^T Q.
 
         W = P / Z is never formed: dividing the (small) dO by Z does it. The other two gradients come with
         second derivatives only; the row maximum counts as a constant there: P / Z is free of it.
         """
-        query, key, value, out, exponentials, normaliser, softcap = ctx.saved_tensors
+        query, key, value, out, exponentials, normaliser, softcap, weight_scale = ctx.saved_tensors
         softcap = ctx.softcap if softcap is None else softcap
         grad_value, grad_scores = None, grad_normaliser
         if grad_out is not None:
-            grad_scaled = grad_out / normaliser
-            grad_value = exponentials.mT @ grad_scaled
+            grad_scaled = (grad_out / normaliser).to(grad_out.dtype)
+            grad_value = _times(exponentials, weight_scale).mT @ grad_scaled
             grad_row = (grad_scaled * out).sum(dim=-1, keepdim=True)
             if grad_normaliser is not None:
                 grad_row = grad_row - grad_normaliser
-            grad_scores = (grad_scaled @ value.mT).sub_(grad_row)
+            grad_scores = _times(grad_scaled @ value.mT, weight_scale).sub_(grad_row)
         if grad_exponentials is not None:
             grad_scores = grad_exponentials if grad_scores is None else grad_scores + grad_exponentials
         if grad_scores is None:
-            return (None,) * 6
+            return (None,) * 7
         grad_scores = grad_scores * exponentials
         if softcap is not None:     # d(cap tanh(s / cap))/ds = 1 - tanh^2; recomputed, not stored
             cap = torch.as_tensor(softcap, dtype=query.dtype, device=query.device)
             grad_scores = grad_scores * (1 - torch.tanh((query @ key.mT) / cap).square())
-        return grad_scores @ key, grad_scores.mT @ query, grad_value, None, None, None
+        return grad_scores @ key, grad_scores.mT @ query, grad_value, None, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, query, key, value, mask, softcap, measure):
+    def vmap(info, in_dims, query, key, value, mask, softcap, weight_scale, measure):
         size = info.batch_size
         query, key, value = (
             _to_front(x, dim, size) for x, dim in zip((query, key, value), in_dims[:3], strict=True)
         )
         mask = _align(mask, in_dims[3], query.ndim)
         softcap = _align(softcap, in_dims[4], query.ndim)
-        outputs = _Attention.apply(query, key, value, mask, softcap, measure)
+        weight_scale = _align(weight_scale, in_dims[5], query.ndim)
+        outputs = _Attention.apply(query, key, value, mask, softcap, weight_scale, measure)
         return outputs, tuple(None if x is None else 0 for x in outputs)
+
+
+def _apply_attention(query, key, value, *options):
+    """Apply _Attention with autocast off: a backward runs without autocast, so its forward must not have any."""
+    device = query.device.type
+    if not torch.is_autocast_enabled(device):
+        return _Attention.apply(query, key, value, *options)
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        return _Attention.apply(query.to(dtype), key.to(dtype), value.to(dtype), *options)
 
 
 def _align(x, in_dim, ndim):
@@ -249,16 +266,20 @@ def scaled_dot_product_attention(
     causal: bool = False,
     scale: float | Tensor | None = None,
     softcap: float | Tensor | None = None,
+    weight_scale: Tensor | None = None,
     measure: bool = True,
 ) -> tuple[Tensor, AttentionMeasures]:
     """Mix the values by softmax(scale query key^T); a query that may attend to nothing gets zeros.
 
     A non-finite query or key gives NaN, even a masked one: nothing is hidden. `softcap` bounds the logits by
     cap tanh(logit / cap); None and inf are off, and a tensor holds one cap (no gradient goes to it).
-    `measure=False` saves about four passes over the weights and leaves both measures None.
+    `weight_scale` multiplies the weights after the softmax, for dropout: 0 and 1/(1-p), drawn by the caller (no
+    gradient goes to it either); what is measured is measured before it. `measure=False` saves about four passes over
+    the weights and leaves both measures None. Half precision is exponentiated and summed in float32.
 
     Shapes: query_BHLK (B, H, L, K), key_BHMK (B, H, M, K), value_BHMK (B, H, M, K), mask bool broadcastable
-            to (B, H, L, M), True = may attend -> out_BHLK (B, H, L, K), measures by head
+            to (B, H, L, M), True = may attend, weight_scale broadcastable to the same
+            -> out_BHLK (B, H, L, K), measures by head
     Units:  scale defaults to 1/sqrt(K); entropy in nats
     Raises: ValueError if the axes do not fit, if mask is not bool, if L != M and causal=True
     Source: Vaswani et al. 2017, arXiv:1706.03762, Eq. 1; our K is their d_k.
@@ -273,7 +294,9 @@ def scaled_dot_product_attention(
     """
     query = _prepare("scaled_dot_product_attention", query_BHLK, key_BHMK, value_BHMK, mask, causal, scale)
     mask = _joined_mask(mask, causal, query)
-    out, _, _, max_logit_H, entropy_H = _Attention.apply(query, key_BHMK, value_BHMK, mask, softcap, measure)
+    out, _, _, max_logit_H, entropy_H = _apply_attention(
+        query, key_BHMK, value_BHMK, mask, softcap, weight_scale, measure
+    )
     return out, AttentionMeasures(max_logit_H=max_logit_H, entropy_H=entropy_H)
 
 
@@ -307,7 +330,7 @@ def attention_weights(
     """
     query = _prepare("attention_weights", query_BHLK, key_BHMK, key_BHMK, mask, causal, scale)
     mask = _joined_mask(mask, causal, query)
-    _, exponentials, normaliser, _, _ = _Attention.apply(query, key_BHMK, key_BHMK, mask, softcap, False)
+    _, exponentials, normaliser, _, _ = _apply_attention(query, key_BHMK, key_BHMK, mask, softcap, None, False)
     return exponentials / normaliser
 
 
@@ -320,6 +343,7 @@ def multi_head_attention(
     mask: Tensor | None = None,
     causal: bool = False,
     softcap: float | Tensor | None = None,
+    weight_scale: Tensor | None = None,
     measure: bool = True,
 ) -> tuple[Tensor, AttentionMeasures]:
     """Project x to heads, attend (to memory_BMD if given, else to x itself), project back.
@@ -329,8 +353,8 @@ def multi_head_attention(
 
     Shapes: params "query.weight", "key.weight", "value.weight" (H*K, D), "output.weight" (D, H*K), each
             with a ".bias" or without, "query_norm.weight" and "key_norm.weight" (K,); x_BLD (B, L, D),
-            memory_BMD (B, M, D), mask bool broadcastable to (B, H, L, M), True = may attend
-            -> out_BLD (B, L, D), measures by head
+            memory_BMD (B, M, D), mask bool broadcastable to (B, H, L, M), True = may attend, weight_scale
+            broadcastable to the same -> out_BLD (B, L, D), measures by head
     Raises: ValueError if heads does not divide the projected width, or one of two QK-norm weights is missing
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2; QK-norm: Dehghani et al. 2023,
             arXiv:2302.05442 (layer norm there, RMS norm here)
@@ -361,7 +385,7 @@ def multi_head_attention(
     if normed[0]:
         query, key = rms_norm(query, params["query_norm.weight"]), rms_norm(key, params["key_norm.weight"])
     mixed, measures = scaled_dot_product_attention(
-        query, key, value, mask=mask, causal=causal, softcap=softcap, measure=measure
+        query, key, value, mask=mask, causal=causal, softcap=softcap, weight_scale=weight_scale, measure=measure
     )
     out = linear(mixed.transpose(1, 2).flatten(2), params["output.weight"], params.get("output.bias"))
     return out, measures

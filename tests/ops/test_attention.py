@@ -181,6 +181,52 @@ def test_attention_derivatives(check, options):
     assert check(lambda *a: tiled_attention(*a, tile=2, **options), inputs)
 
 
+def dropped(*shape, share=0.4, seed=70):
+    return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) >= share).double() / (1 - share)
+
+
+@pytest.mark.parametrize("mask", [None, "lm"])
+def test_weight_scale_is_dropout_of_the_weights(mask):
+    scale_BHLM, mask = dropped(B, H, L, M), MASKS[mask] if mask else None
+
+    def reference(query, key, value):
+        scores = query @ key.mT / math.sqrt(K)
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        return (F.softmax(scores, -1) * scale_BHLM) @ value
+
+    assert_same(lambda *a: plain(*a, mask=mask, weight_scale=scale_BHLM), reference, qkv())
+    _, with_it = scaled_dot_product_attention(*qkv(), mask=mask, weight_scale=scale_BHLM)
+    _, without = scaled_dot_product_attention(*qkv(), mask=mask)
+    torch.testing.assert_close(with_it.entropy_H, without.entropy_H)      # measured before the weights are dropped
+
+
+def test_weight_scale_derivatives_and_vmap():
+    scale = dropped(1, 2, 3, 3)
+    assert gradcheck(lambda *a: plain(*a, weight_scale=scale), qkv(1, 2, 3, 3, 2))
+    assert gradgradcheck(lambda *a: plain(*a, weight_scale=scale), qkv(1, 2, 3, 3, 2))
+    inputs, scales_R = qkv(), dropped(5, H, L, M)
+    many = vmap(lambda c: plain(*inputs, weight_scale=c))(scales_R)
+    torch.testing.assert_close(many, torch.stack([plain(*inputs, weight_scale=c) for c in scales_R]), **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_under_autocast_trains_and_is_as_near_as_torchs(dtype):
+    inputs = [x.detach().float().requires_grad_() for x in qkv(length=13, m=13)]
+    exact = torch.autograd.grad(plain(*inputs).square().sum(), inputs)
+
+    def gradients(attend):
+        with torch.autocast("cpu", dtype=dtype):
+            out = attend(*(x.to(dtype) for x in inputs))
+            assert out.dtype == dtype
+        return torch.autograd.grad(out.float().square().sum(), inputs)
+
+    def error(found):
+        return max(float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True))
+
+    # bfloat16 keeps 8 bits: a per cent or so; torch's own kernel sets the scale.
+    assert error(gradients(plain)) < 2 * error(gradients(F.scaled_dot_product_attention))
+
+
 def test_attention_derivatives_with_an_empty_row():
     mask = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
     assert gradcheck(lambda *a: plain(*a, mask=mask), qkv(1, 2, 3, 3, 2))

