@@ -1,0 +1,212 @@
+"""Rows as they come from a file, a folder or a hub, with the place of each, so that a bad one can be named."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+class DataError(ValueError):
+    """Bad data, named: file, row and column in one line."""
+
+    def __init__(self, file: str, row: str | None, column: str | None, problem: str):
+        place = [file, *([row] if row else []), *([f"column {column!r}"] if column else [])]
+        super().__init__(" ".join(f"read_splits: {', '.join(place)}: {problem}".split()))
+        self.file, self.row, self.column, self.problem = file, row, column, problem
+
+
+@dataclass
+class Complaints:
+    """What becomes of a bad row: the first stops the reading, or each is left out and kept in `skipped`."""
+
+    skip: bool
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, file: str, row: str, column: str | None, problem: str) -> None:
+        """Raise a `DataError`, or note that the row is left out."""
+        if not self.skip:
+            raise DataError(file, row, column, problem)
+        self.skipped.append({"file": file, "row": row, "column": column, "problem": problem})
+
+
+@dataclass
+class Source:
+    """The rows of one split. `places[i]` says where row i stands: "line 7" of a text file, "row 6" of a table."""
+
+    file: str
+    columns: tuple[str, ...]
+    rows: list[dict[str, Any]]
+    places: list[str]
+    features: Any = None
+    """`datasets.Features`, where the data brings class names along."""
+
+
+def read_source(path: Path, complaints: Complaints) -> Source:
+    """Read one local file by its suffix."""
+    if path.suffix not in SUFFIXES:
+        raise DataError(str(path), None, None, f"cannot read {path.suffix or 'a file without suffix'!r}; "
+                                               f"use one of {', '.join(SUFFIXES)}")
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    found = {".csv": _csv_rows, ".tsv": _csv_rows}.get(path.suffix, _json_rows)(path, complaints)
+    places, rows = [], []
+    for place, row in found:
+        places.append(place)
+        rows.append(row)
+    if not rows:
+        raise DataError(str(path), None, None, "holds no rows" + (" that can be read" if complaints.skipped else ""))
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    return Source(str(path), columns, rows, places)
+
+
+def read_folder(folder: Path, complaints: Complaints) -> dict[str, Source]:
+    """Read train, validation and test files of a folder; a folder with one file alone is a training split."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    found: dict[str, Path] = {}
+    for path in files:
+        split = split_of(path.stem)
+        if split and split in found:
+            both = f"{found[split].name} and {path.name}"
+            raise DataError(str(folder), None, None, f"{both} both claim the {split} split")
+        if split:
+            found[split] = path
+    if not found and len(files) == 1:
+        found = {"train": files[0]}
+    if "train" not in found:
+        names = ", ".join(path.name for path in files) or "no data file"
+        raise DataError(str(folder), None, None, f"needs a train file ({', '.join(SUFFIXES)}); it holds {names}")
+    return {split: read_source(path, complaints) for split, path in found.items()}
+
+
+def read_hub(name: str, data_config: str | None) -> dict[str, Source]:
+    """Load a Hugging Face data set id, or a folder that `datasets` wrote."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, data_config)
+    except Exception as error:  # what it raises depends on the network, the hub and the files
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(name, None, None, f"is neither a local file or folder nor a data set that could be loaded "
+                                          f"({type(error).__name__}: {first})") from error
+    sources: dict[str, Source] = {}
+    for split, data in loaded.items():
+        kind = split_of(split)
+        if kind and kind not in sources:
+            sources[kind] = from_dataset(data, f"{name}[{split}]")
+    if "train" not in sources:
+        raise DataError(name, None, None, f"has no training split; it has {', '.join(loaded)}")
+    return sources
+
+
+def from_dataset(data, file: str) -> Source:
+    """Take the rows of a `datasets.Dataset`."""
+    return Source(file, tuple(data.column_names), data.to_list(), [f"row {i}" for i in range(len(data))], data.features)
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a file or split name speaks of, as in "dev" or "validation_matched"."""
+    head = name.lower().replace("-", "_").replace(".", "_").split("_")[0]
+    return next((split for split, names in SPLIT_NAMES.items() if head in names), None)
+
+
+def _parquet(path: Path) -> Source:
+    import datasets
+    import pyarrow.parquet
+
+    try:
+        data = datasets.Dataset(pyarrow.parquet.read_table(path))
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        raise DataError(str(path), None, None, f"is not a readable Parquet file ({error})") from error
+    return from_dataset(data, str(path))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines; a byte that is not UTF-8 becomes a lone surrogate, which `undecoded` finds."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(str(path), None, None, f"cannot be read ({error.strerror})") from error
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(str(path), "line 1", None, "is UTF-16; save the file as UTF-8")
+    yield from io.StringIO(content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"), newline="")
+
+
+def undecoded(text: str) -> str | None:
+    """Say which byte of a line is not UTF-8, or None."""
+    for i, letter in enumerate(text):
+        if "\udc80" <= letter <= "\udcff":
+            return (f"is not UTF-8: byte 0x{ord(letter) - 0xdc00:02x} after {text[max(0, i - 12):i]!r}; "
+                    "save the file as UTF-8")
+    return None
+
+
+def _csv_rows(path: Path, complaints: Complaints) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.reader(_lines(path), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    header: list[str] | None = None
+    while True:
+        place = f"line {reader.line_num + 1}"
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            # An open quote swallows lines without number: what is lost cannot be counted, so it always stops.
+            raise DataError(str(path), place, None, f"is broken CSV ({error})") from error
+        if fields is None:
+            return
+        wrong = undecoded("".join(fields))
+        if header is None:
+            header = fields
+            if wrong or len(set(header)) < len(header):
+                raise DataError(str(path), place, None, wrong or "names a column twice")
+        elif wrong:
+            column = next((name for name, text in zip(header, fields, strict=False) if undecoded(text)), None)
+            complaints.add(str(path), place, column, wrong)
+        elif fields and len(fields) != len(header):
+            complaints.add(str(path), place, None, f"has {len(fields)} fields where the header has {len(header)}")
+        elif fields:  # a blank line is no row
+            yield place, dict(zip(header, fields, strict=True))
+
+
+def _json_rows(path: Path, complaints: Complaints) -> Iterator[tuple[str, dict[str, Any]]]:
+    lines = list(_lines(path))
+    first = next((line.lstrip() for line in lines if line.strip()), "")
+    if path.suffix == ".json" and first.startswith("["):
+        yield from _json_list(path, "".join(lines), complaints)
+        return
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place, wrong = f"line {number}", undecoded(line)
+        try:
+            row = {} if wrong else json.loads(line)
+        except json.JSONDecodeError as error:
+            row, wrong = {}, f"is broken JSON ({error.msg} at character {error.pos + 1})"
+        if not wrong and not isinstance(row, dict):
+            wrong = f"must be a JSON object; got {line.strip()[:40]!r}"
+        if wrong:
+            complaints.add(str(path), place, None, wrong)
+        else:
+            yield place, row
+
+
+def _json_list(path: Path, text: str, complaints: Complaints) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(str(path), f"line {error.lineno}", None, f"is broken JSON ({error.msg})") from error
+    for number, row in enumerate(rows):
+        wrong = None if isinstance(row, dict) else f"must be a JSON object; got {row!r}"
+        wrong = wrong or undecoded(json.dumps(row, ensure_ascii=False))
+        if wrong:
+            complaints.add(str(path), f"row {number}", None, wrong)
+        else:
+            yield f"row {number}", row
