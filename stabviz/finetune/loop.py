@@ -163,9 +163,9 @@ class _Training:
                 if not p.attempts:
                     self.save()         # what a first spike goes back to; and a disk that cannot be written shows now
                 while not p.finished:
-                    if self.evaluation_due():
+                    if p.evaluated_at < p.updates and (p.updates % c.evaluate_every == 0 or p.updates >= c.steps):
                         self.evaluate(stop)
-                        continue
+                        continue        # it may have ended the run
                     if self.world.any(stop.requested) or taken == c.stop_after:
                         break
                     began = time.perf_counter()
@@ -374,13 +374,6 @@ class _Training:
         path, _ = newest_checkpoint(self.checkpoints)
         return f"the last good checkpoint is {path}" if path else "there is no checkpoint"
 
-    def evaluation_due(self) -> bool:
-        p, c = self.progress, self.config
-        if p.updates >= c.steps and p.evaluated_at == p.updates:
-            p.finished = p.finished or "all steps"
-            return False
-        return p.evaluated_at < p.updates and (p.updates % c.evaluate_every == 0 or p.updates >= c.steps)
-
     def evaluate(self, stop: Stop) -> None:
         """Score the validation split, keep the best weights; a request to stop ends it, and a resume does it again."""
         p, c = self.progress, self.config
@@ -403,7 +396,9 @@ class _Training:
             p.best_score, p.best_at, p.stale_evaluations = found.score, p.updates, 0
         else:
             p.stale_evaluations += 1
-        if c.patience is not None and p.stale_evaluations >= c.patience:
+        if p.updates >= c.steps:
+            p.finished = "all steps"
+        elif c.patience is not None and p.stale_evaluations >= c.patience:
             p.finished = "no better score"
         if self.log:
             loss = found.scores.get("loss_nats", math.nan)
@@ -468,7 +463,8 @@ class _Training:
             n_bytes = sum(x.tensor.numel() for x in self.parameters) * 4 * 3
             check_room(c.out, (c.keep + 1) * n_bytes)
         write_atomically(c.out / "config.json", json.dumps(described, indent=2) + "\n")
-        return MetricsLog(c.out / "metrics.jsonl", c.as_dict() | {"clip_norm": c.clip_norm},
+        settings = {name: value for name, value in c.as_dict().items() if name not in MAY_CHANGE}
+        return MetricsLog(c.out / "metrics.jsonl", settings | {"clip_norm": c.clip_norm},
                           keep_bytes=state["log_bytes"] if state else None)
 
     def time(self, batch: dict[str, Tensor], began: float) -> None:

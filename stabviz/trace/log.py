@@ -94,7 +94,7 @@ def read_metrics(path: str | Path) -> Trace:
     names = list(dict.fromkeys(name for step in order for name in steps[step]))
     signals = {name: np.array([[steps[step].get(name, math.nan) for step in order]]).reshape(1, len(order))
                for name in names}
-    config = header.get("config", {})
+    config = {name: _number(value) for name, value in header.get("config", {}).items()}
     label = {"seed": config["seed"]} if "seed" in config else {}
     return Trace(steps=np.array(order, dtype=np.int64), signals=signals, runs=[label], config=config, events=events)
 
@@ -109,7 +109,8 @@ def _lines(path: Path) -> tuple[dict, list[tuple[int, dict]]]:
         try:
             parsed.append((number, json.loads(line)))
         except ValueError as error:
-            raise ValueError(f"read_metrics: {path} line {number}: must be one JSON object; got {line[:60]!r}") from error
+            what = f"must be one JSON object; got {line[:60]!r}"
+            raise ValueError(f"read_metrics: {path} line {number}: {what}") from error
     header = parsed[0][1]
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
         got = header.get("schema") if isinstance(header, dict) else header
