@@ -250,6 +250,7 @@ def _remove(path: Path) -> None:
     """Remove a checkpoint; it loses its name first, so that a kill in between leaves no damaged one behind."""
     going = path.with_name(f".deleting-{path.name}-{os.getpid()}")
     os.rename(path, going)
+    _sync_folder(path.parent)
     shutil.rmtree(going)
 
 
