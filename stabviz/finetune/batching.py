@@ -43,6 +43,10 @@ class TokenRows(Dataset):
         """Rows that were longer than max_length."""
         self.lost_tags = 0
         """Words without a piece of their own, cut off or empty: their tags are neither learnt nor scored."""
+        self.tags: list[list[int]] = []
+        """For kind "tags": the tag of every word, as the rows have it."""
+        self.labelled_words: list[list[int]] = []
+        """For kind "tags": the words that carry a label, in the order of their pieces."""
         encoded = [row for first in range(0, len(rows), CHUNK)
                    for row in self._encoded(rows[first:first + CHUNK], tokenizer, max_length)]
         self.lengths = np.array([len(ids) for ids, _, _ in encoded], dtype=np.int64)
@@ -65,6 +69,8 @@ class TokenRows(Dataset):
         found = []
         for encoding, tags in zip(encodings, rows["tags"], strict=True):
             labels = first_piece_labels(encoding.word_ids, tags)
+            self.tags.append(list(tags))
+            self.labelled_words.append(list(dict.fromkeys(word for word in encoding.word_ids if word is not None)))
             self.lost_tags += len(tags) - sum(label != IGNORED for label in labels)
             found.append((encoding.ids, encoding.type_ids, labels))
         return found

@@ -72,7 +72,7 @@ def _labelled(logits: Tensor, labels: Tensor) -> list[tuple[np.ndarray, np.ndarr
 
 
 def evaluate(model: nn.Module, rows: TokenRows, labels: tuple[str, ...], **options) -> Evaluation:
-    """Predict a split and score it; words that were cut off by max_length count as "O".
+    """Predict a split and score it; words without a piece (cut off by max_length, or empty) count as "O".
 
     Units:  loss_nats per label that counts
     Raises: ValueError if the split is empty
@@ -87,9 +87,9 @@ def evaluate(model: nn.Module, rows: TokenRows, labels: tuple[str, ...], **optio
         scores = classification_scores(logits_NC, labels_N, labels)
         return Evaluation(scores=scores, predictions=logits_NC.argmax(dim=-1).tolist())
     true, predicted = [], []
-    for (logits, _), tags in zip(found, rows.tags, strict=True):
-        said = [labels[i] for i in logits.argmax(axis=-1)] if len(logits) else []
+    for (logits, _), tags, words in zip(found, rows.tags, rows.labelled_words, strict=True):
+        said = dict(zip(words, logits.argmax(axis=-1).tolist(), strict=True))
         true.append([labels[i] for i in tags])
-        predicted.append(said + ["O"] * (len(tags) - len(said)))
+        predicted.append([labels[said[w]] if w in said else "O" for w in range(len(tags))])
     scores = entity_scores(true, predicted) | {"loss_nats": float(cross_entropy(logits_NC, labels_N)[0])}
     return Evaluation(scores=scores, predictions=predicted)

@@ -42,6 +42,8 @@ class Norms:
             split = tensor.split(_PIECE) if tensor.numel() > _PIECE else (tensor,)
             pieces += split
             counts[layer] += len(split)
+        if not pieces:      # nothing has a gradient: a batch without targets
+            return torch.zeros(1 + len(self.layers))
         norms = torch.stack([n.float() for n in torch._foreach_norm(pieces)])
         by_layer = torch.stack([torch.linalg.vector_norm(part) for part in norms.split(list(counts.values()))])
         if self._sharded:       # each process holds a share of every tensor
