@@ -144,7 +144,8 @@ class _Training:
         rows_here = math.ceil(c.batch / world.size)
         self.progress = Progress(micro_batch=min(c.micro_batch or rows_here, rows_here),
                                  loss_scale=c.loss_scale if c.precision == "fp16" else 1.0)
-        self.log = self._open(resume, force)
+        self.log: MetricsLog | None = None      # the leading process has one
+        self._open(resume, force)
         self.telemetry = Telemetry(self.parameters, c, world, self.log)
         self.probe = AttentionProbe(bare(self.model))
         self.schedule = SCHEDULES[c.schedule]
@@ -253,32 +254,37 @@ class _Training:
 
     def accumulate(self, position: int, batch: dict[str, Tensor], *, probe: bool):
         c, world, device = self.config, self.world, self.world.device
-        total = float(world.total(torch.tensor(float(count_targets(batch)), device=device)))
         pieces = split_batch(batch, self.progress.micro_batch, trim=not c.fixed_length)
-        sums: dict[str, Tensor] = {"loss_nats": torch.zeros((), device=device)}
+        told = world.table(count_targets(batch), len(pieces))
+        total, n_pieces = float(sum(count for count, _ in told)), max(n for _, n in told)
+        nothing = torch.zeros((), device=device)
+        sums: dict[str, Tensor] = {"loss_nats": nothing}
         largest: dict[str, Tensor] = {}
         micro_losses = []
-        for m, piece in enumerate(pieces):
-            count = count_targets(piece)
+        for m in range(n_pieces):
+            # all processes take part in every exchange: one with fewer pieces, or a piece without targets, adds 0
+            piece = pieces[min(m, len(pieces) - 1)]
+            count = count_targets(piece) if m < len(pieces) else 0
             if not count and world.size == 1:
                 continue
             piece = {name: x.to(device, non_blocking=True) for name, x in piece.items()}
             torch.manual_seed(_mixed(c.seed, position, m, world.rank))
             look = probe and m == 0 and not c.compile
             bare(self.model).measure = look
-            with autocast(c, device), self.probe if look else nullcontext():
-                loss, measured = self.setup.objective(self.model, piece)
+            share_of_total = count / total if total else 0.0
+            with without_sync(self.model, m == n_pieces - 1):
+                with autocast(c, device), self.probe if look else nullcontext():
+                    loss, measured = self.setup.objective(self.model, piece)
+                (loss * (share_of_total * world.size * self.progress.loss_scale)).backward()
             if look:
                 measured |= self.probe.measured(piece["attention_mask"])
-            share_of_total = count / total if total else 0.0
-            with without_sync(self.model, m == len(pieces) - 1):
-                (loss * (share_of_total * world.size * self.progress.loss_scale)).backward()
-            micro_losses.append((loss.detach(), piece["rows"]))
-            for name, value in {"loss_nats": loss.detach(), **measured}.items() if count else ():
+            if count:
+                micro_losses.append((loss.detach(), piece["rows"]))
+            for name, value in {"loss_nats": loss.detach(), **measured}.items():
                 if name.startswith("max_") or name == "attention_entropy":      # of the first micro-batch alone
                     largest[name] = value
-                else:
-                    sums[name] = sums.get(name, 0.0) + value.float() * share_of_total
+                else:       # a mean over no targets is NaN, and counts nothing
+                    sums[name] = sums.get(name, 0.0) + (value.float() * share_of_total if count else nothing)
         if not total:       # nothing counts: no mean exists
             sums["loss_nats"] = sums["loss_nats"] + math.nan
         vector = world.total(torch.stack(list(sums.values())))
@@ -316,6 +322,7 @@ class _Training:
         p, c = self.progress, self.config
         p.bad_steps += 1
         suspects = [r for micro, ids in micro_losses if not bool(torch.isfinite(micro)) for r in ids.tolist()]
+        suspects, rows = ([r for part in self.world.gather(mine) for r in part] for mine in (suspects, rows))
         overflow = c.precision == "fp16" and math.isfinite(loss)
         self.event("overflow" if overflow else "non_finite", p.attempts - 1, rows=suspects or rows,
                    signal="loss_nats" if suspects or not math.isfinite(loss) else "grad_norm_preclip")
@@ -386,8 +393,9 @@ class _Training:
                 found = self.setup.evaluate(self.model, lambda: None)
             better = p.best_score is None or not found.score <= p.best_score
             weights = self.weights() if better else {}
-            if better and self.world.leads:
-                _replace_folder(c.out / "best", lambda folder: self.setup.save_model(bare(self.model), folder, weights))
+            if better:
+                self.world.first(lambda: _replace_folder(
+                    c.out / "best", lambda folder: self.setup.save_model(bare(self.model), folder, weights)))
         finally:
             if self.average:
                 self.average.swap()
@@ -421,12 +429,14 @@ class _Training:
         tensors = {"model": self.weights(), "optimizer": save_moments(self.optimizer)}
         if self.average:
             tensors["average"] = {name: whole(x) for name, x in self.average.averages.items()}
-        if self.world.leads:
+
+        def write():
             state = {"progress": asdict(p), "log_bytes": self.log.flush()}
             write_checkpoint(self.checkpoints, p.attempts, tensors, state)
             prune_checkpoints(self.checkpoints, self.config.keep)
             self._write_timings()
-        self.world.wait()
+
+        self.world.first(write)
 
     def restore(self, path: Path) -> dict:
         """Load weights, moments, averages and progress from a checkpoint; return its state."""
@@ -443,31 +453,38 @@ class _Training:
         self.batches = None
         return state
 
-    def _open(self, resume: bool, force: bool) -> MetricsLog | None:
+    def _open(self, resume: bool, force: bool) -> None:
         """Check the folder, load the newest checkpoint if asked, and open the log where that left it."""
-        c = self.config
-        state = None
-        described = {"config": c.as_dict(), "data_fingerprint": self.setup.fingerprint, "torch": torch.__version__}
+        c, state = self.config, None
         if resume:
-            _check_same(c, self.setup.fingerprint, force)
-            path, problems = newest_checkpoint(self.checkpoints)
-            for problem in problems:
-                print(f"passed over: {problem}") if self.world.leads else None
-            if path is None:
-                raise ValueError(f"finetune: {self.checkpoints} holds no whole checkpoint to resume from")
+            path = self.world.first(lambda: self._newest(force))
             state = self.restore(path)
-        if not self.world.leads:
-            return None
-        if not resume:
-            _clear(c)
-            n_bytes = sum(x.tensor.numel() for x in self.parameters) * 4 * 3
-            check_room(c.out, (c.keep + 1) * n_bytes)
-        write_atomically(c.out / "config.json", json.dumps(described, indent=2) + "\n")
-        settings = {name: value for name, value in c.as_dict().items() if name not in MAY_CHANGE}
-        return MetricsLog(c.out / "metrics.jsonl", settings | {"clip_norm": c.clip_norm},
-                          keep_bytes=state["log_bytes"] if state else None)
+
+        def begin():
+            if not resume:
+                _clear(c)
+                n_bytes = sum(x.tensor.numel() for x in self.parameters) * 4 * 3
+                check_room(c.out, (c.keep + 1) * n_bytes)
+            described = {"config": c.as_dict(), "data_fingerprint": self.setup.fingerprint, "torch": torch.__version__}
+            write_atomically(c.out / "config.json", json.dumps(described, indent=2) + "\n")
+            settings = {name: value for name, value in c.as_dict().items() if name not in MAY_CHANGE}
+            self.log = MetricsLog(c.out / "metrics.jsonl", settings | {"clip_norm": c.clip_norm},
+                                  keep_bytes=state["log_bytes"] if state else None)
+
+        self.world.first(begin)
+
+    def _newest(self, force: bool) -> Path:
+        _check_same(self.config, self.setup.fingerprint, force)
+        path, problems = newest_checkpoint(self.checkpoints)
+        for problem in problems:
+            print(f"passed over: {problem}")
+        if path is None:
+            raise ValueError(f"finetune: {self.checkpoints} holds no whole checkpoint to resume from")
+        return path
 
     def time(self, batch: dict[str, Tensor], began: float) -> None:
+        if not self.world.leads:
+            return
         tokens = int(batch["attention_mask"].shape[0] * batch["attention_mask"].shape[-1])
         self.timings.append({"step": self.progress.attempts - 1, "ms": 1e3 * (time.perf_counter() - began),
                              "rows": len(batch["rows"]), "tokens_padded": tokens})

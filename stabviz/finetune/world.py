@@ -1,8 +1,10 @@
 """The processes of one run: one of them without `torchrun`, several with it. PyTorch's own DDP and FSDP2, no more."""
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,6 +53,32 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def table(self, *mine: int) -> list[list[int]]:
+        """Return the whole numbers of every process, in the order of the ranks."""
+        if self.size == 1:
+            return [list(mine)]
+        table = torch.zeros(self.size, len(mine), dtype=torch.int64, device=self.device)
+        table[self.rank] = torch.tensor(mine)
+        return self.total(table).tolist()
+
+    def first(self, action: Callable[[], Any]) -> Any:
+        """Let the leading process act while the others wait, and return what came of it.
+
+        Raises: in every process what `action` raised in the leading one: none is left waiting for the others
+        """
+        if self.size == 1:
+            return action()
+        told = [None, None]
+        if self.leads:
+            try:
+                told[0] = action()
+            except Exception as error:
+                told[1] = error
+        dist.broadcast_object_list(told, src=0)
+        if told[1] is not None:
+            raise told[1]
+        return told[0]
 
     def any(self, flag: bool) -> bool:
         """Tell every process whether the flag is up in one of them."""
@@ -102,7 +130,10 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def without_sync(model: nn.Module, last: bool):
-    """Context for the backward pass of a micro-batch: gradients are exchanged at the last one only."""
+    """Context for both passes of a micro-batch: DDP exchanges gradients at the last one only.
+
+    FSDP2 exchanges them each time: whole gradients kept until the last would take the memory that sharding saves.
+    """
     if isinstance(model, nn.parallel.DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()
