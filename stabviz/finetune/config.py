@@ -46,7 +46,7 @@ class FinetuneConfig:
     """Longest text in word pieces, special tokens included."""
 
     model: str = "stabviz-mini"
-    """stabviz-mini (the checkpoint in data/), a folder, or a Hugging Face model id."""
+    """stabviz-mini (the checkpoint in data/), minilm (see README), a folder, or a Hugging Face model id."""
     implementation: Literal["transformers", "stabviz"] = "transformers"
     """Who computes the model: transformers, or our own BERT on stabviz.ops (BERT checkpoints only)."""
     from_scratch: bool = False

@@ -8,6 +8,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from stabviz.finetune.config import SHIPPED_MODEL, FinetuneConfig
+from stabviz.finetune.published import minilm_folder
+from stabviz.models.bert import Bert
 
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout",
              "attention_dropout", "seq_classif_dropout")
@@ -24,6 +26,8 @@ def resolve(model: str) -> str:
             raise ValueError(f"finetune: model must be there; got 'stabviz-mini', and {SHIPPED_MODEL} is missing. "
                              "It comes with a clone of the project, not with the package alone")
         return str(SHIPPED_MODEL)
+    if model == "minilm":
+        return str(minilm_folder())
     if Path(model).is_dir():
         return str(Path(model))
     if model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1:
@@ -70,18 +74,22 @@ def load_model(config: FinetuneConfig, kind: str, labels: tuple[str, ...], token
     if config.max_length > (longest := getattr(structure, "max_position_embeddings", None) or config.max_length):
         raise ValueError(f"finetune: max_length must be at most {longest}, the positions that {config.model} has; "
                          f"got {config.max_length}")
-    if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.activation_checkpointing:     # renamed in transformers 5
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model
 
 
 def _ours(config: FinetuneConfig, kind: str, labels: tuple[str, ...], name: str) -> nn.Module:
-    from stabviz.models.bert import Bert
-
-    model = Bert.from_folder(name, kind=kind, labels=labels, dropout=config.dropout)
+    if not Path(name).is_dir():
+        raise ValueError(f"finetune: model must be a folder on this machine for implementation 'stabviz'; got {name!r}")
+    options = {"kind": kind, "labels": labels, "dropout": config.dropout,
+               "generator": torch.Generator().manual_seed(config.seed)}
     if config.from_scratch:
-        model.draw_weights(torch.Generator().manual_seed(config.seed))
-    model.activation_checkpointing = config.activation_checkpointing
+        model = Bert.from_config(_from(AutoConfig, name, config.model), **options)
+    else:
+        model = Bert.from_folder(name, **options)
+    model.checkpointing = config.activation_checkpointing
     return model
 
 

@@ -19,6 +19,8 @@ from stabviz.finetune.reading import Splits, read_splits
 from stabviz.finetune.scores import churn, failed, headline, majority_share, spread
 from stabviz.finetune.stopping import Stop
 from stabviz.finetune.world import World
+from stabviz.models.bert import Bert
+from stabviz.models.bert_files import write_bert_folder
 from stabviz.trace import Trace
 from stabviz.trace.log import read_metrics
 
@@ -56,9 +58,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
         scores = None
         if progress.finished:
             scores = score_best(config, splits, tokenizer, world)
-            if world.leads:
-                write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
-        world.wait()
+            world.first(lambda: write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n"))
         trace = read_metrics(config.out / "metrics.jsonl")
         return Outcome(config=config, progress=progress, trace=trace, scores=scores)
     finally:
@@ -79,7 +79,10 @@ def prepare(config: FinetuneConfig, splits: Splits, world: World) -> tuple[Setup
                         autocast=partial(autocast, config, world.device), check=check)
 
     def save_model(model, folder, weights):
-        model.save_pretrained(folder, state_dict=weights)
+        if isinstance(model, Bert):
+            write_bert_folder(folder, model.config, model.kind, weights)
+        else:
+            model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
         described = {"kind": splits.kind, "labels": list(splits.labels), "max_length": config.max_length}
         (folder / "stabviz.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -121,8 +124,16 @@ def finetune_seeds(config: FinetuneConfig, *, resume: bool = False, force: bool 
     if config.seeds == 1:
         outcome = finetune(config, resume=resume, force=force, stop=stop)
         return [outcome], summary([outcome]) if outcome.finished else None
-    if not resume:
-        start_series(config)
+    world = World.join(config.device)       # one group of processes for the whole series
+    try:
+        if not resume:
+            world.first(lambda: start_series(config))
+        return _series(config, world, resume=resume, force=force, stop=stop)
+    finally:
+        world.leave()
+
+
+def _series(config: FinetuneConfig, world: World, *, resume: bool, force: bool, stop: Stop | None):
     outcomes = []
     for seed in range(config.seed, config.seed + config.seeds):
         one = config.replace(seed=seed, seeds=1, out=config.out / f"seed-{seed}")
@@ -135,7 +146,7 @@ def finetune_seeds(config: FinetuneConfig, *, resume: bool = False, force: bool 
         if not outcomes[-1].finished:
             return outcomes, None
     found = summary(outcomes)
-    write_atomically(config.out / "summary.json", json.dumps(found, indent=2) + "\n")
+    world.first(lambda: write_atomically(config.out / "summary.json", json.dumps(found, indent=2) + "\n"))
     return outcomes, found
 
 
