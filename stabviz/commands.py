@@ -115,7 +115,7 @@ def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
     from stabviz.finetune.stopping import STOPPED
 
     if int(os.environ.get("RANK", "0")):
-        return 0 if outcomes[-1].finished else STOPPED      # one of torchrun's processes writes and speaks
+        return 0    # one of torchrun's processes writes and speaks; a failure of another would end it before that
     print(scores_table(outcomes, found))
     for outcome in outcomes:
         print(verdict_line(outcome.trace, f"seed {outcome.config.seed}"))

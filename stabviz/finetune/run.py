@@ -59,6 +59,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
         if progress.finished:
             scores = score_best(config, splits, tokenizer, world)
             world.first(lambda: write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n"))
+        world.wait()
         trace = read_metrics(config.out / "metrics.jsonl")
         return Outcome(config=config, progress=progress, trace=trace, scores=scores)
     finally:
