@@ -21,7 +21,8 @@ def classification_scores(logits_NC, labels_N, names: Sequence[str]) -> dict:
     """Score predictions of one class an input; a row with a non-finite logit predicts nothing and is wrong.
 
     Macro F1 averages over the classes that occur among labels or predictions, as scikit-learn's does. Rows of
-    "confusion" are the true classes, columns the predicted ones; rows without a prediction are not in it.
+    "confusion" are the true classes, columns the predicted ones; rows without a prediction are not in it. "failed"
+    is what `failed` says against the majority of these labels.
 
     Shapes: logits_NC (N, C) array or tensor, labels_N (N,) int in 0..C-1
     Units:  loss_nats in nats a row, NaN if a logit is not finite; the rest are shares in [0, 1]
@@ -44,7 +45,7 @@ def classification_scores(logits_NC, labels_N, names: Sequence[str]) -> dict:
                 for c, name in enumerate(names)}
     present = [row["f1"] for row in by_class.values() if row["support"] or row["predicted"]]
     log_p_NC = _log_softmax(logits_NC)
-    return {
+    scores = {
         "accuracy": float(np.mean(predicted_N == labels_N)),
         "macro_f1": float(np.mean(present)),
         "ece": expected_calibration_error(np.exp(log_p_NC), labels_N),
@@ -56,6 +57,7 @@ def classification_scores(logits_NC, labels_N, names: Sequence[str]) -> dict:
         "confusion": confusion_CC.tolist(),
         "by_class": by_class,
     }
+    return scores | {"failed": failed(scores, scores["majority_share"])}
 
 
 def expected_calibration_error(probabilities_NC, labels_N, bins: int = ECE_BINS) -> float:
@@ -111,13 +113,14 @@ def entity_scores(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     words = sum(map(len, true))
     same = sum(a == b for tags, said in zip(true, predicted, strict=True) for a, b in zip(tags, said, strict=True))
     by_type = {name: found["entities"][name]["strict"] for name in types}
-    return {
+    scores = {
         **_ratios(every.correct, every.actual, every.possible),
         "by_type": {name: _ratios(one.correct, one.actual, one.possible) for name, one in by_type.items()},
         "tag_accuracy": same / words if words else 0.0,
         "rows": len(true),
         "words": words,
     }
+    return scores | {"failed": failed(scores, 0.0)}
 
 
 def headline(scores: dict) -> tuple[str, float]:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.lib.stride_tricks import sliding_window_view
 
 from stabviz.trace import Trace
 
@@ -22,6 +23,8 @@ LINE_STYLES = ("-", "--", "-.", ":", (0, (7, 2)),
 INK = "#222222"
 QUIET = "#666666"
 GRID = "#e4e4e4"
+WATCHED = ("loss_nats", "grad_norm_preclip")
+"""Signals that every step measures: what is not finite in them was lost, not left out."""
 MOST_POINTS = 400
 """A curve of more points than this is thinned: a picture of 700 px cannot show more."""
 
@@ -134,6 +137,26 @@ def thin(x_S: np.ndarray, y_S: np.ndarray, most: int = MOST_POINTS) -> tuple[np.
     return x_S[at], y_S[at]
 
 
+def running_median(values_S, width: int, *, gaps: bool = False) -> np.ndarray:
+    """Median of the `width` values around each one, fewer at the ends; NaN where none of them is finite.
+
+    With `gaps` it is NaN wherever the value itself is: a curve does not go on where the run did not.
+
+    >>> running_median([1.0, 9.0, 2.0, float("nan"), 4.0], 3).tolist()
+    [5.0, 2.0, 5.5, 3.0, 4.0]
+    """
+    values_S = np.asarray(values_S, np.float64)
+    values_S = np.where(np.isfinite(values_S), values_S, np.nan)
+    half = width // 2
+    padded_S = np.concatenate([np.full(half, np.nan), values_S, np.full(half, np.nan)])
+    sorted_SW = np.sort(sliding_window_view(padded_S, 2 * half + 1), axis=1)  # NaN goes last
+    count_S = np.isfinite(sorted_SW).sum(axis=1)
+    row_S = np.arange(len(sorted_SW))
+    low_S, high_S = sorted_SW[row_S, np.maximum(count_S - 1, 0) // 2], sorted_SW[row_S, count_S // 2]
+    median_S = (low_S + high_S) / 2
+    return np.where(np.isfinite(values_S), median_S, np.nan) if gaps else median_S
+
+
 def thin_band(x_S, low_S, high_S, most: int = MOST_POINTS):
     """Keep at most `most` columns of a band, each as wide as the widest of its stretch."""
     if len(x_S) <= most:
@@ -142,15 +165,35 @@ def thin_band(x_S, low_S, high_S, most: int = MOST_POINTS):
     return x_S[edges], np.minimum.reduceat(low_S, edges), np.maximum.reduceat(high_S, edges)
 
 
+def measured(trace: Trace, run: int, signal: str) -> np.ndarray:
+    """At which steps a run measured a signal, (S,) bool: a costly one is NaN where nobody looked.
+
+    NaN of the loss or the total gradient norm is a measurement. For any other signal NaN is one only where the run
+    ended non-finite, and for scores of an evaluation never. Infinity always is one.
+    """
+    values_S = trace[signal][run]
+    if signal in WATCHED:
+        return np.ones(values_S.shape, dtype=bool)
+    dead = None if signal.startswith("validation") else trace.non_finite_step(run)
+    return ~np.isnan(values_S) | (trace.steps == (-1 if dead is None else dead))
+
+
+def measured_columns(trace: Trace, signal: str, runs: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps at which any of the runs measured a signal, and its values there, (runs, steps)."""
+    measured_RS = np.stack([measured(trace, run, signal) for run in runs])
+    column_S = measured_RS.any(axis=0)
+    return trace.steps[column_S], trace[signal][list(runs)][:, column_S].astype(np.float64)
+
+
 def non_finite_marks(trace: Trace, run: int, signal: str) -> list[tuple[float, float]]:
     """Where the signal of a run becomes non-finite: (step, last finite value before it, NaN if none)."""
     values_S = trace[signal][run].astype(np.float64)
-    bad_S = ~np.isfinite(values_S)
+    bad_S = ~np.isfinite(values_S) & measured(trace, run, signal)
     dead = trace.non_finite_step(run)
     onsets = [s for s in np.flatnonzero(bad_S) if s == 0 or not bad_S[s - 1]]
     marks = []
     for s in onsets:
-        before = values_S[:s][~bad_S[:s]]
+        before = values_S[:s][np.isfinite(values_S[:s])]
         step = float(trace.steps[s])
         if dead is not None and s == onsets[-1] and bad_S[s:].all():
             step = min(step, float(dead))

@@ -18,21 +18,29 @@ from stabviz.views.drawing import (
     level,
     log_axis,
     look,
+    measured_columns,
     non_finite_marks,
     place_legend,
     quantiles,
+    running_median,
     style,
     task_levels,
     thin,
     thin_band,
 )
 from stabviz.views.maps import plot_attention, plot_loss_surface, plot_stability_map
+from stabviz.views.scales import (
+    keep_marks_inside,
+    mark_non_finite,
+    needs_log,
+    or_gap,
+    set_limits,
+    set_step_axis,
+    unit_label,
+)
 
 __all__ = ["plot_attention", "plot_gradient_norm", "plot_layer_norms", "plot_loss_fan", "plot_loss_surface",
            "plot_lr_curve", "plot_stability_map"]
-
-LOG_SCALE_ABOVE = 3.0
-"""A loss that rises to this many times its first value is drawn on a log axis: an axis cut would hide it."""
 
 
 def plot_loss_fan(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = None,
@@ -56,9 +64,9 @@ def plot_loss_fan(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = 
     >>> curve_points(figure, "curve-loss_nats-all")[1].tolist()
     [4.0, 2.5]
     """
-    look(axes, "step", _unit_label(trace, signal))
+    look(axes, "step", unit_label(trace, signal))
     is_loss = signal == "loss_nats"
-    log = is_loss and _needs_log(trace[signal])
+    log = is_loss and needs_log(trace[signal])
     floor = trace.config.get("floor_nats") if floor is None else floor
     if log and floor is not None and floor <= 0:
         floor = float("nan")        # a logarithmic axis has no place for it
@@ -107,7 +115,7 @@ def plot_lr_curve(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = 
     lr_R = trace.labels("lr").astype(float)
     start_R = trace[signal][:, 0].astype(np.float64)
     cap = float(np.median(start_R[np.isfinite(start_R)])) if np.isfinite(start_R).any() else 1.0
-    look(axes, "learning rate", f"final {_unit_label(trace, signal)}")
+    look(axes, "learning rate", f"final {unit_label(trace, signal)}")
     axes.set_xscale("log")
     if signal == "loss_nats":
         task_levels(axes, trace, chance, floor, left=True)
@@ -121,8 +129,10 @@ def plot_lr_curve(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = 
 
 
 def plot_layer_norms(axes: Axes, trace: Trace, *, signal: str = "grad_norm_preclip", run: int | None = None,
-                     legend: bool = True) -> Axes:
+                     median_of: int = 1, legend: bool = True) -> Axes:
     """Draw a signal layer by layer on a log axis: median over runs, or one `run`.
+
+    With `median_of` steps a running median is drawn: the noise of many layers on one another hides them all.
 
     Raises: ValueError if the trace has no "<signal>/<layer>"
     Lesson: 07-transformer
@@ -135,14 +145,16 @@ def plot_layer_norms(axes: Axes, trace: Trace, *, signal: str = "grad_norm_precl
     axes.set_yscale("log", nonpositive="mask")
     runs = list(range(trace.n_runs)) if run is None else [run]
     for index, name in enumerate(names):
-        median_S = quantiles(trace[name][runs], [0.5])[0]
-        x, y = thin(trace.steps, np.where(np.isfinite(median_S), median_S, np.nan))
-        axes.plot(x, y, **style(index), linewidth=1.6, label=name.partition("/")[2], gid=f"curve-{name}")
+        steps, values_RS = measured_columns(trace, name, runs)
+        median_S = or_gap(quantiles(values_RS, [0.5])[0])
+        x, y = thin(steps, running_median(median_S, median_of, gaps=True))
+        label = name.partition("/")[2].replace("$", r"\$")  # a layer's name is text, not a formula
+        axes.plot(x, y, **style(index), linewidth=1.6, label=label, gid=f"curve-{name}")
         for r in runs:
-            _mark(axes, non_finite_marks(trace, r, name), style(index)["color"], f"nonfinite-{name}-{r}")
-    _step_axis(axes, trace)
+            mark_non_finite(axes, non_finite_marks(trace, r, name), style(index)["color"], f"nonfinite-{name}-{r}")
+    set_step_axis(axes, trace)
     log_axis(axes)
-    _keep_marks_inside(axes)
+    keep_marks_inside(axes)
     if legend:
         place_legend(axes, "layer" if len(runs) == 1 else f"layer (median of {len(runs)} runs)")
     return axes
@@ -151,33 +163,33 @@ def plot_layer_norms(axes: Axes, trace: Trace, *, signal: str = "grad_norm_precl
 def _draw_fan(axes: Axes, trace: Trace, signal: str, groups: list[Group], levels: list[float], *,
               log: bool) -> None:
     axes.set_yscale("log" if log else "linear")
-    values_RS = trace[signal].astype(np.float64)
     bands = []
     for index, group in enumerate(groups):
         look_of = style(index)
         runs = list(group.runs)
+        steps, values_RS = measured_columns(trace, signal, runs)
         if len(groups) == 1 and 1 < len(runs) <= 16:
-            for r in runs:  # with one group there is room to show each run, and so every spike
-                axes.plot(*thin(trace.steps, _or_gap(values_RS[r])), color=look_of["color"], alpha=0.35,
+            for r, values_S in zip(runs, values_RS, strict=True):  # with one group there is room for each spike
+                axes.plot(*thin(steps, or_gap(values_S)), color=look_of["color"], alpha=0.35,
                           linewidth=0.7, gid=f"run-{signal}-{r}")
-        low_S, median_S, high_S = quantiles(values_RS[runs], [0.1, 0.5, 0.9])
+        low_S, median_S, high_S = quantiles(values_RS, [0.1, 0.5, 0.9])
         if len(runs) > 1:
-            bands.append((index, group, low_S, high_S))
-        marker = "o" if trace.n_steps == 1 else None
-        axes.plot(*thin(trace.steps, _or_gap(median_S)), **look_of, linewidth=1.8, marker=marker,
+            bands.append((index, group, steps, low_S, high_S))
+        marker = "o" if len(steps) == 1 else None
+        axes.plot(*thin(steps, or_gap(median_S)), **look_of, linewidth=1.8, marker=marker,
                   markersize=4, label=_name_of(trace, group), gid=f"curve-{signal}-{group.key}", zorder=3)
         for r in runs:
-            _mark(axes, non_finite_marks(trace, r, signal), look_of["color"], f"nonfinite-{signal}-{r}")
-    _step_axis(axes, trace)
-    _limits(axes, values_RS, bands, levels)
-    for index, group, low_S, high_S in bands:
-        x, low, high = thin_band(trace.steps, low_S, high_S)
+            mark_non_finite(axes, non_finite_marks(trace, r, signal), look_of["color"], f"nonfinite-{signal}-{r}")
+    set_step_axis(axes, trace)
+    set_limits(axes, [edge for *_, low_S, high_S in bands for edge in (low_S, high_S)], levels)
+    for index, group, steps, low_S, high_S in bands:
+        x, low, high = thin_band(steps, low_S, high_S)
         top = axes.get_ylim()[1]
         axes.fill_between(x, np.minimum(low, top), np.minimum(high, top), color=style(index)["color"],
                           alpha=0.16, linewidth=0, gid=f"band-{signal}-{group.key}")
     if log:
         log_axis(axes)
-    _keep_marks_inside(axes)
+    keep_marks_inside(axes)
 
 
 def _name_of(trace: Trace, group: Group) -> str:
@@ -188,55 +200,6 @@ def _name_of(trace: Trace, group: Group) -> str:
     if group.name == "all runs":
         return inside if len(group.runs) > 1 else f"1 run{', non-finite' if dead else ''}"
     return f"{group.name} ({inside})" if inside else group.name
-
-
-def _limits(axes: Axes, values_RS, bands, levels) -> None:
-    """Set the y axis to what is drawn, with room for the level labels; nothing finite is cut off."""
-    drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines]
-    drawn += [np.concatenate([low_S, high_S]) for _, _, low_S, high_S in bands] + [np.array(levels, float)]
-    finite = np.concatenate(drawn)
-    finite = finite[np.isfinite(finite) & ((finite > 0) | (axes.get_yscale() == "linear"))]
-    if not finite.size:
-        finite = np.array([1.0, 10.0])
-    low, high = float(finite.min()), float(finite.max())
-    if axes.get_yscale() == "log":
-        room = max((high / low) ** 0.08, 1.15)
-        axes.set_ylim(low / room, high * room)
-    else:
-        room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-        axes.set_ylim(low - room, high + room)
-
-
-def _step_axis(axes: Axes, trace: Trace) -> None:
-    """Span the whole run, also while it grows: an axis that moves with the data cannot be read."""
-    if not trace.n_steps:
-        return
-    first, last = int(trace.steps[0]), int(trace.steps[-1])
-    planned = trace.config.get("steps")
-    if type(planned) is int and planned - 1 > last:
-        last = planned - 1
-    room = max(0.01 * (last - first), 0.5)
-    axes.set_xlim(first - room, last + room)
-
-
-def _mark(axes: Axes, marks: list[tuple[float, float]], colour: str, gid: str) -> None:
-    if marks:
-        steps, values = zip(*marks, strict=True)
-        axes.plot(steps, values, linestyle="none", marker="x", markersize=8, markeredgewidth=2.2,
-                  color=colour, gid=gid, zorder=5, clip_on=False)
-
-
-def _keep_marks_inside(axes: Axes) -> None:
-    """Move marks into the axes; a run that never was finite has no height of its own: it goes to the top."""
-    low, high = axes.get_ylim()
-    if axes.get_yscale() == "log":
-        bottom, top = low * (high / low) ** 0.03, low * (high / low) ** 0.95
-    else:
-        bottom, top = low + 0.03 * (high - low), low + 0.95 * (high - low)
-    for line in axes.lines:
-        if (line.get_gid() or "").startswith("nonfinite-"):
-            values = np.asarray(line.get_ydata(), float)
-            line.set_ydata(np.clip(np.where(np.isfinite(values), values, top), bottom, top))
 
 
 def _lr_group(axes, group: Group, index: int, lr_R, final_R, cap: float, signal: str) -> None:
@@ -258,23 +221,4 @@ def _lr_group(axes, group: Group, index: int, lr_R, final_R, cap: float, signal:
     # a touch above the initial loss is a run that learned nothing, not one that was thrown out
     lost = [(lr, cap) for lr, final in zip(lrs, finals, strict=True) if not np.all(final <= 1.05 * abs(cap))]
     if lost:
-        _mark(axes, lost, look_of["color"], f"nonfinite-{signal}-final-{group.key}")
-
-
-def _needs_log(values_RS) -> bool:
-    finite = values_RS[np.isfinite(values_RS)]
-    if not finite.size or finite.min() <= 0:
-        return False
-    first_R = values_RS[:, 0][np.isfinite(values_RS[:, 0])]
-    return bool(first_R.size and finite.max() > LOG_SCALE_ABOVE * np.median(first_R))
-
-
-def _or_gap(values_S):
-    return np.where(np.isfinite(values_S), values_S, np.nan)
-
-
-def _unit_label(trace: Trace, signal: str) -> str:
-    """Axis label with the unit, which a task whose loss is no cross-entropy names itself as "loss_unit"."""
-    known = signal_of(signal)
-    unit = trace.config.get("loss_unit", known.unit) if signal == "loss_nats" else known.unit
-    return f"{known.label} ({unit})" if unit else known.label
+        mark_non_finite(axes, lost, look_of["color"], f"nonfinite-{signal}-final-{group.key}")

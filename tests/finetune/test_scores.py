@@ -48,6 +48,7 @@ def test_classification_scores_by_hand():
     # confidences 2/3, 1/2, 1/2, 3/5 in bins (9/15, 10/15], (7/15, 8/15] twice, (8/15, 9/15]
     assert scores["ece"] == pytest.approx((1 / 3 + abs(1 - 2 * 0.5) + 0.4) / 4, abs=ABOUT)
     assert (scores["rows"], scores["non_finite_rows"], scores["majority_share"]) == (4, 0, 0.5)
+    assert scores["failed"] is False
     assert scores["classes"] == list(NAMES)
 
 
@@ -75,6 +76,12 @@ def test_classification_scores_class_that_never_occurs_does_not_count():
     assert scores["macro_f1"] == fewer["macro_f1"]
 
 
+def test_classification_scores_class_that_is_only_predicted_counts_as_zero():
+    scores = classification_scores([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [0, 0], NAMES)
+    assert scores["by_class"]["delivery"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 1}
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0) / 2, abs=ABOUT)
+
+
 def test_classification_scores_take_tensors_of_every_precision():
     logits_NC, labels_N, names = random_rows(1)
     exact = classification_scores(logits_NC, labels_N, names)
@@ -89,6 +96,7 @@ def test_classification_scores_row_that_is_not_finite_is_wrong():
     logits_NC = [[np.nan, 5.0, 0.0], [3.0, 0.0, 0.0], [np.inf, 0.0, 0.0], [0.0, 0.0, 2.0]]
     scores = classification_scores(logits_NC, [1, 0, 0, 2], NAMES)
     assert scores["accuracy"] == 0.5
+    assert scores["failed"] is True
     assert scores["non_finite_rows"] == 2
     assert math.isnan(scores["loss_nats"])
     assert math.isnan(scores["ece"])
@@ -257,6 +265,8 @@ def test_entity_scores_of_nothing_found():
     scores = entity_scores([["B-PER", "I-PER", "O", "O"]], [["O", "O", "O", "O"]])
     assert (scores["precision"], scores["recall"], scores["f1"]) == (0.0, 0.0, 0.0)
     assert scores["tag_accuracy"] == 0.5
+    assert scores["failed"] is True
+    assert entity_scores(TRUE, SAID)["failed"] is False
 
 
 def test_entity_scores_of_no_entity_and_no_word():

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from stabviz.trace import Trace
-from stabviz.views.drawing import COLOURS, group_runs, non_finite_marks, quantiles, thin, thin_band
+from stabviz.views.drawing import (
+    COLOURS,
+    group_runs,
+    measured,
+    measured_columns,
+    non_finite_marks,
+    quantiles,
+    running_median,
+    thin,
+    thin_band,
+)
 
 
 def trace_of(runs, S=3):
@@ -69,6 +79,51 @@ def test_non_finite_marks_stand_where_each_stretch_begins():
     # the run died with its gradient at step 21, one column before its loss was lost
     assert non_finite_marks(trace, 0, "loss_nats") == [(7.0, 5.0), (21.0, 3.0)]
     assert non_finite_marks(trace, 0, "grad_norm_preclip") == [(21.0, 1.0)]
+
+
+def sparse_trace(dead=None):
+    """Loss at every step, the update at every third, a score at the last; what comes after `dead` was lost."""
+    nan = math.nan
+    signals = {"loss_nats": [5.0, nan, 4.0, 3.0, 2.0, 1.0, 1.0], "update_rms": [1.0, nan, nan, 2.0, nan, nan, 3.0],
+               "validation_score": [nan, nan, nan, nan, nan, nan, 0.5],
+               "max_attention_logit": [1.0, nan, nan, math.inf, nan, nan, 2.0]}
+    signals = {name: np.array([values]) for name, values in signals.items()}
+    for values in signals.values() if dead is not None else ():
+        values[0, dead:] = nan
+    return Trace(steps=np.arange(7) * 2, signals=signals, runs=[{}])
+
+
+def test_measured_tells_what_was_lost_from_what_was_left_out():
+    trace = sparse_trace()
+    assert measured(trace, 0, "loss_nats").all()
+    assert np.flatnonzero(measured(trace, 0, "update_rms")).tolist() == [0, 3, 6]
+    assert np.flatnonzero(measured(trace, 0, "max_attention_logit")).tolist() == [0, 3, 6]  # infinity was measured
+    steps, values = measured_columns(trace, "update_rms", [0])
+    assert (steps.tolist(), values.tolist()) == ([0, 6, 12], [[1.0, 2.0, 3.0]])
+    dead = sparse_trace(dead=4)
+    assert np.flatnonzero(measured(dead, 0, "update_rms")).tolist() == [0, 3, 4]  # it died at index 4
+    assert not measured(dead, 0, "validation_score").any()
+
+
+def test_non_finite_marks_leave_out_what_nobody_measured():
+    trace = sparse_trace()
+    assert non_finite_marks(trace, 0, "loss_nats") == [(2.0, 5.0)]
+    assert non_finite_marks(trace, 0, "update_rms") == []
+    assert non_finite_marks(trace, 0, "max_attention_logit") == [(6.0, 1.0)]
+    dead = sparse_trace(dead=4)
+    assert non_finite_marks(dead, 0, "update_rms") == [(8.0, 2.0)]
+    assert non_finite_marks(dead, 0, "validation_score") == []
+
+
+def test_running_median_equals_the_median_of_each_window():
+    values = np.random.default_rng(5).normal(size=101)
+    values[[7, 8, 50]] = math.nan
+    smooth = running_median(values, 9)
+    for s in range(101):
+        assert smooth[s] == pytest.approx(np.nanmedian(values[max(0, s - 4):s + 5]))
+    with_gaps = running_median(values, 9, gaps=True)
+    assert np.flatnonzero(np.isnan(with_gaps)).tolist() == [7, 8, 50]
+    assert np.isnan(running_median([math.inf, math.nan, math.inf], 3)).all()
 
 
 def test_colours_can_be_told_from_white():

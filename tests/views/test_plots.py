@@ -239,6 +239,31 @@ def test_plot_layer_norms_draws_a_line_per_layer():
         axes_of(plot_layer_norms, trace, signal="param_norm")
 
 
+def test_plots_join_the_measured_points_of_a_sparse_signal():
+    nan = math.nan
+    update = [[1.0, nan, nan, 4.0, nan], [3.0, nan, nan, 8.0, nan]]
+    layer = [[1.0, nan, 2.0, nan, 3.0], [3.0, nan, 4.0, nan, 5.0]]
+    trace = Trace(steps=range(5), runs=[{"seed": 0}, {"seed": 1}], signals={
+        "loss_nats": np.ones((2, 5)), "update_rms": update, "update_rms/block0": layer})
+    figure, axes = axes_of(plot_loss_fan, trace, signal="update_rms")
+    x, y = curve_points(figure, "curve-update_rms-all")
+    assert (x.tolist(), y.tolist()) == ([0, 3], [2.0, 6.0])
+    figure, layer_axes = axes_of(plot_layer_norms, trace, signal="update_rms")
+    x, y = curve_points(figure, "curve-update_rms/block0")
+    assert (x.tolist(), y.tolist()) == ([0, 2, 4], [2.0, 3.0, 4.0])
+    assert not [gid for gid in gids(axes) + gids(layer_axes) if gid.startswith("nonfinite-")]
+
+
+def test_plot_layer_norms_takes_a_running_median_and_leaves_gaps():
+    norm = np.array([[1.0, 9.0, 2.0, math.nan, 4.0]])
+    trace = Trace(steps=range(5), runs=[{}], signals={
+        "grad_norm_preclip": norm, "grad_norm_preclip/a$b$": np.where(np.isnan(norm), math.inf, norm)})
+    figure, axes = axes_of(plot_layer_norms, trace, run=0, median_of=3)
+    y = curve_points(figure, "curve-grad_norm_preclip/a$b$")[1]
+    assert np.array_equal(y, [5.0, 2.0, 5.5, math.nan, 4.0], equal_nan=True)
+    assert legend_texts(axes)[0] == r"a\$b\$"  # drawn as a$b$, not as a formula
+
+
 def test_new_figure_is_white_and_knows_no_pyplot():
     figure = new_figure(700, 320)
     assert isinstance(figure, Figure)

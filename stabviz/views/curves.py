@@ -1,0 +1,295 @@
+"""The curves of real runs beside each other: each Trace one run, with its own steps and its own signals.
+
+A costly signal that is measured every few steps is drawn through its measured points. Run r keeps colour and line
+style r in every picture, so that one legend serves a page. Nothing here knows pyplot.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from stabviz.trace import Trace, signal_of
+from stabviz.views.drawing import (
+    INK,
+    WATCHED,
+    is_finite,
+    level,
+    log_axis,
+    look,
+    measured_columns,
+    new_figure,
+    non_finite_marks,
+    place_legend,
+    running_median,
+    style,
+    thin,
+)
+from stabviz.views.plots import plot_layer_norms
+from stabviz.views.scales import (
+    keep_marks_inside,
+    mark_non_finite,
+    needs_log,
+    or_gap,
+    set_limits,
+    set_step_axis,
+    unit_label,
+)
+
+SMOOTHED_ABOVE = 40
+"""A curve of more points than this gets a running median: single batches are noisy."""
+MOST_DOTS = 60
+"""Up to this many measured points each is drawn as a dot."""
+MOST_LAYER_PICTURES = 5
+"""Runs that get a picture by layer; more would make the page heavy."""
+EVENT_MARKERS = {"rewind": "<", "spike": "^", "out_of_memory": "s", "oom": "s", "overflow": "v", "other": "d"}
+"""Marker of a kind of event on the step axis; a non-finite step has its x in the curve."""
+MOST_MARKS = 200
+SMALL = {"lr": ("Learning rate", False, False),
+         "update_rms": ("Size of the update", True, True),
+         "second_moment_ratio": ("Gradient against its second moment", True, True),
+         "max_attention_logit": ("Largest attention logit", True, True),
+         "attention_entropy": ("Attention entropy", False, True),
+         "log_z": ("Output normaliser", False, True),
+         "loss_scale": ("Loss scale", True, False)}
+"""Signals with a small figure each: title, logarithmic, with a running median."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportFigure:
+    """One figure of a report, with the words that stand for it."""
+
+    title: str
+    figure: Figure
+    finding: str
+    wide: bool = False
+
+
+def report_figures(traces: Sequence[Trace], names: Sequence[str]) -> list[ReportFigure]:
+    """Draw what the runs measured, in the order of a training step; a signal that nobody measured has no picture.
+
+    Raises: ValueError if a Trace holds several runs
+    """
+    for name, trace in zip(names, traces, strict=True):
+        if trace.n_runs != 1:
+            raise ValueError(f"report_figures: each Trace must hold one run, see Trace.take; "
+                             f"got {trace.n_runs} in {name!r}")
+    found = []
+    if _known(traces, "loss_nats"):
+        found.append(_figure("Loss", plot_learning, traces, finding=_loss_finding(traces, names), wide=True))
+    if _known(traces, "validation_score"):
+        found.append(_figure("Score of the evaluations", plot_runs, traces, signal="validation_score", best=True,
+                             finding=_finding(traces, names, "validation_score")))
+    if _known(traces, "grad_norm_preclip"):
+        found.append(_figure("Gradient norm before clipping", _gradient, traces,
+                             finding=_gradient_finding(traces, names)))
+    for signal, (title, log, smooth) in SMALL.items():
+        if _known(traces, signal):
+            found.append(_figure(title, plot_runs, traces, signal=signal, log=log, smooth=smooth,
+                                 finding=_finding(traces, names, signal)))
+    layered = [r for r, trace in enumerate(traces) if layers_of(trace)]
+    for r in layered[:MOST_LAYER_PICTURES]:
+        of = f": {names[r]}" if len(traces) > 1 else ""
+        found.append(_figure(f"Gradient norm by layer{of}", _layers, traces[r], finding=_layer_finding(traces[r])))
+    return found
+
+
+def layers_of(trace: Trace) -> list[str]:
+    """Names of the layers whose gradient norm was measured at least once."""
+    return [name.partition("/")[2] for name in trace.signals
+            if name.startswith("grad_norm_preclip/") and np.isfinite(trace[name]).any()]
+
+
+def plot_runs(axes: Axes, traces: Sequence[Trace], *, signal: str, log: bool = False, levels: Sequence[float] = (),
+              smooth: bool = False, best: bool = False) -> Axes:
+    """Draw one curve a run through its measured points; `best` rings the highest of each.
+
+    With `smooth` a long curve is drawn thin, and its running median thick.
+
+    Lesson: 11-classification
+    """
+    look(axes, "step", unit_label(traces[0], signal))
+    axes.set_yscale("log" if log else "linear")
+    for r, trace in enumerate(traces):
+        if signal not in trace:
+            continue
+        _draw_run(axes, trace, r, signal, smooth)
+        steps, values_S = _points(trace, signal)
+        if best and np.isfinite(values_S).any():
+            at = int(np.nanargmax(values_S))
+            axes.plot(steps[at], values_S[at], marker="o", markersize=10, markerfacecolor="none",
+                      color=style(r)["color"], gid=f"best-{signal}-{r}", zorder=4)
+    _finish(axes, traces, log=log, levels=levels)
+    return axes
+
+
+def plot_learning(axes: Axes, traces: Sequence[Trace]) -> Axes:
+    """Draw training loss (thin: each step; thick: running median), validation loss (dots) and events.
+
+    Lesson: 11-classification
+    """
+    look(axes, "step", unit_label(traces[0], "loss_nats"))
+    log = any(needs_log(trace["loss_nats"]) for trace in traces if "loss_nats" in trace)
+    axes.set_yscale("log" if log else "linear")
+    for r, trace in enumerate(traces):
+        if "loss_nats" in trace:
+            _draw_run(axes, trace, r, "loss_nats", True, labelled=len(traces) == 1)
+        if "validation_loss_nats" in trace:
+            steps, values_S = _points(trace, "validation_loss_nats")
+            axes.plot(*thin(steps, values_S), color=style(r)["color"], linestyle=(0, (1, 1.2)), linewidth=1.6,
+                      marker="o", markersize=5.5, markeredgecolor="white", gid=f"curve-validation_loss_nats-{r}",
+                      label="validation" if len(traces) == 1 else None, zorder=4)
+    _finish(axes, traces, log=log)
+    mark_events(axes, traces)
+    if len(traces) == 1:
+        place_legend(axes)
+    return axes
+
+
+def mark_events(axes: Axes, traces: Sequence[Trace]) -> Axes:
+    """Mark what happened on the step axis, one marker a kind, in the colour of the run."""
+    for r, trace in enumerate(traces):
+        for kind, marker in EVENT_MARKERS.items():
+            steps = [event["step"] for event in trace.events if _marker_kind(event["kind"]) == kind][:MOST_MARKS]
+            if steps:
+                axes.plot(steps, [0.0] * len(steps), linestyle="none", marker=marker, markersize=8, clip_on=False,
+                          color=style(r)["color"], markeredgecolor=INK, markeredgewidth=0.6, zorder=6,
+                          transform=axes.get_xaxis_transform(), gid=f"event-{kind}-{r}")
+    return axes
+
+
+def _draw_run(axes, trace, r, signal, smooth, *, labelled: bool = False):
+    steps, values_S = _points(trace, signal)
+    look_of = style(r)
+    width = _width(len(steps)) if smooth else 1
+    if width > 1:
+        axes.plot(*thin(steps, values_S), color=look_of["color"], linewidth=0.8, alpha=0.4,
+                  gid=f"curve-{signal}-{r}", label="each step" if labelled else None)
+        axes.plot(*thin(steps, running_median(values_S, width, gaps=True)), **look_of, linewidth=1.8, zorder=3,
+                  gid=f"smooth-{signal}-{r}", label=f"median of {width} steps" if labelled else None)
+    else:
+        axes.plot(*thin(steps, values_S), **look_of, linewidth=1.5, marker="o" if len(steps) <= MOST_DOTS else None,
+                  markersize=3.5, gid=f"curve-{signal}-{r}", label="training" if labelled else None, zorder=3)
+    mark_non_finite(axes, non_finite_marks(trace, 0, signal), look_of["color"], f"nonfinite-{signal}-{r}")
+
+
+def _gradient(axes: Axes, traces: Sequence[Trace]) -> None:
+    clips = [trace.config.get("clip_norm") for trace in traces]
+    levels = sorted({float(clip) for clip in clips if isinstance(clip, int | float) and is_finite(clip) and clip > 0})
+    for value in levels:
+        level(axes, value, f"clip at {value:.3g}", gid="level-clip", colour=INK)
+    plot_runs(axes, traces, signal="grad_norm_preclip", log=True, levels=levels, smooth=True)
+    mark_events(axes, traces)
+
+
+def _layers(axes: Axes, trace: Trace) -> None:
+    width = _width(trace.n_steps)
+    plot_layer_norms(axes, trace, run=0, median_of=width)
+    if width > 1:
+        axes.get_legend().set_title(f"median of {width} steps")
+
+
+def _width(n_steps: int) -> int:
+    """Steps that a running median spans; 1 for a short curve, which is drawn as it is."""
+    return min(51, max(5, n_steps // 15)) // 2 * 2 + 1 if n_steps > SMOOTHED_ABOVE else 1
+
+
+def _finish(axes, traces, *, log, levels=()):
+    set_step_axis(axes, *traces)
+    set_limits(axes, levels=levels)
+    if log:
+        log_axis(axes)
+    keep_marks_inside(axes)
+
+
+def _figure(title: str, draw, *data, finding: str, wide: bool = False, **options) -> ReportFigure:
+    figure = new_figure(960 if wide else 560, 300 if wide else 250)
+    axes = figure.subplots()
+    draw(axes, *data, **options)
+    axes.set_ylabel(textwrap.fill(axes.get_ylabel(), 24))
+    return ReportFigure(title=title, figure=figure, finding=finding, wide=wide)
+
+
+def _known(traces, signal) -> bool:
+    return any(signal in trace and np.isfinite(trace[signal]).any() for trace in traces)
+
+
+def _points(trace, signal):
+    """Steps and values of a curve: where it was measured; what was lost leaves a gap."""
+    steps, values_RS = measured_columns(trace, signal, [0])
+    return steps, or_gap(values_RS[0])
+
+
+def _marker_kind(kind: str) -> str:
+    return kind if kind in EVENT_MARKERS or kind == "non_finite" else "other"
+
+
+def _loss_finding(traces, names) -> str:
+    words = _finding(traces, names, "loss_nats", label="Training loss")
+    if _known(traces, "validation_loss_nats"):
+        words += " " + _finding(traces, names, "validation_loss_nats", lowest=True)
+    return words
+
+
+def _gradient_finding(traces, names) -> str:
+    words, shares = _finding(traces, names, "grad_norm_preclip"), []
+    for trace in traces:
+        clip = trace.config.get("clip_norm")
+        if isinstance(clip, int | float) and is_finite(clip) and "grad_norm_preclip" in trace:
+            norms = trace["grad_norm_preclip"][0]
+            shares.append(float(np.mean(norms[np.isfinite(norms)] > clip)) if np.isfinite(norms).any() else 0.0)
+    if not shares:
+        return words
+    low, high = min(shares), max(shares)
+    among = f"{low:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{low:.0%} to {high:.0%}"
+    return f"{words} Above the threshold in {among} of the steps."
+
+
+def _finding(traces, names, signal, *, label: str | None = None, lowest: bool = False) -> str:
+    """What the curves show, in figures: first, last and extreme value of one run; where several end."""
+    label = label or signal_of(signal).label
+    label = label[:1].upper() + label[1:]
+    ends = {}
+    for name, trace in zip(names, traces, strict=True):
+        alive = np.flatnonzero(np.isfinite(trace[signal][0])) if signal in trace else []
+        if len(alive):
+            ends[name] = trace.steps[alive], trace[signal][0][alive].astype(np.float64)
+    words = _one(*next(iter(ends.values())), lowest) if len(traces) == 1 else _several(ends, len(traces))
+    for name, trace in zip(names, traces, strict=True):
+        step = trace.non_finite_step(0)
+        if step is not None and signal in WATCHED:
+            words += f"; {name + ': ' if len(traces) > 1 else ''}not finite from step {step} on"
+    return f"{label}: {words}."
+
+
+def _one(steps, values, lowest) -> str:
+    words = f"{values[0]:.3g} at step {steps[0]}"
+    if len(values) > 1:
+        at = int(np.argmin(values) if lowest else np.argmax(values))
+        words += f", {values[-1]:.3g} at step {steps[-1]}"
+        words += f"; {'lowest' if lowest else 'highest'} {values[at]:.3g} at step {steps[at]}"
+    return words
+
+
+def _several(ends, n_runs) -> str:
+    last = {name: float(values[-1]) for name, (_, values) in ends.items()}
+    low, high = min(last, key=last.get), max(last, key=last.get)
+    first = np.median([values[0] for _, values in ends.values()])
+    of = f"{len(last)} of {n_runs} runs" if len(last) < n_runs else f"{n_runs} runs"
+    words = f"median of {of} {first:.3g} at first, {np.median(list(last.values())):.3g} at last"
+    if last[low] == last[high]:
+        return words
+    return words + f"; at last lowest in {low}, {last[low]:.3g}, and highest in {high}, {last[high]:.3g}"
+
+
+def _layer_finding(trace) -> str:
+    norms = {}
+    for layer in layers_of(trace):
+        values_S = trace[f"grad_norm_preclip/{layer}"][0]
+        norms[layer] = float(np.median(values_S[np.isfinite(values_S)]))
+    top, low = max(norms, key=norms.get), min(norms, key=norms.get)
+    words = f"Median gradient norm by layer: largest in {top}, {norms[top]:.3g}; smallest in {low}, {norms[low]:.3g}"
+    return words + (f", a factor of {norms[top] / norms[low]:.3g}." if norms[low] > 0 else ".")
