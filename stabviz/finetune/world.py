@@ -154,7 +154,8 @@ def assign(tensor: Tensor, value: Tensor) -> None:
     """Overwrite a tensor, shared out or not, with a whole value."""
     value = value.to(tensor.device, tensor.dtype)
     if isinstance(tensor, DTensor):
-        value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
+        # every process has the value and cuts its own share: nothing is sent, and no order of names has to agree
+        value = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
     tensor.copy_(value)
 
 
