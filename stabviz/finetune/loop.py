@@ -137,6 +137,7 @@ class _Training:
             torch.use_deterministic_algorithms(True)
         trained_parameters(setup.model, c)      # freezes before the model is wrapped
         self.model = share(setup.model, world, c.parallel)
+        self.model.train()      # from_pretrained hands models over in evaluation mode, without dropout
         self.parameters = trained_parameters(bare(self.model), c)
         self.optimizer = OPTIMIZERS[c.optimizer](self.parameters, c)
         self.average = WeightAverage(self.parameters, c.ema_decay) if c.ema_decay else None
