@@ -32,7 +32,7 @@ NEAR = {
     "escalation": ("refund", "defect", "billing_question", "delivery"),
 }
 """Topics that a message of this intent likes to mention as well."""
-MODES = {"plain": 0.22, "joint": 0.29, "dismissed": 0.22, "settled": 0.17, "implicit": 0.10}
+MODES = {"plain": 0.50, "joint": 0.18, "dismissed": 0.11, "settled": 0.11, "implicit": 0.10}
 STYLES = {"clean": 0.40, "lower": 0.14, "bare": 0.12, "typos": 0.22, "chat": 0.09, "shout": 0.03}
 FILLERS = {
     "day": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "the 3rd", "the 14th",
@@ -50,14 +50,16 @@ def of_split(items: list, split: str) -> list:
 
 
 def pools(split: str) -> tuple[dict, dict]:
-    """Return the templates and the names of one split, by kind; shared fillers such as days are not among them."""
+    """Return the templates and the names of one split, by kind; words and fillers, the kinds with "/", are shared."""
     templates = tomllib.loads((HERE / "templates.toml").read_text(encoding="utf-8"))
     names = tomllib.loads((HERE / "names.toml").read_text(encoding="utf-8"))
     kinds = {kind: of_split(items, split) for kind, items in templates.items() if isinstance(items, list)}
-    kinds |= {f"feeling.{name}": of_split(items, split) for name, items in templates["feeling"].items()}
+    kinds |= {f"feeling.{name}": of_split(templates["feeling"][name], split) for name in SENTIMENTS}
+    kinds |= {f"feeling/{name}": words for name, words in templates["feeling"]["words"].items()}
     for intent, parts in templates["intent"].items():
         kinds |= {f"{kind}.{intent}": of_split(parts[kind], split) for kind in ("acts", "problems")}
-        kinds[f"topics.{intent}"] = parts["topics"]  # fillers: shared by the splits
+        kinds |= {f"topics/{intent}": parts["topics"]}
+        kinds |= {f"{intent}/{name}": words for name, words in parts["words"].items()}
     return kinds, {kind: of_split(items, split) for kind, items in names.items()}
 
 
@@ -93,7 +95,8 @@ class Writer:
             return [(self.pick([first, first, f"{first} {last}", f"{first} {last}", f"{first[0]}. {last}"]), "PER")]
         if kind == "ORG":
             forms = [org, org, f"{org} {self.pick(['Group', 'Ltd', 'Bank', 'Clinic', 'Foods', 'Media'])}",
-                     f"{org} & {last}", f"{loc} {self.pick(['Library', 'College', 'Council', 'Hospital'])}", f"{last} and Sons"]
+                     f"{org} & {last}", f"{last} and Sons",
+                     f"{loc} {self.pick(['Library', 'College', 'Council', 'Hospital'])}"]
         elif kind == "LOC":
             forms = [loc, loc, loc, f"North {loc}", f"{loc} Street", f"{loc} {self.pick(['Park', 'Road', 'Harbour'])}"]
         else:
@@ -105,7 +108,8 @@ class Writer:
     def clause(self, kind: str, **intents: str) -> list[tuple[str, str]]:
         """Draw a template and fill it; `act` and `other` name the intents that {act} and {other} speak of."""
         template = self.pick(self.templates[kind])
-        if not kind.startswith("topics."):
+        heading, _, intent = kind.partition(".")  # "acts.refund", "feeling.positive", "frame"
+        if "/" not in kind:
             self.used.add((kind, template))
         segments: list[tuple[str, str]] = []
         template = re.sub(r"\(([^()]*\|[^()]*)\)", lambda choice: self.pick(choice[1].split("|")), template)
@@ -120,11 +124,13 @@ class Writer:
             elif slot == "problem":
                 segments += self.clause(f"problems.{intents['other']}", **intents)
             elif slot == "topic":
-                segments += self.clause(f"topics.{self.pick(self.intents)}", **intents)
+                segments += self.clause(f"topics/{self.pick(self.intents)}", **intents)
             elif slot == "number":
                 segments.append((str(int(100 + self.rng.random() * 9900)), "O"))
-            else:
+            elif slot in FILLERS:
                 segments.append((self.pick(FILLERS[slot]), "O"))
+            else:
+                segments += self.clause(f"{'feeling' if heading == 'feeling' else intent}/{slot}", **intents)
         return segments
 
     def sentence(self, kind: str, **intents: str) -> list[tuple[str, str]]:
@@ -144,7 +150,7 @@ class Writer:
         both = {"act": intent, "other": other}
         mode = weighted(rng, MODES)
         # A near topic's problem may stand beside a request: the request decides. Without a request the problem does.
-        problem = f"problems.{other if mode != 'implicit' and rng.random() < 0.4 else intent}"
+        problem = f"problems.{other if mode != 'implicit' and rng.random() < 0.3 else intent}"
         core = {
             "plain": lambda: [self.sentence(problem, **both), self.sentence("frame", **both)],
             "joint": lambda: [self.sentence("joint", **both)],
@@ -159,7 +165,7 @@ class Writer:
             core.insert(0, self.sentence(problem, **both))
         if rng.random() < 0.45:
             core.insert(0, self.sentence("context"))
-        if sentiment != "neutral" or rng.random() < 0.5:
+        for _ in range(int(rng.random() * 1.5 + (sentiment != "neutral"))):  # one or two, or none or one if neutral
             core.insert(int(rng.random() * (len(core) + 1)), self.sentence(f"feeling.{sentiment}"))
         if rng.random() < 0.6:
             core.insert(0, self.sentence("opening"))
