@@ -420,11 +420,11 @@ class Bert(_Held):
         model.loading = loading
         return model
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors, as transformers reads them."""
+    def save_pretrained(self, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write config.json and model.safetensors, as transformers reads them; `state_dict`: weights not its own."""
         from stabviz.models.bert_files import write_bert_folder
 
-        write_bert_folder(folder, self.config, self.kind, self.state_dict())
+        write_bert_folder(folder, self.config, self.kind, self.state_dict() if state_dict is None else state_dict)
 
     def gradient_checkpointing_enable(self) -> None:
         """Turn activation checkpointing on, under transformers' name."""
