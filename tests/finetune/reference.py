@@ -1,0 +1,99 @@
+"""transformers' Trainer on the same model, rows and order as our loop: the reference of tests and benchmarks."""
+
+import math
+from functools import partial
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from stabviz.finetune.batching import collate
+from stabviz.finetune.feeding import Feed
+from stabviz.finetune.loading import load_model
+from stabviz.finetune.run import prepare
+from stabviz.ops import SCHEDULES
+
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant"}
+
+
+class OneRow(torch.utils.data.Dataset):
+    """Our rows as a Trainer wants them: by index."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        row = self.rows[(0, index)]
+        return {name: row[name] for name in row if name != "row"} | {"length": len(row["input_ids"])}
+
+
+def arguments_of(config, folder, **more) -> TrainingArguments:
+    """The settings of a config, in the Trainer's names."""
+    micro = config.micro_batch or config.batch
+    return TrainingArguments(
+        output_dir=str(folder), max_steps=config.steps, per_device_train_batch_size=micro,
+        gradient_accumulation_steps=math.ceil(config.batch / micro), learning_rate=config.lr,
+        lr_scheduler_type=_SCHEDULES[config.schedule], warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay, adam_beta1=config.beta1, adam_beta2=config.beta2, adam_epsilon=config.eps,
+        max_grad_norm=config.clip_norm, optim="adamw_torch_fused", seed=config.seed, logging_steps=1,
+        save_strategy="no", report_to=[], disable_tqdm=True, bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16", use_cpu=config.device == "cpu", remove_unused_columns=False,
+        label_smoothing_factor=config.label_smoothing, **more)
+
+
+class SameRate(Trainer):
+    """A Trainer with our schedule: its own warm-up begins with a step at rate 0, ours at 1/warmup_steps of the peak."""
+
+    def __init__(self, config, **options):
+        super().__init__(**options)
+        self.config = config
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        c, optimizer = self.config, optimizer or self.optimizer
+        multiplier = partial(SCHEDULES[c.schedule], total_steps=c.steps, warmup_steps=c.warmup_steps)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(multiplier(step)))
+        return self.lr_scheduler
+
+
+class SameOrder(SameRate):
+    """A Trainer that is fed the batches of our loop."""
+
+    def __init__(self, feed, **options):
+        super().__init__(**options)
+        self.feed = feed
+
+    def get_train_dataloader(self):
+        epochs = math.ceil(self.args.max_steps / self.feed.per_epoch)
+        order = [self.feed.indices(position) for position in range(epochs * self.feed.per_epoch)]
+        return DataLoader(self.train_dataset, batch_sampler=order, collate_fn=self.data_collator)
+
+
+def trainer_of(config, splits, world, folder, *, same_order: bool, **more) -> Trainer:
+    """Make a Trainer with the model and the rows that our loop would have for this config."""
+    setup, tokenizer = prepare(config, splits, world)
+    model = load_model(config, splits.kind, splits.labels, tokenizer)
+    fixed = config.max_length if config.fixed_length else None
+
+    def merge(rows):
+        batch = collate([{**row, "row": 0} for row in rows], pad_id=tokenizer.pad_token_id, fixed_length=fixed)
+        return {name: x for name, x in batch.items() if name != "rows"}
+
+    options = {"model": model, "args": arguments_of(config, folder, **more), "train_dataset": OneRow(setup.rows),
+               "data_collator": merge}
+    if same_order:
+        return SameOrder(Feed(setup.rows, partial(collate, pad_id=0), config, world), config=config, **options)
+    return SameRate(config=config, **options)
+
+
+def losses_of(trainer: Trainer) -> list[float]:
+    """Train, and return the loss that was logged at each step."""
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def gradient_norms_of(trainer: Trainer) -> list[float]:
+    """The gradient norms that a finished Trainer has logged."""
+    return [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]
