@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,42 @@ def write_atomically(path: Path, content: bytes | str) -> Path:
     return path
 
 
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Let `fill` write a new version of `folder` beside it, and exchange them once all of it is on the disk.
+
+    A kill leaves the old version or the new; one between the two renames leaves the old as .NAME.old, which the next
+    call gives its name back.
+
+    Raises: OSError in one line, with the old version as it was
+    """
+    folder = Path(folder)
+    new, old = (folder.with_name(f".{folder.name}.{age}") for age in ("new", "old"))
+    with _one_line(f"replace_folder: {folder} was not written; what was there before is as it was"):
+        _make_folder(folder.parent)
+        if old.exists():
+            shutil.rmtree(old) if folder.exists() else os.rename(old, folder)
+        if new.exists():
+            shutil.rmtree(new)
+        os.mkdir(new)
+        try:
+            fill(new)
+            for path in sorted(new.rglob("*"), reverse=True):
+                _sync_folder(path) if path.is_dir() else _sync_file(path)
+            _sync_folder(new)
+            if folder.exists():
+                os.rename(folder, old)
+            os.rename(new, folder)
+            _sync_folder(folder.parent)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                os.rename(old, folder)
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        if old.exists():
+            shutil.rmtree(old)
+    return folder
+
+
 # Writing
 
 def _folder_name(step: int) -> str:
@@ -197,6 +234,15 @@ def _write_file(path: Path, content: bytes) -> dict[str, Any]:
     finally:
         os.close(descriptor)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _sync_file(path: Path) -> None:
+    """Put on the disk what another library has written."""
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

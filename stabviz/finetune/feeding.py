@@ -84,6 +84,9 @@ def _collate(collate: Callable, items: list) -> tuple[int, dict[str, Tensor]]:
 
 
 def _leave_signals_alone(worker: int) -> None:
-    """Ctrl-C reaches workers too: only the main process answers it, and it ends them."""
+    """A terminal and a job scheduler signal the workers too: only the main process answers, and it ends them.
+
+    A second SIGTERM does end a worker: it is the main process's last means.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -36,6 +36,7 @@ from stabviz.finetune.checkpoint import (
     newest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
+    replace_folder,
     write_atomically,
     write_checkpoint,
 )
@@ -159,33 +160,40 @@ class _Training:
         c, p = self.config, self.progress
         self.bar = tqdm(total=c.steps, initial=p.updates, desc=f"seed {c.seed}", unit="step", mininterval=0.2,
                         disable=not (c.progress and self.world.leads))
-        taken = 0
         try:
             with stop:
-                if not p.attempts:
-                    self.save()         # what a first spike goes back to; and a disk that cannot be written shows now
-                while not p.finished:
-                    if p.evaluated_at < p.updates and (p.updates % c.evaluate_every == 0 or p.updates >= c.steps):
-                        self.evaluate(stop)
-                        continue        # it may have ended the run
-                    if self.world.any(stop.requested) or taken == c.stop_after:
-                        break
-                    began = time.perf_counter()
-                    position, batch = self.next_batch(stop)
-                    taken += 1
-                    self.step(position, batch)
-                    p = self.progress
-                    self.time(batch, began)
-                    if c.save_every and p.updates and p.updates % c.save_every == 0 and p.bad_steps == 0:
-                        self.save()
-        except StopRequested:
-            pass
+                try:
+                    self.go_on(stop)
+                except StopRequested:
+                    pass
+                self.save()     # still listening: a signal now must not end the program in mid-save
         finally:
             self.bar.close()
-        self.save()
+            self.batches = None     # ends the workers
         if self.log:
             self.log.close()
         return self.progress
+
+    def go_on(self, stop: Stop) -> None:
+        """Evaluate, step and save by turns, until the run is finished or asked to stop."""
+        c, p = self.config, self.progress
+        if not p.attempts:
+            self.save()         # what a first spike goes back to; and a disk that cannot be written shows now
+        taken = 0
+        while not p.finished:
+            if p.evaluated_at < p.updates and (p.updates % c.evaluate_every == 0 or p.updates >= c.steps):
+                self.evaluate(stop)
+                continue        # it may have ended the run
+            if self.world.any(stop.requested) or taken == c.stop_after:
+                break
+            began = time.perf_counter()
+            position, batch = self.next_batch(stop)
+            taken += 1
+            self.step(position, batch)
+            p = self.progress
+            self.time(batch, began)
+            if c.save_every and p.updates and p.updates % c.save_every == 0 and p.bad_steps == 0:
+                self.save()
 
     def step(self, position: int, batch: dict[str, Tensor]) -> None:
         """One training step on one batch; see the head of this module."""
@@ -395,7 +403,7 @@ class _Training:
             better = p.best_score is None or not found.score <= p.best_score
             weights = self.weights() if better else {}
             if better:
-                self.world.first(lambda: _replace_folder(
+                self.world.first(lambda: replace_folder(
                     c.out / "best", lambda folder: self.setup.save_model(bare(self.model), folder, weights)))
         finally:
             if self.average:
@@ -432,7 +440,7 @@ class _Training:
             tensors["average"] = {name: whole(x) for name, x in self.average.averages.items()}
 
         def write():
-            state = {"progress": asdict(p), "log_bytes": self.log.flush()}
+            state = {"progress": asdict(p), "log_bytes": self.log.sync()}
             write_checkpoint(self.checkpoints, p.attempts, tensors, state)
             prune_checkpoints(self.checkpoints, self.config.keep)
             self._write_timings()
@@ -524,20 +532,6 @@ def _clear(config: FinetuneConfig) -> None:
     for path in there:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     config.out.mkdir(parents=True, exist_ok=True)
-
-
-def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside its place, then exchange it: at any instant one whole version is there."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (new, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    new.mkdir(parents=True)
-    write(new)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _mixed(*numbers: int) -> int:

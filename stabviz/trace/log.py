@@ -57,6 +57,12 @@ class MetricsLog:
         self._file.flush()
         return self._file.tell()
 
+    def sync(self) -> int:
+        """Put everything on the disk, so that no power cut takes what a checkpoint counts on; return the size."""
+        size = self.flush()
+        os.fsync(self._file.fileno())
+        return size
+
     def close(self) -> None:
         self._file.close()
 

@@ -23,6 +23,7 @@ from stabviz.finetune.checkpoint import (
     newest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
+    replace_folder,
     write_atomically,
     write_checkpoint,
 )
@@ -236,6 +237,51 @@ def test_write_atomically_killed_at_any_instant_leaves_old_or_new(strike, tmp_pa
     assert seen[0] == "old"
     assert seen[-1] == "newer"
     assert set(seen) == {"old", "newer"}
+
+
+@pytest.mark.parametrize("strike", [kill, cut_power])
+def test_replace_folder_killed_at_any_instant_leaves_old_or_new_whole(strike, tmp_path):
+    def fill(words):
+        def write(folder):
+            (folder / "deep").mkdir()
+            for path in (folder / "config.json", folder / "deep" / "weights"):
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)        # unsynced, as other libraries write
+                os.write(descriptor, words.encode())
+                os.close(descriptor)
+        return write
+
+    def job(folder):
+        replace_folder(folder / "best", fill("newer"))
+        for name in ("returned", "later"):
+            os.mkdir(folder / name)
+
+    seen = []
+    for n, folder in deaths(lambda folder: replace_folder(folder / "best", fill("old")), strike, job, tmp_path):
+        there = folder / "best" if (folder / "best").exists() else folder / ".best.old"
+        found = {(there / name).read_text() for name in ("config.json", "deep/weights")}
+        assert found in ({"old"}, {"newer"}), f"killed at change {n}"
+        seen += found
+        assert found == {"newer"} or not (folder / "returned").exists(), "what has returned stays"
+        replace_folder(folder / "best", fill("newest"))
+        assert (folder / "best" / "config.json").read_text() == "newest"
+        assert set(names(folder)) <= {"best", "later", "returned"}
+    assert set(seen) == {"old", "newer"}
+
+
+def test_replace_folder_refused_keeps_the_old_version(tmp_path):
+    def fill(folder):
+        (folder / "half").write_text("new")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    replace_folder(tmp_path / "best", lambda folder: (folder / "whole").write_text("old"))
+    with pytest.raises(OSError, match="replace_folder: .*best was not written; what was there before is as it was: No"):
+        replace_folder(tmp_path / "best", fill)
+    assert names(tmp_path) == ["best"]
+    assert names(tmp_path / "best") == ["whole"]
+    (tmp_path / "best").rename(tmp_path / ".best.old")          # as a kill between the two renames leaves it
+    with pytest.raises(OSError, match="No space left"):
+        replace_folder(tmp_path / "best", fill)
+    assert names(tmp_path) == ["best"]
 
 
 # What comes back
