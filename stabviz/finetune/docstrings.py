@@ -41,8 +41,8 @@ def split_docstrings(packages: dict[str, dict[str, list[str]]], *, validation_sh
                      seed: int) -> dict[str, list[dict[str, str]]]:
     """Divide whole modules among the splits, so that what one module says often is in one split alone.
 
-    A package's largest module always trains. Of the others, in an order drawn by `seed`, test and validation take
-    modules until they have their share; so the shares are only about what was asked for.
+    A package's largest module always trains. Of the others, in an order drawn by `seed`, test and then validation take
+    those that fit into one and a half times their share, or the smallest: the shares are only about what was asked for.
     """
     rows: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
     rng = np.random.default_rng([seed, 4])
@@ -52,11 +52,13 @@ def split_docstrings(packages: dict[str, dict[str, list[str]]], *, validation_sh
         order = [names[i] for i in rng.permutation(len(names) - 1)]
         chosen = {names[-1]: "train"}
         for split, share, left in (("test", test_share, 1), ("validation", validation_share, 0)):
-            taken = 0
-            while taken < share * total and len(order) > left:
-                name = order.pop()
-                chosen[name] = split
-                taken += len(modules[name])
+            free, taken = [name for name in order if name not in chosen], 0
+            for name in free[left:]:
+                if taken < share * total and taken + len(modules[name]) <= 1.5 * share * total:
+                    chosen[name] = split
+                    taken += len(modules[name])
+            if not taken:
+                chosen[min(free, key=lambda name: len(modules[name]))] = split
         for name in modules:
             rows[chosen.get(name, "train")] += [{"text": text, "label": package, "file": name}
                                                 for text in modules[name]]

@@ -51,13 +51,13 @@ class Source:
     """`datasets.Features`, where the data brings class names along."""
 
 
-def read_source(path: Path, complaints: Complaints) -> Source:
-    """Read one local file by its suffix."""
+def read_source(path: Path, columns: tuple[str, ...], complaints: Complaints) -> Source:
+    """Read one local file by its suffix; of a table only the named columns."""
     if path.suffix not in SUFFIXES:
         raise DataError(str(path), None, None, f"cannot read {path.suffix or 'a file without suffix'!r}; "
                                                f"use one of {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
-        return _parquet(path)
+        return _parquet(path, columns)
     found = {".csv": _csv_rows, ".tsv": _csv_rows}.get(path.suffix, _json_rows)(path, complaints)
     places, rows = [], []
     for place, row in found:
@@ -65,11 +65,10 @@ def read_source(path: Path, complaints: Complaints) -> Source:
         rows.append(row)
     if not rows:
         raise DataError(str(path), None, None, "holds no rows" + (" that can be read" if complaints.skipped else ""))
-    columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    return Source(str(path), columns, rows, places)
+    return Source(str(path), tuple(dict.fromkeys(name for row in rows for name in row)), rows, places)
 
 
-def read_folder(folder: Path, complaints: Complaints) -> dict[str, Source]:
+def read_folder(folder: Path, columns: tuple[str, ...], complaints: Complaints) -> dict[str, Source]:
     """Read train, validation and test files of a folder; a folder with one file alone is a training split."""
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     found: dict[str, Path] = {}
@@ -85,32 +84,29 @@ def read_folder(folder: Path, complaints: Complaints) -> dict[str, Source]:
     if "train" not in found:
         names = ", ".join(path.name for path in files) or "no data file"
         raise DataError(str(folder), None, None, f"needs a train file ({', '.join(SUFFIXES)}); it holds {names}")
-    return {split: read_source(path, complaints) for split, path in found.items()}
+    return {split: read_source(path, columns, complaints) for split, path in found.items()}
 
 
-def read_hub(name: str, data_config: str | None) -> dict[str, Source]:
-    """Load a Hugging Face data set id, or a folder that `datasets` wrote."""
+def read_hub(name: str, data_config: str | None, columns: tuple[str, ...]) -> dict[str, Source]:
+    """Load a Hugging Face data set id, or a folder that `save_to_disk` wrote; the first split of each kind is taken."""
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, data_config)
+        loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, data_config)
     except Exception as error:  # what it raises depends on the network, the hub and the files
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(name, None, None, f"is neither a local file or folder nor a data set that could be loaded "
                                           f"({type(error).__name__}: {first})") from error
     sources: dict[str, Source] = {}
+    if isinstance(loaded, datasets.Dataset):
+        loaded = {"train": loaded}
     for split, data in loaded.items():
         kind = split_of(split)
         if kind and kind not in sources:
-            sources[kind] = from_dataset(data, f"{name}[{split}]")
+            sources[kind] = _table(data, f"{name}[{split}]", columns)
     if "train" not in sources:
         raise DataError(name, None, None, f"has no training split; it has {', '.join(loaded)}")
     return sources
-
-
-def from_dataset(data, file: str) -> Source:
-    """Take the rows of a `datasets.Dataset`."""
-    return Source(file, tuple(data.column_names), data.to_list(), [f"row {i}" for i in range(len(data))], data.features)
 
 
 def split_of(name: str) -> str | None:
@@ -119,15 +115,21 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if head in names), None)
 
 
-def _parquet(path: Path) -> Source:
+def _table(data, file: str, columns: tuple[str, ...]) -> Source:
+    """Take the named columns of a `datasets.Dataset`; the others may be pictures, and large."""
+    rows = data.select_columns([name for name in columns if name in data.column_names]).to_list()
+    return Source(file, tuple(data.column_names), rows, [f"row {i}" for i in range(len(data))], data.features)
+
+
+def _parquet(path: Path, columns: tuple[str, ...]) -> Source:
     import datasets
     import pyarrow.parquet
 
     try:
-        data = datasets.Dataset(pyarrow.parquet.read_table(path))
+        data = datasets.Dataset(datasets.table.InMemoryTable(pyarrow.parquet.read_table(path)))
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise DataError(str(path), None, None, f"is not a readable Parquet file ({error})") from error
-    return from_dataset(data, str(path))
+    return _table(data, str(path), columns)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -158,8 +160,10 @@ def _csv_rows(path: Path, complaints: Complaints) -> Iterator[tuple[str, dict[st
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            # An open quote swallows lines without number: what is lost cannot be counted, so it always stops.
-            raise DataError(str(path), place, None, f"is broken CSV ({error})") from error
+            if "end of data" in str(error):  # an open quote swallows what follows: that cannot be counted, so it stops
+                raise DataError(str(path), place, None, "opens a quote that is never closed") from error
+            complaints.add(str(path), place, None, f"is broken CSV ({error})")
+            continue
         if fields is None:
             return
         wrong = undecoded("".join(fields))

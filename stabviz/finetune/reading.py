@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import numpy as np
 
 from stabviz.finetune.config import DATA, FinetuneConfig
 from stabviz.finetune.docstrings import docstring_modules, split_docstrings
-from stabviz.finetune.raw_rows import Complaints, DataError, Source, read_folder, read_hub, read_source
+from stabviz.finetune.raw_rows import SUFFIXES, Complaints, DataError, Source, read_folder, read_hub, read_source
 
 __all__ = ["DataError", "Splits", "read_splits"]
 SPLITS = ("train", "validation", "test")
@@ -57,12 +58,12 @@ def read_splits(config: FinetuneConfig) -> Splits:
     complaints = Complaints(skip=config.bad_rows == "skip")
     sources, columns = _open(config, complaints)
     checked = {split: _checked_rows(source, columns, config, complaints) for split, source in sources.items()}
+    if not checked["train"]:
+        raise DataError(sources["train"].file, None, None, "no training row is left")
     labels = _labels(checked["train"], sources["train"], columns, config)
     for split in SPLITS[1:]:
         if split in checked:
             checked[split] = _known_rows(checked[split], sources[split], labels, columns[1], config, complaints)
-    if not checked["train"]:
-        raise DataError(sources["train"].file, None, None, "no training row is left")
     checked = _with_made_splits(checked, sources["train"].file, config)
     train = _chosen(checked["train"], config)
     checked["train"] = _with_noise(train, labels, config) if config.label_noise else train
@@ -73,24 +74,23 @@ def read_splits(config: FinetuneConfig) -> Splits:
 
 def _open(config: FinetuneConfig, complaints: Complaints) -> tuple[dict[str, Source], tuple[str, str]]:
     """Find the sources of the splits, and the names of the content column and of the label or tag column."""
-    text, path = config.text, Path(config.data)
+    path, columns = Path(config.data), (config.text, config.tags or config.label or "label")
     if config.data == "docstrings":
-        return _docstrings(config), (text, config.label or "label")
+        return _docstrings(config), columns
     if config.data == "support-desk":
-        folder = DATA / "support-desk"
-        if not folder.is_dir():
-            raise DataError(str(folder), None, None, "the corpus is in the repository, not in the installed package; "
-                                                     "run from a clone, or give data of your own")
-        sources = read_folder(folder, complaints)
-        text = "words" if config.tags and text == "text" else text
-        return sources, (text, config.tags or config.label or "intent")
+        path = DATA / "support-desk"
+        columns = ("words" if config.tags and config.text == "text" else config.text,
+                   config.tags or config.label or "intent")
+        if not path.is_dir():
+            raise DataError(str(path), None, None, "the corpus is in the repository, not in the installed package; "
+                                                   "run from a clone, or give data of your own")
+    if path.suffix in SUFFIXES and not path.exists():
+        raise DataError(config.data, None, None, "no such file")
     if path.is_file():
-        sources = {"train": read_source(path, complaints)}
-    elif path.is_dir() and not (path / "dataset_dict.json").exists():
-        sources = read_folder(path, complaints)
-    else:
-        sources = read_hub(config.data, config.data_config)
-    return sources, (text, config.tags or config.label or "label")
+        return {"train": read_source(path, columns, complaints)}, columns
+    if path.is_dir() and not any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+        return read_folder(path, columns, complaints), columns
+    return read_hub(config.data, config.data_config, columns), columns
 
 
 def _docstrings(config: FinetuneConfig) -> dict[str, Source]:
@@ -110,9 +110,9 @@ def _checked_rows(source: Source, columns: tuple[str, str], config: FinetuneConf
     """Check each row by itself: present, of the right type, not empty, tags that fit."""
     for name in columns:
         if name not in source.columns:
-            near = difflib.get_close_matches(name, source.columns, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(name, source.columns, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise DataError(source.file, None, name, f"is missing; {hint}The file has {', '.join(source.columns)}")
+            raise DataError(source.file, None, name, f"is missing; {hint}There are {', '.join(source.columns)}")
     names = _class_names(source, columns[1])
     rows = []
     for i, raw in enumerate(source.rows):
@@ -131,7 +131,13 @@ def _checked_rows(source: Source, columns: tuple[str, str], config: FinetuneConf
 def _text(value) -> tuple[str, str | None]:
     if not isinstance(value, str):
         return "", "is null" if value is None else f"must be text; got {value!r:.60}"
-    return value, None if value.strip() else "is an empty text"
+    return value, _unreadable(value) or (None if value.strip() else "is an empty text")
+
+
+def _unreadable(text: str) -> str | None:
+    """A lone half of a surrogate pair, which JSON can write and no tokenizer can read."""
+    half = re.search("[\ud800-\udfff]", text)
+    return f"holds half a character, {half[0]!a}" if half else None
 
 
 def _words(value) -> tuple[list[str], str | None]:
@@ -143,6 +149,8 @@ def _words(value) -> tuple[list[str], str | None]:
     for i, word in enumerate(words):
         if not isinstance(word, str) or not word.strip():
             return [], f"word {i} must be text that is not empty; got {word!r:.60}"
+        if _unreadable(word):
+            return [], f"word {i} {_unreadable(word)}"
     return words, None
 
 
@@ -157,7 +165,8 @@ def _label(value, names: list[str] | None) -> tuple[str, str | None]:
     if names is not None and isinstance(value, int):
         if 0 <= value < len(names):
             return names[value], None
-        return "", f"{value} stands for no class" + (" (-1 marks a row without label)" if value == -1 else "")
+        hint = ": rows without label can be left out with bad_rows = skip" if value == -1 else ""
+        return "", f"{value} is the number of no class{hint}"
     if isinstance(value, (str, int)):
         return str(value), None if str(value).strip() else "is an empty label"
     return "", "is null" if value is None else f"must be text or a whole number; got {value!r:.60}"
@@ -194,7 +203,7 @@ def _labels(rows: list[Row], source: Source, columns: tuple[str, str], config: F
     names = _class_names(source, columns[1])
     if names is not None:
         return tuple(names)
-    numeric = all(name.lstrip("-").isdigit() for name in found)
+    numeric = all(re.fullmatch("-?[0-9]+", name) for name in found)
     return tuple(sorted(found, key=int) if numeric else sorted(found))
 
 
