@@ -41,7 +41,7 @@ from stabviz.views.scales import (
 
 SMOOTHED_ABOVE = 40
 """A curve of more points than this gets a running median: single batches are noisy."""
-MOST_DOTS = 60
+MOST_DOTS = 40
 """Up to this many measured points each is drawn as a dot."""
 MOST_LAYER_PICTURES = 5
 """Runs that get a picture by layer; more would make the page heavy."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stabviz.trace import Trace
+from stabviz.trace import Trace, verdict
 from stabviz.views import curve_points
 from stabviz.views.report import html_report
 
@@ -155,6 +155,20 @@ def test_html_report_tells_verdict_and_diagnosis(broken):
         assert words in broken.said
 
 
+def test_html_report_folds_away_what_a_healthy_diagnosis_looked_at():
+    trace = make(S=60)
+    verdict_words = verdict(trace, 0).evidence
+    healthy = SimpleNamespace(kind="healthy", step=None, evidence=(verdict_words, "looked at lr"), remedy="None.",
+                              lesson="")
+    page = Page(html_report([trace], names=["a"], diagnoses=[healthy]))
+    assert "<details><summary>Diagnosis: <strong>healthy</strong></summary><ul><li>looked at lr</li></ul>" in page.text
+    assert page.said.count(verdict_words) == 1
+    assert "Remedy" not in page.said
+    assert 'class="card good"' in page.text
+    ill = Page(html_report([trace], names=["a"], diagnoses=[DIAGNOSIS]))
+    assert 'class="card warn"' in ill.text  # a healthy curve with a diagnosis is not shown as good
+
+
 def test_html_report_lists_and_marks_events(broken):
     rows = broken.said[broken.said.index("Events"):broken.said.index("Mistakes")]
     assert "non finite: 1, overflow: 1, spike: 1, rewind: 1, out of memory: 1" in rows
@@ -227,6 +241,22 @@ def test_html_report_of_entities_shows_types():
     said = Page(html_report([make(S=7)], names=["a"], scores=[scores])).said
     assert "0.600 0.900 0.450 0.970" in said  # F1, precision, recall, tag accuracy
     assert "PER 1.000 0.500 0.667 4 2" in said
+
+
+def test_html_report_keeps_classes_and_entities_apart():
+    entities = {"precision": 0.9, "recall": 0.45, "f1": 0.6, "tag_accuracy": 0.97, "majority_share": 0.0}
+    runs = [make(S=7), make(S=7), make(S=7)]
+    page = Page(html_report(runs, names=["one", "two", "three"], scores=[SCORES, entities, entities | {"f1": 0.4}]))
+    assert "one 0.750 0.651 0.042 0.900 0.400" in page.said
+    assert "two 0.600 0.900 0.450 0.970 three" in page.said
+    assert "mean of 2 runs 0.500" in page.said
+    assert "mean of 3 runs" not in page.said
+
+
+def test_html_report_names_data_and_model_that_all_runs_share():
+    configs = [{"data": "support-desk", "label": "intent", "tags": None, "model": EVIL, "lr": lr} for lr in (1.0, 2.0)]
+    said = Page(html_report([make(S=7), make(S=7)], names=["a", "b"], configs=configs)).said
+    assert f"2 runs of 7 steps. Data support-desk; Label intent; Model {EVIL}." in said
 
 
 def test_html_report_of_a_run_that_is_not_scored_or_not_begun():
