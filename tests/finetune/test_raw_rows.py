@@ -97,7 +97,7 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path):
 
 
 def test_an_unknown_id_says_what_it_could_have_been():
-    with pytest.raises(DataError, match="nobody/nothing-of-this-name: is neither a local file or folder nor a data set"):
+    with pytest.raises(DataError, match="nothing-of-this-name: is neither a local file or folder nor a data set"):
         read("nobody/nothing-of-this-name")
 
 
