@@ -1,0 +1,74 @@
+"""Checks of lesson 07: the two sub-layers, DeepNorm's constants, the padding mask of torch's encoder."""
+
+import torch
+from torch import nn
+
+from stabviz.course.exercises import check, expect
+
+
+@check("07-sublayer", wrong=[
+    lambda x, branch, norm, placement: norm(x) + branch(norm(x)) if placement == "pre" else norm(x + branch(x)),
+    lambda x, branch, norm, placement: x + branch(norm(x)),
+    lambda x, branch, norm, placement: x + branch(norm(x)) if placement == "pre" else x + norm(branch(x)),
+])
+def sublayer_puts_the_norm_in_its_place(solution):
+    x = torch.tensor([[1.0, -2.0, 4.0], [0.5, 0.0, -3.0]], dtype=torch.float64)
+
+    def branch(x):
+        return 2 * x.flip(-1) + 1
+
+    def norm(x):
+        return nn.functional.layer_norm(x, x.shape[-1:])
+
+    expect("pre-LN", solution(x, branch, norm, "pre"), x + 2 * norm(x).flip(-1) + 1)
+    expect("post-LN", solution(x, branch, norm, "post"), norm(x + 2 * x.flip(-1) + 1))
+
+
+def _alpha_inverted(params, layers):
+    turned_down = ("attention.value.weight", "attention.output.weight", "up.weight", "down.weight")
+    beta = (8 * layers) ** -0.25
+    return (2 * layers) ** -0.25, {name: w * beta if name.endswith(turned_down) else w for name, w in params.items()}
+
+
+def _everything_turned_down(params, layers):
+    return (2 * layers) ** 0.25, {name: value * (8 * layers) ** -0.25 for name, value in params.items()}
+
+
+def _value_forgotten(params, layers):
+    turned_down = ("attention.output.weight", "up.weight", "down.weight")
+    beta = (8 * layers) ** -0.25
+    return (2 * layers) ** 0.25, {name: w * beta if name.endswith(turned_down) else w for name, w in params.items()}
+
+
+@check("07-deepnorm", wrong=[_alpha_inverted, _everything_turned_down, _value_forgotten])
+def deepnorm_turns_down_what_writes(solution):
+    written = ("attention.value.weight", "attention.output.weight", "up.weight", "down.weight")
+    kept = ("attention.query.weight", "attention.key.weight", "attention_norm.weight", "feed_forward_norm.bias")
+    names = [name if name.startswith("attention") else f"feed_forward.{name}" for name in written]
+    params = {f"block{i}.{name}": torch.ones(2) for i in range(8) for name in (*names, *kept)}
+    params |= {"embedding.token": torch.ones(2), "head.weight": torch.ones(2)}
+    alpha, scaled = solution(params, 8)
+    expect("alpha of 8 blocks: the fourth root of 16", alpha, 2.0)
+    expect("the names of the parameters returned", sorted(scaled), sorted(params))
+    for name, value in scaled.items():
+        factor = 64**-0.25 if name.endswith(written) else 1.0
+        expect(f"factor on {name}, of 8 blocks", value, torch.full((2,), factor))
+
+
+@check("07-encode", wrong=[
+    lambda encoder, x, attention_mask: encoder(x, attention_mask.float()),
+    lambda encoder, x, attention_mask: encoder(x, src_key_padding_mask=attention_mask.bool()),
+    lambda encoder, x, attention_mask: encoder(x),
+])
+def encode_gives_each_text_what_it_gets_alone(solution):
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16, dropout=0.0, batch_first=True)
+        encoder = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
+        for texts, words in ((4, 4), (3, 5)):
+            lengths = torch.tensor([words, 2, 3, 1][:texts])
+            x = torch.randn(texts, words, 8)
+            found = solution(encoder, x, (torch.arange(words) < lengths[:, None]).long())
+            for i, n in enumerate(lengths.tolist()):
+                expect(f"real words of text {i}, in a batch of {texts} texts of {words} words",
+                       found[i, :n], encoder(x[i:i + 1, :n])[0], atol=1e-5)
