@@ -1,16 +1,32 @@
 """`stabviz pretrain`: a small BERT from nothing but text: masked language model and next-sentence prediction."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForPreTraining
+from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
-from stabviz.finetune.masking import IGNORED
+from stabviz.finetune.batching import collate
+from stabviz.finetune.checkpoint import write_atomically
+from stabviz.finetune.corpus import Document, pretraining_documents, train_tokenizer
+from stabviz.finetune.evaluation import Evaluation
+from stabviz.finetune.loop import Progress, Setup, autocast, train
+from stabviz.finetune.masking import IGNORED, PretrainingRows
+from stabviz.finetune.model_card import model_card
 from stabviz.finetune.objectives import model_inputs
-from stabviz.finetune.world import bare
+from stabviz.finetune.pretrain_config import PretrainConfig
+from stabviz.finetune.stopping import Stop
+from stabviz.finetune.world import World, bare
 from stabviz.ops import cross_entropy
+from stabviz.trace import Trace
+from stabviz.trace.log import read_metrics
 
 
 class MaskedBert(BertForPreTraining):
@@ -58,9 +74,127 @@ def masked_lm_objective(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[
     return pieces + follows, measured
 
 
-def small_bert(vocab_size: int, *, width: int, layers: int, heads: int, max_length: int, dropout: float,
-               pad_id: int) -> BertConfig:
-    """Return the shape of a BERT whose feed-forward layers are four times as wide as the model."""
-    return BertConfig(vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-                      intermediate_size=4 * width, max_position_embeddings=max_length, pad_token_id=pad_id,
+def small_bert(vocab_size: int, config: PretrainConfig, *, dropout: float) -> BertConfig:
+    """Return the shape of the model in transformers' terms; feed-forward layers are four times as wide as the model."""
+    return BertConfig(vocab_size=vocab_size, hidden_size=config.width, num_hidden_layers=config.layers,
+                      num_attention_heads=config.heads, intermediate_size=4 * config.width,
+                      max_position_embeddings=config.max_length, pad_token_id=0,
                       hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretrained:
+    """What came of a pretraining run."""
+
+    config: PretrainConfig
+    progress: Progress
+    trace: Trace
+    scores: dict | None
+    """Of the best weights on the documents held out; None while the run is not finished."""
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint in transformers' format."""
+        return self.config.out / "best"
+
+
+def pretrain(config: PretrainConfig, *, documents: Sequence[Document] | None = None, resume: bool = False,
+             force: bool = False, stop: Stop | None = None) -> Pretrained:
+    """Train a tokenizer and a BERT on text alone, with the loop that fine-tunes; OUT/best is the checkpoint.
+
+    `documents` None: the standard library's prose and the messages that the config names. The run folder is that of
+    `finetune`, and pretrain.json in it holds the config; a stopped run is resumed with the same config.
+
+    Raises: ValueError for what is wrong before training, and as `stabviz.finetune.loop.train`
+    Lesson: 09-pretraining
+    """
+    torch.set_num_threads(config.threads)
+    world = World.join(config.device)
+    try:
+        documents = pretraining_documents(config.messages) if documents is None else list(documents)
+        training, held_out = hold_out(documents, share=config.held_out, seed=config.seed)
+        tokenizer = train_tokenizer((s for document in training for s in document.sentences),
+                                    vocab_size=config.vocab_size, max_length=config.max_length)
+        setup = prepare(config, tokenizer, training, held_out, world)
+        if world.leads and (resume or config.overwrite or not (config.out / "config.json").exists()):
+            config.out.mkdir(parents=True, exist_ok=True)
+            write_atomically(config.out / "pretrain.json", json.dumps(config.as_dict(), indent=2) + "\n")
+        progress = train(setup, resume=resume, force=force, stop=stop)
+        trace, scores = read_metrics(config.out / "metrics.jsonl"), None
+        if progress.finished:
+            best = MaskedBert.from_pretrained(config.out / "best", dtype=torch.float32).to(world.device)
+            scores = setup.evaluate(best, lambda: None).scores
+            if world.leads:
+                write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
+                card = model_card(config, training, setup.rows.lengths, best.num_parameters(), trace, scores, progress)
+                write_atomically(config.out / "best" / "README.md", card)
+        world.wait()
+        return Pretrained(config=config, progress=progress, trace=trace, scores=scores)
+    finally:
+        world.leave()
+
+
+def hold_out(documents: Sequence[Document], *, share: float, seed: int) -> tuple[list[Document], list[Document]]:
+    """Split documents by seed into those that are trained on and those that measure the loss, order kept.
+
+    Raises: ValueError if fewer than four documents are there
+    """
+    if len(documents) < 4:
+        raise ValueError(f"hold_out: documents must be at least 4, two for each part; got {len(documents)}")
+    n_held = min(max(2, round(share * len(documents))), len(documents) - 2)
+    held = set(np.random.default_rng([seed, 9]).permutation(len(documents))[:n_held].tolist())
+    return ([document for i, document in enumerate(documents) if i not in held],
+            [document for i, document in enumerate(documents) if i in held])
+
+
+def prepare(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, training: Sequence[Document],
+            held_out: Sequence[Document], world: World | None = None) -> Setup:
+    """Draw a model, encode the documents and return what the loop needs."""
+    world = World.join(config.device) if world is None else world
+    rows, measuring = (PretrainingRows(part, tokenizer, max_length=config.max_length, seed=config.seed,
+                                       share=config.mask_share, random_next=config.random_next)
+                       for part in (training, held_out))
+    torch.manual_seed(config.seed)
+    model = MaskedBert(small_bert(len(tokenizer), config, dropout=config.dropout))
+
+    def save_model(model: nn.Module, folder: Path, weights: dict[str, Tensor]) -> None:
+        shape = small_bert(len(tokenizer), config, dropout=config.checkpoint_dropout)
+        with torch.random.fork_rng():
+            plain = BertForPreTraining(shape)       # under the name by which transformers knows it
+        plain.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+
+    text = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    for part in (rows, measuring):
+        for document, sentences in part.passages:
+            text.update(repr((document, sentences)).encode())
+    padded = partial(collate, pad_id=tokenizer.pad_token_id)
+    return Setup(config=config.loop(), world=world, model=model, objective=masked_lm_objective, rows=rows,
+                 collate=padded, save_model=save_model, fingerprint=text.hexdigest(),
+                 evaluate=partial(_held_out_scores, rows=measuring, collate=padded, device=world.device,
+                                  autocast=partial(autocast, config.loop(), world.device)))
+
+
+def _held_out_scores(model: nn.Module, check: Callable[[], None], *, rows: PretrainingRows, collate: Callable,
+                     device: torch.device, autocast: Callable, batch: int = 64) -> Evaluation:
+    """Measure on documents that were held out, with the masks and pairs of epoch 0: the same ones every time."""
+    order, was_training = np.argsort(rows.lengths, kind="stable").tolist(), model.training
+    sums = dict.fromkeys(("masked_lm_loss_nats", "accuracy", "next_sentence_loss_nats", "next_sentence_accuracy"), 0.0)
+    pieces = pairs = 0
+    model.eval()
+    try:
+        for first in range(0, len(order), batch):
+            check()
+            tensors = collate([rows[0, i] for i in order[first:first + batch]])
+            with torch.no_grad(), autocast():
+                _, measured = masked_lm_objective(model, {name: x.to(device) for name, x in tensors.items()})
+            n_pieces, n_pairs = (int((tensors[name] != IGNORED).sum()) for name in ("labels", "next_sentence_label"))
+            pieces, pairs = pieces + n_pieces, pairs + n_pairs
+            for name in sums:
+                count = n_pairs if name.startswith("next") else n_pieces
+                sums[name] += count * float(measured[name]) if count else 0.0
+    finally:
+        model.train(was_training)
+    scores = {name: total / max(pairs if name.startswith("next") else pieces, 1) for name, total in sums.items()}
+    loss = scores["masked_lm_loss_nats"] + scores["next_sentence_loss_nats"]
+    return Evaluation(scores={**scores, "loss_nats": loss, "pieces": pieces, "pairs": pairs}, predictions=[])
