@@ -159,21 +159,21 @@ def test_words_and_tags_may_be_text_split_at_spaces(tmp_path):
 
 
 def test_made_splits_are_stratified_disjoint_and_by_seed(tmp_path):
-    path = write(tmp_path / "rows.jsonl", classes(200, label=lambda i: "aaaaaaabbc"[i % 10]))
+    path = write(tmp_path / "rows.jsonl", classes(1000, label=lambda i: "aaaaaaabbc"[i % 10]))
     splits = read(path, validation_share=0.2, test_share=0.1)
-    assert [len(getattr(splits, split)) for split in SPLITS] == [140, 40, 20]
+    assert [len(getattr(splits, split)) for split in SPLITS] == [700, 200, 100]
     rows = [row for split in SPLITS for row in getattr(splits, split)["row"]]
-    assert sorted(rows) == list(range(200))
-    for split, size in zip(SPLITS, (140, 40, 20), strict=True):
-        shares = [list(getattr(splits, split)["label"]).count(i) / size for i in range(3)]
-        assert shares == pytest.approx([0.7, 0.2, 0.1], abs=0.051)
+    assert sorted(rows) == list(range(1000))
+    for split, size in zip(SPLITS, (700, 200, 100), strict=True):
+        counts = [list(getattr(splits, split)["label"]).count(i) for i in range(3)]
+        assert counts == pytest.approx([0.7 * size, 0.2 * size, 0.1 * size], abs=2)     # chance alone: about 4
     assert read(path, validation_share=0.2, test_share=0.1).fingerprint == splits.fingerprint
     other = read(path, validation_share=0.2, test_share=0.1, seed=1)
     assert set(other.test["row"]) != set(splits.test["row"])
 
 
 def test_made_splits_leave_a_rare_class_in_training(tmp_path):
-    path = write(tmp_path / "rows.jsonl", classes(40, label=lambda i: "rare" if i == 3 else "ab"[i % 2]))
+    path = write(tmp_path / "rows.jsonl", classes(40, label=lambda i: "Rare" if i == 3 else "ab"[i % 2]))
     for seed in range(8):
         assert 3 in read(path, seed=seed).train["row"]
 
