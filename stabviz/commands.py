@@ -117,11 +117,13 @@ def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
     if int(os.environ.get("RANK", "0")):
         return 0    # one of torchrun's processes writes and speaks; a failure of another would end it before that
     print(scores_table(outcomes, found))
-    for outcome in outcomes:
+    begun = [o for o in outcomes if o.trace.n_steps]     # a run may be stopped before its first step
+    for outcome in begun:
         print(verdict_line(outcome.trace, f"seed {outcome.config.seed}"))
-    path = config.out / "report.html"
-    write_report([(f"seed {o.config.seed}", o.trace, o.scores, o.config.as_dict()) for o in outcomes], path)
-    print(f"report: {path}")
+    if begun:
+        path = config.out / "report.html"
+        write_report([(f"seed {o.config.seed}", o.trace, o.scores, o.config.as_dict()) for o in begun], path)
+        print(f"report: {path}")
     if outcomes[-1].finished:
         print(f"best weights: {outcomes[-1].config.out / 'best'}")
         return 0

@@ -7,74 +7,15 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from stabviz.finetune.checkpoint import newest_checkpoint, read_checkpoint
-from stabviz.finetune.config import DATA, FinetuneConfig
-from stabviz.finetune.loop import train
-from stabviz.finetune.reading import read_splits
-from stabviz.finetune.run import prepare
-from stabviz.finetune.world import World
+from stabviz.finetune.checkpoint import newest_checkpoint
 from stabviz.trace.log import read_metrics
 
 STEPS, PER_EPOCH = 32, 7
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    """A folder with a few messages of the support desk: 7 batches of 8 rows in an epoch, and two rows to spare."""
-    folder = tmp_path_factory.mktemp("desk")
-    for split, n_rows in (("train", 58), ("validation", 24), ("test", 16)):
-        with open(DATA / "support-desk" / f"{split}.jsonl", encoding="utf-8") as file:
-            lines = [json.loads(next(file)) for _ in range(n_rows)]
-        kept = [json.dumps({"text": line["text"], "label": line["sentiment"]}) + "\n" for line in lines]
-        (folder / f"{split}.jsonl").write_text("".join(kept), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config_of(desk, tiny_bert_folder):
-    """Make a config in which everything random is on: dropout, shuffling, uneven accumulation, word dropout, EMA."""
-    def make(out, **settings):
-        defaults = {"data": str(desk), "label": "label", "model": str(tiny_bert_folder), "steps": STEPS, "batch": 8,
-                    "micro_batch": 3, "dropout": 0.1, "word_dropout": 0.2, "ema_decay": 0.9, "lr": 3e-3,
-                    "warmup_steps": 4, "max_length": 24, "evaluate_every": 6, "save_every": 5, "flush_every": 4,
-                    "signals_every": 3, "device": "cpu", "progress": False, "deterministic": True, "out": out}
-        return FinetuneConfig(**(defaults | settings))
-    return make
-
-
-def go(config, **options):
-    """Train as `finetune` does, without the test scores at the end."""
-    world = World.join(config.device)
-    torch.manual_seed(torch.seed() % 1000)      # what earlier code left in the global generator must not matter
-    try:
-        return train(prepare(config, read_splits(config), world)[0], **options)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def everything(out):
-    """Return all that a run leaves: weights, moments, averages, progress, the log's bytes, the best weights' bytes."""
-    tensors, state = read_checkpoint(newest_checkpoint(out / "checkpoints")[0])
-    assert sorted(tensors) == ["average", "model", "optimizer"]
-    flat = {f"{group}/{name}": value for group, named in tensors.items() for name, value in named.items()}
-    return flat, state, (out / "metrics.jsonl").read_bytes(), (out / "best" / "model.safetensors").read_bytes()
-
-
-def assert_equal_to_the_bit(out, reference):
-    flat, state, log, best = everything(out)
-    expected, expected_state, expected_log, expected_best = reference
-    assert flat.keys() == expected.keys()
-    different = [name for name, value in flat.items() if not torch.equal(value, expected[name])]
-    assert different == []
-    assert state["progress"] == expected_state["progress"]
-    assert log == expected_log
-    assert best == expected_best
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(config_of, tmp_path_factory):
+def uninterrupted(go, config_of, everything, tmp_path_factory):
     """What the run leaves that nobody stopped."""
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
     progress = go(config_of(out))
@@ -82,7 +23,7 @@ def uninterrupted(config_of, tmp_path_factory):
     return everything(out)
 
 
-def test_the_run_has_all_that_could_differ(config_of, tmp_path):
+def test_the_run_has_all_that_could_differ(go, config_of, tmp_path):
     """Each source of chance does change the curve: else an exact resume would show nothing about it."""
     changes = {"run": {}, "dropout": {"dropout": 0.0}, "words": {"word_dropout": 0.0}, "order": {"seed": 1},
                "accumulation": {"micro_batch": 8}, "average": {"ema_decay": 0.5}}
@@ -97,8 +38,8 @@ def test_the_run_has_all_that_could_differ(config_of, tmp_path):
 
 @pytest.mark.parametrize(("stop_after", "workers"), [
     (1, 0), (1, 2), (10, 0), (10, 2), (PER_EPOCH, 0), (2 * PER_EPOCH, 2), (STEPS - 1, 0), (STEPS - 1, 2)])
-def test_resume_at_any_step_equals_the_run_that_was_not_stopped(stop_after, workers, uninterrupted, config_of,
-                                                                tmp_path):
+def test_resume_at_any_step_equals_the_run_that_was_not_stopped(go, stop_after, workers, uninterrupted, config_of,
+                                                                tmp_path, assert_equal_to_the_bit):
     first = config_of(tmp_path / "run", workers=workers, stop_after=stop_after)
     progress = go(first)
     assert (progress.updates, progress.finished) == (stop_after, "")
@@ -106,7 +47,7 @@ def test_resume_at_any_step_equals_the_run_that_was_not_stopped(stop_after, work
     assert_equal_to_the_bit(tmp_path / "run", uninterrupted)
 
 
-def test_resume_after_the_last_step_changes_nothing(uninterrupted, config_of, tmp_path):
+def test_resume_after_the_last_step_changes_nothing(go, uninterrupted, config_of, tmp_path, assert_equal_to_the_bit):
     config = config_of(tmp_path / "run")
     go(config)
     progress = go(config, resume=True)
@@ -115,7 +56,7 @@ def test_resume_after_the_last_step_changes_nothing(uninterrupted, config_of, tm
 
 
 @pytest.mark.parametrize("workers", [(0, 0, 0), (0, 2, 1)])
-def test_resuming_twice_equals_once(workers, uninterrupted, config_of, tmp_path):
+def test_resuming_twice_equals_once(go, workers, uninterrupted, config_of, tmp_path, assert_equal_to_the_bit):
     """32 = 10 + 7 + 15, in the second case with another number of workers each time."""
     config = config_of(tmp_path / "run")
     reached = []
@@ -125,7 +66,8 @@ def test_resuming_twice_equals_once(workers, uninterrupted, config_of, tmp_path)
     assert_equal_to_the_bit(tmp_path / "run", uninterrupted)
 
 
-def test_resume_from_an_older_checkpoint_cuts_the_log_and_equals(uninterrupted, config_of, tmp_path, capsys):
+def test_resume_from_an_older_checkpoint_cuts_the_log_and_equals(go, uninterrupted, config_of, tmp_path, capsys,
+                                                                 assert_equal_to_the_bit):
     """The newest checkpoint is damaged: the one before it is taken, and the log goes back to where that was."""
     config = config_of(tmp_path / "run", stop_after=17)
     go(config)
@@ -142,7 +84,8 @@ def test_resume_from_an_older_checkpoint_cuts_the_log_and_equals(uninterrupted, 
 
 @pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"bucket": False, "fixed_length": True},
                                       {"layer_decay": 0.8, "freeze": ("embeddings",), "ema_decay": 0.5}])
-def test_resume_equals_with_other_settings_as_well(settings, config_of, tmp_path):
+def test_resume_equals_with_other_settings_as_well(go, settings, config_of, tmp_path, everything,
+                                                   assert_equal_to_the_bit):
     go(config_of(tmp_path / "whole", steps=12, **settings))
     config = config_of(tmp_path / "parts", steps=12, **settings)
     go(config.replace(stop_after=8))
@@ -155,7 +98,7 @@ def test_resume_equals_with_other_settings_as_well(settings, config_of, tmp_path
 @pytest.mark.parametrize(("change", "said"), [
     ({"lr": 1e-3}, "lr was 0.003, is 0.001"), ({"seed": 1}, "seed was 0, is 1"), ({"steps": 40}, "steps was 32, is 40"),
     ({"batch": 4}, "batch was 8, is 4"), ({"dropout": 0.0}, "dropout was 0.1, is 0.0")])
-def test_resume_under_a_changed_config_is_refused_unless_forced(change, said, config_of, tmp_path):
+def test_resume_under_a_changed_config_is_refused_unless_forced(go, change, said, config_of, tmp_path):
     config = config_of(tmp_path / "run", stop_after=1)
     go(config)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -166,13 +109,14 @@ def test_resume_under_a_changed_config_is_refused_unless_forced(change, said, co
     assert go(config.replace(**change), resume=True, force=True).updates == 2
 
 
-def test_resume_with_what_does_not_touch_the_mathematics_is_not_refused(uninterrupted, config_of, tmp_path):
+def test_resume_with_what_does_not_touch_the_mathematics_is_not_refused(go, uninterrupted, config_of, tmp_path,
+                                                                        assert_equal_to_the_bit):
     go(config_of(tmp_path / "run", stop_after=9))
     go(config_of(tmp_path / "run", keep=1, save_every=0, flush_every=7, workers=1), resume=True)
     assert_equal_to_the_bit(tmp_path / "run", uninterrupted)
 
 
-def test_resume_on_other_data_is_refused_unless_forced(desk, config_of, tmp_path):
+def test_resume_on_other_data_is_refused_unless_forced(go, desk, config_of, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for path in desk.iterdir():
@@ -186,7 +130,7 @@ def test_resume_on_other_data_is_refused_unless_forced(desk, config_of, tmp_path
     assert go(config, resume=True, force=True).updates == 2
 
 
-def test_resume_of_nothing_says_so(config_of, tmp_path):
+def test_resume_of_nothing_says_so(go, config_of, tmp_path):
     with pytest.raises(ValueError, match="holds no run to resume: config.json is missing"):
         go(config_of(tmp_path / "run"), resume=True)
 
@@ -202,7 +146,7 @@ finetune(FinetuneConfig.load(sys.argv[1]))
 """
 
 
-def test_two_processes_write_the_same_bytes(config_of, uninterrupted, tmp_path):
+def test_two_processes_write_the_same_bytes(config_of, uninterrupted, tmp_path, assert_equal_to_the_bit):
     """In deterministic mode, each with its own hash seed and its own number of workers."""
     digests = []
     for name, workers in (("one", 0), ("two", 2)):
