@@ -145,12 +145,11 @@ def _by_name(found) -> str:
 
 
 def configuration(names, configs) -> str:
-    """Return the settings: first those that differ between the runs."""
-    keys = list(dict.fromkeys(key for config in configs for key in config))
+    """Return the settings: first those in which the runs that have them differ; where a run is kept is no setting."""
+    keys = list(dict.fromkeys(key for config in configs for key in config if key != "out" or len(configs) == 1))
     if not keys:
         return ""
-    differing = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
-    keys, differing = [[key for key in some if key != "out" or len(configs) == 1] for some in (keys, differing)]
+    differing = [key for key in keys if len({repr(config[key]) for config in configs if key in config}) > 1]
     parts = ['<h2 id="configuration">Configuration</h2>\n']
     if differing:
         head = "".join(_column(name, left=True) for name in ("setting", *names))
@@ -158,9 +157,10 @@ def configuration(names, configs) -> str:
         parts.append(_table("What differs between the runs", head, lines))
     elif len(configs) > 1:
         parts.append("<p>The runs have the same configuration.</p>")
-    lines = [_setting_row(key, configs[:1]) for key in keys if key not in differing]
+    lines = [_setting_row(key, [next(config for config in configs if key in config)])
+             for key in keys if key not in differing]
     if lines:
-        what = "What all runs share" if len(configs) > 1 else "All settings"
+        what = "The other settings" if len(configs) > 1 else "All settings"
         table = _table(what, _column("setting", left=True) + _column("value", left=True), lines)
         parts.append(f"<details><summary>{what}</summary>{table}</details>\n")
     return "".join(parts)

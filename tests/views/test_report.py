@@ -229,10 +229,18 @@ def test_html_report_highlights_settings_that_differ(several):
     rows = re.findall(r'<tr class="differs"><th scope="row">(\w+)</th>(.*?)</tr>', several.text)
     assert [name for name, _ in rows] == ["lr", "seed"]
     assert re.findall(r">([^<]+)</td>", rows[0][1]) == ["0.001", "0.002", "0.003"]
-    same = several.said[several.said.rindex("What all runs share"):]
+    same = several.said[several.said.rindex("The other settings"):]
     assert "clip_norm 1" in same
     assert "freeze a, b" in same
     assert EVIL in same
+
+
+def test_html_report_does_not_call_a_setting_different_that_a_foreign_run_lacks():
+    configs = [{"lr": 1.0, "batch": 8, "out": "here"}, {"lr": 2.0}, {"batch": 8, "out": "there"}]
+    page = Page(html_report([make(S=7)] * 3, names=["a", "b", "c"], configs=configs))
+    assert re.findall(r'<tr class="differs"><th scope="row">(\w+)</th>', page.text) == ["lr"]
+    assert "lr 1 2 -" in page.said
+    assert page.said.rstrip().endswith("setting value batch 8")
 
 
 def test_html_report_of_entities_shows_types():
