@@ -47,7 +47,7 @@ class Norms:
         norms = torch.stack([n.float() for n in torch._foreach_norm(pieces)])
         by_layer = torch.stack([torch.linalg.vector_norm(part) for part in norms.split(list(counts.values()))])
         if self._sharded:       # each process holds a share of every tensor
-            by_layer = self._world.total(by_layer.square()).sqrt()
+            by_layer = self._world.total(by_layer.double().square()).sqrt().float()     # float32 squares overflow
         return torch.cat([torch.linalg.vector_norm(by_layer).reshape(1), by_layer])
 
 
