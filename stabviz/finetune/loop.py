@@ -19,7 +19,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -110,6 +110,8 @@ class Setup:
     """save_model(model, folder, whole weights): write what `model` of another run can name."""
     fingerprint: str
     """Of the data: a resume on other data is refused."""
+    row_numbers: Sequence[int] | None = None
+    """Number of each row in its file, by which people find it; None: rows are called by their index."""
 
 
 def train(setup: Setup, *, resume: bool = False, force: bool = False, stop: Stop | None = None) -> Progress:
@@ -198,9 +200,9 @@ class _Training:
     def step(self, position: int, batch: dict[str, Tensor]) -> None:
         """One training step on one batch; see the head of this module."""
         c, p = self.config, self.progress
-        lr = c.lr * float(self.schedule(p.updates, total_steps=c.steps, warmup_steps=c.warmup_steps))
+        lr = c.lr * float(self.schedule(p.updates, total_steps=c.steps, warmup_steps=c.warmup))
         due = self.telemetry.due(p.attempts)
-        rows = batch["rows"].tolist()
+        rows = _indices(batch["rows"])
 
         loss, measured, micro_losses = self.forward_backward(position, batch, probe=due)
         gradients = [x.tensor.grad for x in self.parameters]
@@ -295,7 +297,7 @@ class _Training:
                 else:       # a mean over no targets is NaN, and counts nothing
                     sums[name] = sums.get(name, 0.0) + (value.float() * share_of_total if count else nothing)
         if not total:       # nothing counts: no mean exists
-            sums["loss_nats"] = sums["loss_nats"] + math.nan
+            sums = {name: value + math.nan for name, value in sums.items()}
         vector = world.total(torch.stack(list(sums.values())))
         measured = dict(zip(sums, vector.unbind(), strict=True))
         return measured.pop("loss_nats"), {**measured, **largest, "targets": total}, micro_losses
@@ -330,14 +332,20 @@ class _Training:
     def bad_step(self, loss: float, micro_losses, rows: list[int]) -> None:
         p, c = self.progress, self.config
         p.bad_steps += 1
-        suspects = [r for micro, ids in micro_losses if not bool(torch.isfinite(micro)) for r in ids.tolist()]
-        suspects, rows = ([r for part in self.world.gather(mine) for r in part] for mine in (suspects, rows))
+        suspects = [r for micro, ids in micro_losses if not bool(torch.isfinite(micro)) for r in _indices(ids)]
+        suspects, rows = (self.numbers([r for part in self.world.gather(mine) for r in part])
+                          for mine in (suspects, rows))
         overflow = c.precision == "fp16" and math.isfinite(loss)
         self.event("overflow" if overflow else "non_finite", p.attempts - 1, rows=suspects or rows,
                    signal="loss_nats" if suspects or not math.isfinite(loss) else "grad_norm_preclip")
         if p.bad_steps >= c.max_bad_steps:
             self.fail(f"{p.bad_steps} steps in a row were not finite, up to step {p.attempts - 1} (rows "
                       f"{_few(suspects or rows)})", "Look at those rows, lower lr, or lengthen warmup_steps")
+
+    def numbers(self, indices: list[int]) -> list[int]:
+        """Return the numbers by which people find these rows in the data."""
+        known = self.setup.row_numbers
+        return indices if known is None else [known[i] for i in indices]
 
     def is_spike(self, loss: float) -> bool:
         recent = np.array(self.progress.recent_losses)
@@ -353,9 +361,10 @@ class _Training:
         again = p.last_spike == p.attempts - 2
         p.spikes, p.last_spike = p.spikes + 1, p.attempts - 1
         rows = self.feed.indices(position)
-        self.event("spike", p.attempts - 1, rows=rows, loss_nats=loss, usual=float(np.median(p.recent_losses)))
+        self.event("spike", p.attempts - 1, rows=self.numbers(rows), loss_nats=loss, usual=float(np.median(p.recent_losses)))
         if p.spikes > self.config.max_rewinds:
-            self.fail(f"the loss spiked {p.spikes} times, at last at step {p.attempts - 1} (rows {_few(rows)})",
+            self.fail(f"the loss spiked {p.spikes} times, at last at step {p.attempts - 1} (rows "
+                      f"{_few(self.numbers(rows))})",
                       "Lower lr, look at those rows, or set spike_height higher")
         suspects = [*rows, *(r for batch in p.recent_rows for r in batch)] if again else rows
         p.left_out = sorted({*p.left_out, *suspects})
@@ -543,6 +552,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+
+
+def _indices(rows: Tensor) -> list[int]:
+    """The rows of a batch; packed ones stand several in a line, filled up with -1."""
+    return [r for r in rows.flatten().tolist() if r >= 0]
 
 
 def _few(values) -> str:

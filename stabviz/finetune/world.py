@@ -1,6 +1,7 @@
 """The processes of one run: one of them without `torchrun`, several with it. PyTorch's own DDP and FSDP2, no more."""
 
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ class World:
             except Exception as error:
                 told[1] = error
         dist.broadcast_object_list(told, src=0)
+        dist.barrier()      # gloo's threads have let go of Python's objects by now: a process may end after this
         if told[1] is not None:
             raise told[1]
         return told[0]
@@ -118,6 +120,8 @@ def share(model: nn.Module, world: World, parallel: str) -> nn.Module:
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise ValueError(f"share: model must hold its layers in a ModuleList for fsdp; got {type(model).__name__}")
+    # it warns of edits in place of what a model returns: objectives make none
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(world.device.type, (world.size,))
     for layer in max(lists, key=len):
         fully_shard(layer, mesh=mesh)
