@@ -70,8 +70,8 @@ class FinetuneConfig:
     """Peak learning rate. The default suits the shipped model; 2e-5 to 5e-5 is usual for one of BERT-base size."""
     schedule: Literal["constant", "warmup", "cosine", "inverse_sqrt", "linear"] = "linear"
     """Shape of the learning rate over the steps, a name in stabviz.ops.SCHEDULES."""
-    warmup_steps: int = 30
-    """Steps over which the rate rises linearly."""
+    warmup_steps: int | None = None
+    """Steps over which the rate rises linearly; None: a tenth of the steps."""
     optimizer: Literal["adamw", "adamw_fused"] = "adamw_fused"
     """adamw: ours, from stabviz.ops. adamw_fused: torch's, the same trajectory and faster."""
     beta1: float = 0.9
@@ -159,7 +159,7 @@ class FinetuneConfig:
         for name in ("steps", "batch", "max_length", "evaluate_every", "keep", "flush_every", "signals_every",
                      "max_bad_steps", "seeds"):
             self._must(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup_steps", "save_every", "workers", "max_rewinds", "seed"):
+        for name in ("save_every", "workers", "max_rewinds", "seed"):
             self._must(name, getattr(self, name) >= 0, "at least 0")
         for name in ("micro_batch", "max_train_rows", "patience", "stop_after"):
             self._must(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1, or left out")
@@ -175,7 +175,7 @@ class FinetuneConfig:
         self._must("dropout", self.dropout is None or 0 <= self.dropout < 1, "in [0, 1), or left out")
         self._must("schedule", self.schedule in SCHEDULES, f"one of {sorted(SCHEDULES)}")
         self._must("precision", self.precision in ("fp32", "bf16", "fp16"), "one of fp32, bf16, fp16")
-        self._must("warmup_steps", self.warmup_steps <= self.steps, f"at most steps = {self.steps}")
+        self._must("warmup_steps", 0 <= self.warmup <= self.steps, f"from 0 to steps = {self.steps}, or left out")
         self._must("label", not (self.label and self.tags), "left out when tags is given")
         if self.micro_batch is not None:
             self._must("micro_batch", self.micro_batch <= self.batch, f"at most batch = {self.batch}")
@@ -186,6 +186,11 @@ class FinetuneConfig:
     def _must(self, name: str, holds: bool, constraint: str) -> None:
         if not holds:
             raise ValueError(f"FinetuneConfig: {name} must be {constraint}; got {getattr(self, name)!r}")
+
+    @property
+    def warmup(self) -> int:
+        """Steps of warm-up, `warmup_steps` or a tenth of the steps."""
+        return self.steps // 10 if self.warmup_steps is None else self.warmup_steps
 
     def replace(self, **changes) -> "FinetuneConfig":
         """Return a copy with these fields set anew, checked again."""

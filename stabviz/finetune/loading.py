@@ -36,10 +36,15 @@ def resolve(model: str) -> str:
     return model
 
 
-def load_tokenizer(model: str):
-    """Load the tokenizer of a model; one without a padding token pads with its end token."""
+def load_tokenizer(model: str, kind: str = "classes"):
+    """Load the tokenizer of a model; one without a padding token pads with its end token.
+
+    For "tags" a tokenizer of bytes (RoBERTa, GPT-2) is told that each word stands after a space.
+    """
     name = resolve(model)
     tokenizer = _from(AutoTokenizer, name, model)
+    if kind == "tags" and "ByteLevel" in str(getattr(tokenizer.backend_tokenizer, "pre_tokenizer", "")):
+        tokenizer = _from(AutoTokenizer, name, model, add_prefix_space=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer

@@ -84,6 +84,8 @@ class Progress:
     recent_rows: list[list[int]] = field(default_factory=list)
     left_out: list[int] = field(default_factory=list)
     """Indices of rows that are not used any more, after spikes."""
+    scheduled: list[int] = field(default_factory=list)
+    """Attempts of the newest `keep` checkpoints that were due: where a spike goes back to, stopped in between or not."""
     evaluated_at: int = 0
     """Updates at the last evaluation."""
     best_score: float | None = None
@@ -168,7 +170,8 @@ class _Training:
                     self.go_on(stop)
                 except StopRequested:
                     pass
-                self.save()     # still listening: a signal now must not end the program in mid-save
+                if self.progress.finished or self.progress.scheduled[-1:] != [self.progress.attempts]:
+                    self.save()     # still listening: a signal now must not end the program in mid-save
         finally:
             self.bar.close()
             self.batches = None     # ends the workers
@@ -179,8 +182,8 @@ class _Training:
     def go_on(self, stop: Stop) -> None:
         """Evaluate, step and save by turns, until the run is finished or asked to stop."""
         c, p = self.config, self.progress
-        if not p.attempts:
-            self.save()         # what a first spike goes back to; and a disk that cannot be written shows now
+        if not p.scheduled:
+            self.save(due=True)     # what a first spike goes back to; and a disk that cannot be written shows now
         taken = 0
         while not p.finished:
             if p.evaluated_at < p.updates and (p.updates % c.evaluate_every == 0 or p.updates >= c.steps):
@@ -195,7 +198,7 @@ class _Training:
             p = self.progress
             self.time(batch, began)
             if c.save_every and p.updates and p.updates % c.save_every == 0 and p.bad_steps == 0:
-                self.save()
+                self.save(due=True)
 
     def step(self, position: int, batch: dict[str, Tensor]) -> None:
         """One training step on one batch; see the head of this module."""
@@ -361,7 +364,8 @@ class _Training:
         again = p.last_spike == p.attempts - 2
         p.spikes, p.last_spike = p.spikes + 1, p.attempts - 1
         rows = self.feed.indices(position)
-        self.event("spike", p.attempts - 1, rows=self.numbers(rows), loss_nats=loss, usual=float(np.median(p.recent_losses)))
+        self.event("spike", p.attempts - 1, rows=self.numbers(rows), loss_nats=loss,
+                   usual=float(np.median(p.recent_losses)))
         if p.spikes > self.config.max_rewinds:
             self.fail(f"the loss spiked {p.spikes} times, at last at step {p.attempts - 1} (rows "
                       f"{_few(self.numbers(rows))})",
@@ -375,12 +379,12 @@ class _Training:
     def rewind(self) -> None:
         """Go back to the newest checkpoint from well before the spike; attempts and what was learned of rows stay."""
         now = self.progress
-        found = [path for path in sorted(self.checkpoints.glob("step-*"), reverse=True) if path.is_dir()]
-        early = [path for path in found if int(path.name[5:13]) <= now.attempts - 5] or found[-1:]
-        self.restore(early[0])
+        early = [attempt for attempt in now.scheduled if attempt <= now.attempts - 5] or now.scheduled[:1]
+        path = self.checkpoints / f"step-{early[-1]:08d}"
+        self.restore(path)
         for name in ("attempts", "spikes", "left_out", "micro_batch", "last_spike"):
             setattr(self.progress, name, getattr(now, name))
-        self.event("rewind", now.attempts - 1, to=early[0].name, updates=self.progress.updates)
+        self.event("rewind", now.attempts - 1, to=path.name, updates=self.progress.updates)
         self.bar.n = self.progress.updates
 
     def event(self, kind: str, step: int, **details) -> None:
@@ -440,9 +444,11 @@ class _Training:
         tensors = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in kept}
         return {name: whole(tensor.detach()).cpu() for name, tensor in tensors.items()}
 
-    def save(self) -> None:
-        """Write a checkpoint; all processes call, one writes."""
+    def save(self, *, due: bool = False) -> None:
+        """Write a checkpoint; all processes call, one writes. One that a stop asks for is no place to rewind to."""
         p = self.progress
+        if due:
+            p.scheduled = [*(a for a in p.scheduled if a != p.attempts), p.attempts][-self.config.keep:]
         self.telemetry.flush()
         tensors = {"model": self.weights(), "optimizer": save_moments(self.optimizer)}
         if self.average:
@@ -451,7 +457,7 @@ class _Training:
         def write():
             state = {"progress": asdict(p), "log_bytes": self.log.sync()}
             write_checkpoint(self.checkpoints, p.attempts, tensors, state)
-            prune_checkpoints(self.checkpoints, self.config.keep)
+            prune_checkpoints(self.checkpoints, 1, also=p.scheduled)
             self._write_timings()
 
         self.world.first(write)

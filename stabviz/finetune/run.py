@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from stabviz.finetune.batching import TokenRows, collate
+from stabviz.finetune.batching import TokenRows, collate, pack
 from stabviz.finetune.checkpoint import write_atomically
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.evaluation import Evaluation, evaluate, predict_logits
@@ -68,7 +68,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
 
 def prepare(config: FinetuneConfig, splits: Splits, world: World) -> tuple[Setup, object]:
     """Load tokenizer and model and encode the rows; return what the loop needs, and the tokenizer."""
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, splits.kind)
     model = load_model(config, splits.kind, splits.labels, tokenizer)
     encode = partial(TokenRows, tokenizer=tokenizer, kind=splits.kind, max_length=config.max_length, seed=config.seed)
     rows = encode(splits.train, word_dropout=config.word_dropout)
@@ -88,10 +88,15 @@ def prepare(config: FinetuneConfig, splits: Splits, world: World) -> tuple[Setup
         described = {"kind": splits.kind, "labels": list(splits.labels), "max_length": config.max_length}
         (folder / "stabviz.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
+    if config.packing and splits.kind != "tags":
+        raise ValueError("finetune: packing must be off for classes: their label stands on a whole text; "
+                         "got packing=True")
     fixed = config.max_length if config.fixed_length else None
+    packed = partial(pack, max_length=config.max_length, pad_id=pad_id)
+    merge = packed if config.packing else partial(collate, pad_id=pad_id, fixed_length=fixed)
     setup = Setup(config=config, world=world, model=model, rows=rows, evaluate=score, save_model=save_model,
                   objective=cross_entropy_objective(config.label_smoothing),
-                  collate=partial(collate, pad_id=pad_id, fixed_length=fixed), fingerprint=splits.fingerprint)
+                  collate=merge, fingerprint=splits.fingerprint, row_numbers=splits.train["row"][:])
     return setup, tokenizer
 
 

@@ -1,6 +1,6 @@
 """`make bench`: measure the targets of speed side by side, print one table, store it under data/measured/.
 
-Usage: python -m tests.bench.run [--rounds 30] [--skip engine ops panel notebooks] [--out data/measured]
+Usage: python -m tests.bench.run [--rounds 30] [--skip engine ops finetune panel notebooks] [--out data/measured]
 Never part of the tests: a shared machine must not fail them. A row that cannot run says why.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import course_rows, engine_rows, ops_rows
+from tests.bench import course_rows, engine_rows, finetune_rows, ops_rows
 from tests.bench.table import Row, device, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +24,8 @@ def parts(rounds: int) -> dict[str, Callable[[], Iterable[Row]]]:
         "engine": lambda: engine_rows.rows(rounds),
         "cuda": lambda: cuda_rows(rounds),
         "ops": lambda: ops_rows.rows(rounds),
+        "finetune": lambda: finetune_rows.rows(rounds),
+        "finetune-cuda": lambda: finetune_cuda_rows(rounds),
         "panel": course_rows.panel_rows,
         "notebooks": lambda: [course_rows.notebook_row()],
     }
@@ -33,6 +35,12 @@ def cuda_rows(rounds: int) -> Iterable[Row]:
     if not torch.cuda.is_available():
         return [Row(what="engine on a GPU, CUDA graph, against the tutorial loop", note="this machine has no GPU")]
     return engine_rows.rows(rounds, "cuda")
+
+
+def finetune_cuda_rows(rounds: int) -> Iterable[Row]:
+    if not torch.cuda.is_available():
+        return [Row(what="BERT-base size on a GPU, bf16, 64 x 128: tokens a second", note="this machine has no GPU")]
+    return finetune_rows.cuda_rows(rounds)
 
 
 def collect(

@@ -36,7 +36,7 @@ def arguments_of(config, folder, **more) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder), max_steps=config.steps, per_device_train_batch_size=micro,
         gradient_accumulation_steps=math.ceil(config.batch / micro), learning_rate=config.lr,
-        lr_scheduler_type=_SCHEDULES[config.schedule], warmup_steps=config.warmup_steps,
+        lr_scheduler_type=_SCHEDULES[config.schedule], warmup_steps=config.warmup,
         weight_decay=config.weight_decay, adam_beta1=config.beta1, adam_beta2=config.beta2, adam_epsilon=config.eps,
         max_grad_norm=config.clip_norm, optim="adamw_torch_fused", seed=config.seed, logging_steps=1,
         save_strategy="no", report_to=[], disable_tqdm=True, bf16=config.precision == "bf16",
@@ -53,7 +53,7 @@ class SameRate(Trainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         c, optimizer = self.config, optimizer or self.optimizer
-        multiplier = partial(SCHEDULES[c.schedule], total_steps=c.steps, warmup_steps=c.warmup_steps)
+        multiplier = partial(SCHEDULES[c.schedule], total_steps=c.steps, warmup_steps=c.warmup)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(multiplier(step)))
         return self.lr_scheduler
 

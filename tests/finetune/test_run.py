@@ -1,0 +1,167 @@
+"""A whole run from its config, several seeds, and what is done with a run afterwards."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.loading import load_model, load_tokenizer
+from stabviz.finetune.reading import read_splits
+from stabviz.finetune.run import (
+    evaluate_model,
+    finetune,
+    finetune_seeds,
+    load_config,
+    load_outcome,
+    predict,
+    settings_that_differ,
+)
+from stabviz.finetune.world import World
+
+
+@pytest.fixture
+def config(tiny_bert_folder, tmp_path):
+    """A run of a few steps on a few rows of the support desk."""
+    return FinetuneConfig(model=str(tiny_bert_folder), steps=6, batch=8, max_train_rows=64, evaluate_every=3, save_every=2,
+                          progress=False, device="cpu", out=tmp_path / "run", dropout=0.0, max_length=48)
+
+
+def test_finetune_leaves_a_folder_that_says_everything(config):
+    outcome = finetune(config)
+    assert outcome.finished
+    assert {path.name for path in config.out.iterdir()} == {
+        "config.json", "metrics.jsonl", "timings.jsonl", "checkpoints", "best", "scores.json"}
+    assert outcome.trace.n_steps == 6
+    assert np.isfinite(outcome.trace["validation_score"][0, [2, 5]]).all()
+    scores = json.loads((config.out / "scores.json").read_text())
+    assert scores["score"] == scores["accuracy"]
+    assert len(scores["predictions"]) == 600
+    again = load_outcome(config.out)
+    assert again.trace.equals(outcome.trace)
+    assert again.scores["accuracy"] == outcome.scores["accuracy"]
+    assert load_config(config.out) == config
+
+
+def test_the_test_score_is_that_of_the_best_weights(config):
+    outcome = finetune(config)
+    best = config.replace(model=str(config.out / "best"))
+    again = evaluate_model(best, read_splits(best), load_tokenizer(best.model), World.join("cpu"))
+    assert again.scores["accuracy"] == outcome.scores["accuracy"]
+    assert again.predictions == outcome.scores["predictions"]
+
+
+@pytest.mark.parametrize("implementation", ["transformers", "stabviz"])
+def test_both_implementations_train_and_are_loaded_again(config, implementation):
+    config = config.replace(implementation=implementation)
+    assert finetune(config).finished
+    said = predict(config.out, ["where is my order", "please cancel it"])
+    assert [set(one) for one in said] == [{"label", "probability", "probabilities"}] * 2
+    assert sum(said[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert said[0]["probability"] == max(said[0]["probabilities"].values())
+
+
+def test_the_implementations_follow_the_same_losses(config):
+    losses = []
+    for implementation in ("transformers", "stabviz"):
+        first = finetune(config.replace(implementation="transformers", out=config.out / "head", steps=1, warmup_steps=0,
+                                        lr=1e-12, overwrite=True))
+        start = config.replace(model=str(first.config.out / "best"), implementation=implementation,
+                               out=config.out / implementation)
+        losses.append(finetune(start).trace["loss_nats"])
+    np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)     # float32, sums in another order
+
+
+def test_from_scratch_draws_other_weights(config):
+    drawn = finetune(config.replace(from_scratch=True, out=config.out / "scratch")).trace["param_norm"][0, 0]
+    loaded = finetune(config.replace(out=config.out / "loaded")).trace["param_norm"][0, 0]
+    assert drawn != loaded
+
+
+def test_tags_are_scored_by_entities_and_predicted_by_word(config):
+    config = config.replace(tags="tags", text="words")
+    outcome = finetune(config)
+    assert outcome.scores["score"] == outcome.scores["f1"]
+    said = predict(config.out, ["please call Anna in Berlin"])
+    assert said[0]["words"] == ["please", "call", "Anna", "in", "Berlin"]
+    assert len(said[0]["tags"]) == 5
+
+
+def test_packing_changes_no_loss(config):
+    tagged = config.replace(tags="tags", text="words", bucket=False)
+    plain = finetune(tagged.replace(out=config.out / "plain")).trace
+    packed = finetune(tagged.replace(out=config.out / "packed", packing=True, micro_batch=2)).trace
+    np.testing.assert_array_equal(plain["targets"], packed["targets"])
+    np.testing.assert_allclose(plain["loss_nats"], packed["loss_nats"], rtol=0, atol=1e-5)
+
+
+def test_packing_of_classes_is_refused(config):
+    with pytest.raises(ValueError, match="packing must be off for classes"):
+        finetune(config.replace(packing=True))
+
+
+def test_several_seeds_are_summarised_and_taken_up_again(config):
+    series = config.replace(seeds=2)
+    outcomes, found = finetune_seeds(series)
+    assert [o.config.seed for o in outcomes] == [0, 1]
+    assert found["runs"] == 2
+    assert found["mean"] == pytest.approx(np.mean([o.scores["accuracy"] for o in outcomes]))
+    assert 0 <= found["churn"] <= 1
+    assert json.loads((config.out / "summary.json").read_text()) == found
+    with pytest.raises(ValueError, match="must not hold runs already"):
+        finetune_seeds(series)
+    (config.out / "seed-1" / "scores.json").unlink()        # as if the second seed had been cut off at its end
+    again, same = finetune_seeds(load_config(config.out), resume=True)
+    assert same == found
+    assert again[1].trace.equals(outcomes[1].trace)
+
+
+def test_a_series_that_is_stopped_goes_on_where_it_was(config):
+    whole, found = finetune_seeds(config.replace(seeds=2, out=config.out / "whole"))
+    parts = config.replace(seeds=2, out=config.out / "parts")
+    outcomes, nothing = finetune_seeds(parts.replace(stop_after=4))
+    assert nothing is None
+    assert not outcomes[-1].finished
+    resumed, same = finetune_seeds(parts, resume=True)
+    assert same == found
+    assert all(a.trace.equals(b.trace) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_label_noise_touches_training_alone(config):
+    clean, noisy = read_splits(config), read_splits(config.replace(label_noise=0.25))
+    changed = np.mean(np.array(clean.train["label"][:]) != np.array(noisy.train["label"][:]))
+    assert changed == pytest.approx(0.25, abs=0.01)
+    assert clean.test["label"][:] == noisy.test["label"][:]
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"model": "./nowhere"}, "model must be a folder that exists"),
+    ({"model": "no-such-model-on-the-hub"}, "model must be one that .* can load; got 'no-such-model-on-the-hub'"),
+    ({"device": "gpu"}, "device must be"),
+    ({"freeze": ("nothing",)}, "freeze must match a parameter's name"),
+    ({"max_length": 500}, "max_length must be at most 128"),
+])
+def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(config, settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        finetune(config.replace(**settings))
+    assert "\n" not in str(caught.value)
+    assert not (config.out / "checkpoints").exists()
+
+
+def test_our_implementation_asks_for_a_folder(config, tiny_tokenizer):
+    with pytest.raises(ValueError, match="model must be a folder on this machine for implementation 'stabviz'"):
+        load_model(config.replace(model="bert-base-uncased", implementation="stabviz"), "classes", ("a", "b"),
+                   tiny_tokenizer)
+
+
+def test_predict_refuses_what_it_cannot_answer(config, tmp_path):
+    with pytest.raises(ValueError, match=r"stabviz\.json is missing"):
+        predict(tmp_path, ["help"])
+    finetune(config.replace(steps=1))
+    with pytest.raises(ValueError, match="texts must not be empty; got text 2"):
+        predict(config.out, ["help", "  "])
+
+
+def test_settings_that_differ_names_them(config):
+    assert settings_that_differ([config, config.replace(lr=1.0, seed=4, clip_norm=math.inf)]) == ["lr", "clip_norm"]
