@@ -15,6 +15,8 @@ from stabviz.finetune.world import World, local
 from stabviz.trace.log import MetricsLog
 
 _PIECE = 2**18      # one float32 sum over millions of squares would be off by 0.1 %
+PROBED_ROWS = 8
+"""Rows of the first micro-batch whose attention is measured."""
 _QUERY_KEY = (("query", "key"), ("q_lin", "k_lin"))
 _HEADS = ("num_attention_heads", "n_heads")
 
@@ -55,7 +57,8 @@ class AttentionProbe:
     """Largest attention logit and mean attention entropy of a transformers model, seen through hooks for one pass.
 
     Knows models that hold `query` and `key` (BERT, RoBERTa, ELECTRA, ...) or `q_lin` and `k_lin` (DistilBERT) beside
-    one another and attend by scaled dot product of these two. Others are passed over.
+    one another and attend by scaled dot product of these two. Others are passed over. Only the first PROBED_ROWS rows
+    are looked at: what is measured now and then must not set the peak of memory.
     """
 
     def __init__(self, model: nn.Module):
@@ -73,10 +76,10 @@ class AttentionProbe:
         for query, key, heads in self.places:
             held = {}
             self._handles.append(query.register_forward_hook(
-                lambda module, inputs, out, held=held: held.__setitem__("query", out.detach())))
+                lambda module, inputs, out, held=held: held.__setitem__("query", _first_rows(out))))
             self._handles.append(key.register_forward_hook(
                 lambda module, inputs, out, held=held, heads=heads:
-                    self._seen.append((held.pop("query"), out.detach(), heads))))
+                    self._seen.append((held.pop("query"), _first_rows(out), heads))))
         return self
 
     def __exit__(self, *_):
@@ -91,6 +94,7 @@ class AttentionProbe:
         Shapes: attention_mask (B, L), 1 = real, or (B, 1, L, L) when rows are packed
         """
         seen, self._seen = self._seen, []
+        attention_mask = attention_mask[:PROBED_ROWS]
         if not seen or any(q.ndim != 3 or q.shape != k.shape for q, k, _ in seen):
             return {}
         if attention_mask.ndim == 2:
@@ -109,6 +113,11 @@ class AttentionProbe:
             asks_BHL = may_BHLM.any(dim=-1).expand_as(entropy_BHL)
             entropies.append(entropy_BHL[asks_BHL].mean())
         return {"max_attention_logit": torch.stack(largest).amax(), "attention_entropy": torch.stack(entropies).mean()}
+
+
+def _first_rows(out: Tensor) -> Tensor:
+    """A copy of its own: a slice would keep the whole tensor."""
+    return out.detach()[:PROBED_ROWS].clone()
 
 
 class Telemetry:

@@ -34,7 +34,7 @@ _REGISTERED = (
     Signal(name="log_z", unit="nats", label="mean log Z of the output",
            meaning="Log of the output softmax's denominator, mean over the tokens that count."),
     Signal(name="max_attention_logit", unit="", label="largest |attention logit|",
-           meaning="Largest absolute attention logit over layers, heads and allowed pairs."),
+           meaning="Largest absolute attention logit over layers, heads and allowed pairs (a real run: of 8 rows)."),
     Signal(name="attention_entropy", unit="nats", label="attention entropy",
            meaning="Entropy of an attention row, mean over rows, heads, layers; 0 = one key has all."),
     Signal(name="grad_norm_preclip", unit="", label="gradient norm before clipping",
