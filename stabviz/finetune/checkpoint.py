@@ -15,7 +15,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,8 @@ def read_checkpoint(path: Path, device="cpu") -> tuple[dict[str, dict[str, Tenso
     return tensors, state
 
 
-def prune_checkpoints(folder: Path, keep: int) -> list[Path]:
-    """Remove all that is older than the newest `keep` undamaged checkpoints; return what was removed.
+def prune_checkpoints(folder: Path, keep: int, also: Collection[int] = ()) -> list[Path]:
+    """Remove what is older than the newest `keep` undamaged checkpoints, but not the steps `also`; return what went.
 
     Each one that is kept has been read and found whole first: where fewer than `keep` are, nothing is removed.
     """
@@ -117,11 +117,11 @@ def prune_checkpoints(folder: Path, keep: int) -> list[Path]:
     n_whole, removed = 0, []
     with _one_line(f"prune_checkpoints: an old checkpoint in {folder} could not be removed"):
         for path in _candidates(folder, unfinished=False):
-            if n_whole >= keep:
+            if n_whole < keep:
+                n_whole += _is_whole(path)
+            elif int(_STEP.fullmatch(path.name)[1]) not in also:
                 _remove(path)
                 removed.append(path)
-            else:
-                n_whole += _is_whole(path)
     return removed
 
 

@@ -85,7 +85,7 @@ class Progress:
     left_out: list[int] = field(default_factory=list)
     """Indices of rows that are not used any more, after spikes."""
     scheduled: list[int] = field(default_factory=list)
-    """Attempts of the newest `keep` checkpoints that were due: where a spike goes back to, stopped in between or not."""
+    """Attempts of the newest `keep` checkpoints that were due: a spike goes back to one, stopped in between or not."""
     evaluated_at: int = 0
     """Updates at the last evaluation."""
     best_score: float | None = None

@@ -100,7 +100,7 @@ def everything():
 def assert_equal_to_the_bit():
     """The function that compares a run's folder with what another run has left."""
     def compare(out, reference):
-        flat, state, log, best = _everything(out)
+        flat, state, log, best = out if isinstance(out, tuple) else _everything(out)
         expected, expected_state, expected_log, expected_best = reference
         assert flat.keys() == expected.keys()
         different = [name for name, value in flat.items() if not torch.equal(value, expected[name])]

@@ -473,6 +473,14 @@ def test_prune_checkpoints_keeps_the_newest_whole_ones(tmp_path):
     assert loaded(tmp_path) == fingerprint(*content(6))
 
 
+def test_prune_checkpoints_keeps_what_it_is_told_to(tmp_path):
+    for step in range(1, 6):
+        write_checkpoint(tmp_path, step, *content(step))
+    removed = prune_checkpoints(tmp_path, 1, also=[2, 4])
+    assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000005"]
+    assert len(removed) == 2
+
+
 def test_prune_checkpoints_never_takes_the_only_good_one(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step, *content(step))

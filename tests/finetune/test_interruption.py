@@ -172,6 +172,7 @@ def group_after(child):
 
 
 def program(path):
+    import datasets  # noqa: F401
     import transformers.models.bert.modeling_bert  # noqa: F401
     from sklearn import metrics  # noqa: F401
 

@@ -1,5 +1,6 @@
 """Promises 1, 2 and 12: a resumed run equals one that was not stopped, to the bit; the same seed, the same bytes."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -7,8 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from stabviz.finetune.checkpoint import newest_checkpoint
+from stabviz.finetune.feeding import Feed
+from stabviz.finetune.loop import train
+from stabviz.finetune.reading import read_splits
+from stabviz.finetune.run import prepare
+from stabviz.finetune.world import World
 from stabviz.trace.log import read_metrics
 
 STEPS, PER_EPOCH = 32, 7
@@ -110,10 +117,13 @@ def test_resume_under_a_changed_config_is_refused_unless_forced(go, change, said
 
 
 def test_resume_with_what_does_not_touch_the_mathematics_is_not_refused(go, uninterrupted, config_of, tmp_path,
-                                                                        assert_equal_to_the_bit):
+                                                                        everything, assert_equal_to_the_bit):
     go(config_of(tmp_path / "run", stop_after=9))
-    go(config_of(tmp_path / "run", keep=1, save_every=0, flush_every=7, workers=1), resume=True)
-    assert_equal_to_the_bit(tmp_path / "run", uninterrupted)
+    go(config_of(tmp_path / "run", keep=3, flush_every=7, workers=1), resume=True)
+    found = everything(tmp_path / "run")
+    assert found[1]["progress"].pop("scheduled") != uninterrupted[1]["progress"]["scheduled"]
+    found[1]["progress"]["scheduled"] = uninterrupted[1]["progress"]["scheduled"]       # how many are kept
+    assert_equal_to_the_bit(found, uninterrupted)
 
 
 def test_resume_on_other_data_is_refused_unless_forced(go, desk, config_of, tmp_path):
@@ -160,3 +170,29 @@ def test_two_processes_write_the_same_bytes(config_of, uninterrupted, tmp_path, 
     assert digests[0] == digests[1]
     scores = [json.loads((tmp_path / name / "scores.json").read_text()) for name in ("one", "two")]
     assert scores[0] == scores[1]
+
+
+# Rewinds
+
+@pytest.mark.parametrize("stop_after", [21, 25])
+def test_a_rewind_after_a_resume_goes_where_it_would_have_gone(stop_after, config_of, everything, tmp_path,
+                                                               assert_equal_to_the_bit):
+    """The checkpoint that a stop leaves is no place to rewind to: the run that was not stopped does not have it."""
+    def trained(out, **settings):
+        config = config_of(out, steps=30, save_every=10, lr=1e-3, max_rewinds=4)
+        setup, _ = prepare(config.replace(**settings), read_splits(config), World.join("cpu"))
+        poisoned = torch.tensor([row for position in (24, 25) for row in Feed(
+            setup.rows, setup.collate, config, setup.world).indices(position)])
+
+        def objective(model, batch):
+            loss, measured = setup.objective(model, batch)
+            return loss + 50.0 * torch.isin(batch["rows"], poisoned).all(), measured
+        return train(dataclasses.replace(setup, objective=objective), resume="stop_after" not in settings)
+
+    assert trained(tmp_path / "whole", stop_after=None).finished
+    events = read_metrics(tmp_path / "whole" / "metrics.jsonl").events
+    assert [(e["kind"], e["step"]) for e in events] == [("spike", 24), ("spike", 25), ("rewind", 25)]
+    assert events[-1]["to"] == "step-00000020"
+    trained(tmp_path / "parts", stop_after=stop_after)
+    trained(tmp_path / "parts")
+    assert_equal_to_the_bit(tmp_path / "parts", everything(tmp_path / "whole"))
