@@ -43,7 +43,8 @@ def model_card(config: PretrainConfig, documents: Sequence[Document], lengths: n
             f"On the documents held out, after {progress.best_at:,} updates: masked pieces "
             f"{scores['masked_lm_loss_nats']:.3f} nats and {scores['accuracy']:.1%} right ({scores['pieces']:,} "
             f"pieces); next sentence {scores['next_sentence_loss_nats']:.3f} nats and "
-            f"{scores['next_sentence_accuracy']:.1%} right ({scores['pairs']:,} pairs). A uniform guess costs {np.log(config.vocab_size):.3f} and 0.693 nats."),
+            f"{scores['next_sentence_accuracy']:.1%} right ({scores['pairs']:,} pairs). A uniform guess "
+            f"costs {np.log(config.vocab_size):.3f} and 0.693 nats."),
         "## Limits": (
             "It has read about half a million word pieces on Python, and made-up support messages: it knows little "
             "English and no facts. It is there to make fine-tuning quick in a course. The held-out messages share "
@@ -69,7 +70,8 @@ def _training(config: PretrainConfig, trace: Trace, progress: Progress) -> str:
     return (f"Masked language model ({config.mask_share:.0%} of the pieces, 80/10/10) and next-sentence prediction: "
             f"{progress.updates:,} updates of {config.batch} rows, AdamW, peak rate {config.lr:g}, "
             f"{config.warmup_steps} warm-up steps, then linear decay; seed {config.seed}, {config.precision}, on "
-            f"{device_name(config.device)} with {config.threads} thread of torch {torch.__version__} (transformers {transformers.__version__}):\n\n"
+            f"{device_name(config.device)} with {config.threads} thread of torch {torch.__version__} "
+            f"(transformers {transformers.__version__}):\n\n"
             f"    python -m stabviz pretrain{flags} --out {config.out}\n\n"
             f"| updates | training loss in nats, mean of 50 steps |\n|---|---|\n{rows}")
 

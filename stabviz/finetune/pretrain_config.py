@@ -39,13 +39,13 @@ class PretrainConfig:
     random_next: float = 0.5
     """Share of the pairs whose second part comes from another document."""
 
-    steps: int = 4000
+    steps: int = 6000
     """Updates."""
     batch: int = 16
     """Rows of one update. Small ones learn most for the time here: measured in lesson 09."""
     lr: float = 1e-3
     """Peak learning rate."""
-    warmup_steps: int = 200
+    warmup_steps: int = 300
     """Steps over which the rate rises; it then falls linearly to 0."""
     beta2: float = 0.98
     """Decay of Adam's second moment."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
@@ -82,6 +83,21 @@ def small_bert(vocab_size: int, config: PretrainConfig, *, dropout: float) -> Be
                       hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
 
 
+@torch.no_grad()
+def start_with_sinusoids(model: BertForPreTraining) -> None:
+    """Let the position embeddings start as sines and cosines of the size that random ones would have; they are learned.
+
+    One projection then finds a neighbour at every position, where random embeddings need to learn it for each.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5; deviation: scaled, and trained from there on
+    """
+    table_LD = model.bert.embeddings.position_embeddings.weight
+    L, D = table_LD.shape
+    angle_LD = torch.arange(L)[:, None] / 10_000 ** (torch.arange(0, D, 2) / D)
+    waves_LD = torch.stack([angle_LD.sin(), angle_LD.cos()], dim=-1).flatten(1)[:, :D]
+    table_LD.copy_(waves_LD * 2**0.5 * model.config.initializer_range)     # the root mean square of a wave is 1/sqrt(2)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrained:
     """What came of a pretraining run."""
@@ -150,12 +166,14 @@ def hold_out(documents: Sequence[Document], *, share: float, seed: int) -> tuple
 def prepare(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, training: Sequence[Document],
             held_out: Sequence[Document], world: World | None = None) -> Setup:
     """Draw a model, encode the documents and return what the loop needs."""
+    transformers.utils.logging.disable_progress_bar()
     world = World.join(config.device) if world is None else world
     rows, measuring = (PretrainingRows(part, tokenizer, max_length=config.max_length, seed=config.seed,
                                        share=config.mask_share, random_next=config.random_next)
                        for part in (training, held_out))
     torch.manual_seed(config.seed)
     model = MaskedBert(small_bert(len(tokenizer), config, dropout=config.dropout))
+    start_with_sinusoids(model)
 
     def save_model(model: nn.Module, folder: Path, weights: dict[str, Tensor]) -> None:
         shape = small_bert(len(tokenizer), config, dropout=config.checkpoint_dropout)

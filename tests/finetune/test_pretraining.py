@@ -197,7 +197,7 @@ def test_pretrain_refuses_a_folder_that_holds_a_run_and_leaves_its_config_alone(
 @pytest.mark.parametrize(("field", "value", "message"), [
     ("held_out", 0.0, r"held_out must be in \(0, 1\)"), ("vocab_size", 5, "vocab_size must be at least 100"),
     ("width", 30, "width must be a multiple of heads"), ("mask_share", 1.0, "mask_share must be in"),
-    ("lr", -1.0, "lr must be above 0"), ("warmup_steps", 10**6, "warmup_steps must be at most"),
+    ("lr", -1.0, "lr must be above 0"), ("batch", 0, "batch must be at least 1"),
 ])
 def test_pretrain_config_names_what_is_wrong(field, value, message):
     with pytest.raises(ValueError, match=message):
