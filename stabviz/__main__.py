@@ -1,6 +1,9 @@
 """The command line: fine-tune a model and look into runs, train a grid of small models, and check the set-up."""
 
+import contextlib
+import io
 import os
+import re
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -95,9 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "STABVIZ_HOME" not in os.environ and Path("notebooks").is_dir():
         os.environ["STABVIZ_HOME"] = os.path.join("notebooks", ".stabviz")  # where the notebooks keep it
     try:
-        # a config's own checks run while the flags are read
-        command = tyro.cli(command_types(arguments) | House, prog="python -m stabviz", description=__doc__,
-                           args=arguments)
+        command = parsed(arguments)
         match command:
             case Doctor():
                 return doctor()
@@ -114,6 +115,22 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def parsed(arguments: list[str]):
+    """Read the flags; what a config's own checks refuse is an error of one line, not the parser's box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(command_types(arguments) | House, prog="python -m stabviz", description=__doc__,
+                            args=arguments)
+    except SystemExit:
+        words = " ".join(re.sub("[│╭╮╰╯─]", " ", said.getvalue()).split())
+        refused = re.search(r"\w+Config: .*?(?= For full helptext|$)", words)
+        if refused:
+            raise ValueError(refused.group()) from None
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 def doctor() -> int:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.pretrain_config import PretrainConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,16 @@ class Finetune:
     run: tyro.conf.OmitArgPrefixes[FinetuneConfig]
     config: Path | None = None
     """A JSON or TOML file of the settings below; a flag overrules it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretrain:
+    """Make a small BERT from the texts of the standard library and the support desk: masked words, next sentences.
+
+    Without a flag: what made data/stabviz-mini. The folder then holds best/, which `finetune --model` takes.
+    """
+
+    run: tyro.conf.OmitArgPrefixes[PretrainConfig]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +108,31 @@ def finetune(options: Finetune) -> int:
     return _finish(config, outcomes, found)
 
 
+def pretrain(options: Pretrain) -> int:
+    return _pretrained(options.run)
+
+
+def _pretrained(config: PretrainConfig, **how) -> int:
+    from stabviz.finetune.pretraining import pretrain as make
+    from stabviz.finetune.stopping import STOPPED
+
+    made = make(config, **how)
+    if not made.scores:
+        print(f"stopped and saved; go on with: python -m stabviz resume {config.out}")
+        return STOPPED
+    write_report([("pretraining", made.trace, None, config.as_dict())], config.out / "report.html")
+    print("\n".join(f"{name}: {value}" for name, value in made.scores.items()))
+    print(verdict_line(made.trace, "pretraining"))
+    print(f"report: {config.out / 'report.html'}\ncheckpoint: {config.out / 'best'}")
+    return 0
+
+
 def resume(options: Resume) -> int:
     from stabviz.finetune.run import finetune_seeds, load_config
 
     folder = options.run
+    if (folder / "pretrain.json").exists():
+        return _resume_pretraining(folder, options)
     config = load_config(folder)
     changes = {"steps": options.steps, "workers": options.workers}
     config = config.replace(stop_after=options.stop_after, **{k: v for k, v in changes.items() if v is not None})
@@ -108,6 +140,11 @@ def resume(options: Resume) -> int:
         raise ValueError(f"resume: {folder} is finished; --force with --steps trains on")
     outcomes, found = finetune_seeds(config, resume=True, force=options.force)
     return _finish(config, outcomes, found)
+
+
+def _resume_pretraining(folder: Path, options: Resume) -> int:
+    config = PretrainConfig.load(folder).replace(stop_after=options.stop_after)
+    return _pretrained(config, resume=True, force=options.force)
 
 
 def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
@@ -122,7 +159,7 @@ def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
         print(verdict_line(outcome.trace, f"seed {outcome.config.seed}"))
     if begun:
         path = config.out / "report.html"
-        write_report([(f"seed {o.config.seed}", o.trace, o.scores, o.config.as_dict()) for o in begun], path)
+        write_report([(f"seed {o.config.seed}", o.trace, o.scores, o.config.as_dict()) for o in begun], path, found)
         print(f"report: {path}")
     if outcomes[-1].finished:
         print(f"best weights: {outcomes[-1].config.out / 'best'}")
@@ -163,19 +200,19 @@ def verdict_line(trace, name: str) -> str:
     judged, cause = verdict(trace, 0), find(trace)
     line = f"{name}: {judged.kind}. {judged.evidence}"
     if cause.kind not in ("healthy", "not_known"):
-        line += f"\n{name}: diagnosis {cause.kind}: {'; '.join(cause.evidence)}. {cause.remedy} (lesson {cause.lesson})"
+        line += f"\n{name}: diagnosis {cause.kind}: {cause.evidence[0]}. {cause.remedy} (lesson {cause.lesson})"
     return line
 
 
-def write_report(runs: list[tuple[str, object, dict | None, dict]], path: Path) -> None:
-    """Write the HTML report of (name, Trace, scores, config) of each run."""
+def write_report(runs: list[tuple[str, object, dict | None, dict]], path: Path, summary: dict | None = None) -> None:
+    """Write the HTML report of (name, Trace, scores, config) of each run, and what only several seeds can say."""
     from stabviz.finetune.checkpoint import write_atomically
     from stabviz.trace.diagnosis import diagnose as find
     from stabviz.views.report import html_report
 
     names, traces, scores, configs = zip(*runs, strict=True)
     page = html_report(list(traces), names=list(names), scores=[s or {} for s in scores], configs=list(configs),
-                       diagnoses=[find(trace) for trace in traces])
+                       diagnoses=[find(trace) for trace in traces], summary=summary)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
 
@@ -222,6 +259,7 @@ def report(options: Report) -> int:
     from stabviz.finetune.run import load_outcome
     from stabviz.trace.foreign import read_run
 
+    _some(options.runs, "report")
     runs = []
     folders = [inner for folder in options.runs for inner in (sorted(folder.glob("seed-*")) or [folder])]
     for folder in folders:
@@ -230,18 +268,30 @@ def report(options: Report) -> int:
             runs.append((str(folder), outcome.trace, outcome.scores, outcome.config.as_dict()))
         else:
             trace = read_run(folder)
-            runs.append((str(folder), trace, None, trace.config))
+            alone = [trace.take([r]) for r in range(trace.n_runs)]     # a Trace of the laboratory holds many
+            names = [str(folder)] if len(alone) == 1 else [f"{folder} {trace.runs[r]}" for r in range(trace.n_runs)]
+            runs += [(name, one, None, one.config | one.runs[0]) for name, one in zip(names, alone, strict=True)]
     write_report(runs, options.out)
-    print(f"report of {len(runs)} runs: {options.out}")
+    print(f"report of {len(runs)} run{'s' * (len(runs) > 1)}: {options.out}")
     return 0
+
+
+def _some(paths: tuple[Path, ...], command: str) -> None:
+    if not paths:
+        raise ValueError(f"{command}: runs must name at least one folder or file of a run; got none")
 
 
 def diagnose(options: Diagnose) -> int:
     from stabviz.trace.diagnosis import diagnose as find
     from stabviz.trace.foreign import read_run
 
+    _some(options.runs, "diagnose")
     for path in options.runs:
-        found = find(read_run(path))
+        trace = read_run(path)
+        if trace.n_runs > 1:
+            raise ValueError(f"diagnose: runs must be one run each; got {trace.n_runs} in {path}. See their verdicts "
+                             "with: python -m stabviz report")
+        found = find(trace)
         where = f" at step {found.step}" if found.step is not None else ""
         print(f"{path}: {found.kind}{where}")
         print("".join(f"  evidence: {line}\n" for line in found.evidence), end="")
@@ -267,6 +317,7 @@ def command_types(arguments: list[str]):
     start = Finetune(run=with_config_file(arguments) if arguments[:1] == ["finetune"] else FinetuneConfig())
     return (
         Annotated[Finetune, tyro.conf.subcommand("finetune", default=start)]
+        | Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
         | Annotated[Resume, tyro.conf.subcommand("resume")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Predict, tyro.conf.subcommand("predict")]
@@ -275,5 +326,5 @@ def command_types(arguments: list[str]):
     )
 
 
-COMMANDS = {Finetune: finetune, Resume: resume, Evaluate: evaluate, Predict: predict, Report: report,
-            Diagnose: diagnose}
+COMMANDS = {Finetune: finetune, Pretrain: pretrain, Resume: resume, Evaluate: evaluate, Predict: predict,
+            Report: report, Diagnose: diagnose}
