@@ -1,5 +1,21 @@
-"""One real run, from text to a verdict: configuration, data, loop, checkpoints, scores."""
+"""One real run, from text to a verdict: configuration, data, loop, checkpoints, scores.
+
+What needs transformers is imported when it is first asked for: reading a config takes no seconds.
+"""
+
+from importlib import import_module
 
 from stabviz.finetune.config import FinetuneConfig
 
-__all__ = ["FinetuneConfig"]
+_LATER = {
+    "finetune": "run", "finetune_seeds": "run", "predict": "run", "load_outcome": "run", "Outcome": "run",
+    "read_splits": "reading", "PretrainConfig": "pretrain_config", "pretrain": "pretraining",
+    "StabilityCallback": "callback", "minilm_folder": "published",
+}
+__all__ = ["FinetuneConfig", *_LATER]
+
+
+def __getattr__(name: str):
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -4,9 +4,12 @@
 and nothing else. Axis letters are those of `stabviz.ops`: R runs, S steps.
 """
 
+from stabviz.trace.diagnosis import Diagnosis, diagnose
+from stabviz.trace.foreign import read_run
+from stabviz.trace.log import read_metrics
 from stabviz.trace.signals import SIGNALS, Signal, signal_of
 from stabviz.trace.trace import Trace, concatenate
 from stabviz.trace.verdicts import Spike, Verdict, find_spikes, lr_sensitivity, verdict, verdicts
 
-__all__ = ["SIGNALS", "Signal", "Spike", "Trace", "Verdict", "concatenate", "find_spikes", "lr_sensitivity",
-           "signal_of", "verdict", "verdicts"]
+__all__ = ["SIGNALS", "Diagnosis", "Signal", "Spike", "Trace", "Verdict", "concatenate", "diagnose", "find_spikes",
+           "lr_sensitivity", "read_metrics", "read_run", "signal_of", "verdict", "verdicts"]
