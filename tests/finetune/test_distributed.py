@@ -206,7 +206,7 @@ def launched(command, folder, *, ranks, timeout):
 @pytest.fixture(scope="module")
 def seen(base):
     """What each of two processes saw; all scenarios share one start, which takes longer than they do."""
-    launched([str(Path(__file__).resolve()), str(base)], base, ranks=(0, 1), timeout=300)
+    launched([str(Path(__file__).resolve()), str(base)], base, ranks=(0, 1), timeout=600)
     return [json.loads((base / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -374,7 +374,7 @@ def test_the_command_under_torchrun_writes_each_file_once(base, tmp_path):
          "--data", "data.csv", "--label", "label", "--model", str(base / "model"), "--steps", "4", "--batch", "8",
          "--warmup-steps", "1", "--seeds", "2", "--device", "cpu", "--parallel", "fsdp", "--no-progress",
          "--out", "run"],
-        tmp_path, ranks=(None,), timeout=180)
+        tmp_path, ranks=(None,), timeout=300)
     assert said.count("best weights: ") == 1
     summary = json.loads((run_folder / "summary.json").read_text())
     assert summary["seeds"] == [0, 1]
