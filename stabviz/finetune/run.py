@@ -140,8 +140,10 @@ def finetune_seeds(config: FinetuneConfig, *, resume: bool = False, force: bool 
 
 
 def _series(config: FinetuneConfig, world: World, *, resume: bool, force: bool, stop: Stop | None):
-    outcomes = []
+    outcomes, stop = [], stop or Stop()     # one for all: a request in the last save of a run ends the series too
     for seed in range(config.seed, config.seed + config.seeds):
+        if stop.requested:
+            return outcomes, None
         one = config.replace(seed=seed, seeds=1, out=config.out / f"seed-{seed}")
         done = one.out / "scores.json"
         again = resume and (one.out / "config.json").exists()

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from stabviz.finetune import checkpoint, loop
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.loading import load_model, load_tokenizer
 from stabviz.finetune.reading import read_splits
@@ -18,6 +19,7 @@ from stabviz.finetune.run import (
     predict,
     settings_that_differ,
 )
+from stabviz.finetune.stopping import Stop
 from stabviz.finetune.world import World
 
 
@@ -126,6 +128,19 @@ def test_a_series_that_is_stopped_goes_on_where_it_was(config):
     resumed, same = finetune_seeds(parts, resume=True)
     assert same == found
     assert all(a.trace.equals(b.trace) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_a_request_at_the_end_of_a_seed_ends_the_series(config, monkeypatch):
+    stop, write = Stop(), checkpoint.prune_checkpoints
+
+    def ask_at_the_end(*args, **options):       # what comes during a run's last save
+        if (config.out / "seed-0" / "metrics.jsonl").read_text().count('"values"') == 6:
+            stop.ask()
+        return write(*args, **options)
+    monkeypatch.setattr(loop, "prune_checkpoints", ask_at_the_end)
+    outcomes, nothing = finetune_seeds(config.replace(seeds=2, save_every=0), stop=stop)
+    assert (len(outcomes), nothing) == (1, None)
+    assert outcomes[0].finished
 
 
 def test_label_noise_touches_training_alone(config):
