@@ -26,8 +26,8 @@ from stabviz.finetune.world import World
 @pytest.fixture
 def config(tiny_bert_folder, tmp_path):
     """A run of a few steps on a few rows of the support desk."""
-    return FinetuneConfig(model=str(tiny_bert_folder), steps=6, batch=8, max_train_rows=64, evaluate_every=3, save_every=2,
-                          progress=False, device="cpu", out=tmp_path / "run", dropout=0.0, max_length=48)
+    return FinetuneConfig(model=str(tiny_bert_folder), steps=6, batch=8, max_train_rows=64, evaluate_every=3,
+                          save_every=2, progress=False, device="cpu", out=tmp_path / "run", dropout=0.0, max_length=48)
 
 
 def test_finetune_leaves_a_folder_that_says_everything(config):
