@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from stabviz.finetune.batching import count_targets, split_batch
+from stabviz.finetune.board import BoardLog
 from stabviz.finetune.checkpoint import (
     check_room,
     newest_checkpoint,
@@ -487,13 +489,16 @@ class _Training:
         def begin():
             if not resume:
                 _clear(c)
-                n_bytes = sum(x.tensor.numel() for x in self.parameters) * 4 * 3
-                check_room(c.out, (c.keep + 1) * n_bytes)
+                weights = 4 * sum(x.numel() for x in bare(self.model).parameters())
+                trained = 4 * sum(x.tensor.numel() for x in self.parameters)
+                checkpoint = weights + (3 if self.average else 2) * trained
+                check_room(c.out, (c.keep + 1) * checkpoint + 2 * weights)      # and best/, with its successor
             described = {"config": c.as_dict(), "data_fingerprint": self.setup.fingerprint, "torch": torch.__version__}
             write_atomically(c.out / "config.json", json.dumps(described, indent=2) + "\n")
             settings = {name: value for name, value in c.as_dict().items() if name not in MAY_CHANGE}
-            self.log = MetricsLog(c.out / "metrics.jsonl", settings | {"clip_norm": c.clip_norm},
-                                  keep_bytes=state["log_bytes"] if state else None)
+            kind = partial(BoardLog, first_step=self.progress.attempts) if c.tensorboard else MetricsLog
+            self.log = kind(c.out / "metrics.jsonl", settings | {"clip_norm": c.clip_norm},
+                            keep_bytes=state["log_bytes"] if state else None)
 
         self.world.first(begin)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from stabviz.finetune.run import (
 )
 from stabviz.finetune.stopping import Stop
 from stabviz.finetune.world import World
+from stabviz.trace.foreign import from_tensorboard
 
 
 @pytest.fixture
@@ -141,6 +143,22 @@ def test_a_request_at_the_end_of_a_seed_ends_the_series(config, monkeypatch):
     outcomes, nothing = finetune_seeds(config.replace(seeds=2, save_every=0), stop=stop)
     assert (len(outcomes), nothing) == (1, None)
     assert outcomes[0].finished
+
+
+def test_tensorboard_holds_what_the_log_holds_also_after_a_resume(config):
+    watched = config.replace(tensorboard=True, save_every=0)
+    finetune(watched.replace(stop_after=4))
+    outcome = finetune(watched, resume=True)
+    seen = from_tensorboard(config.out / "tensorboard")
+    np.testing.assert_array_equal(seen.steps, outcome.trace.steps)
+    for name in ("loss_nats", "grad_norm_preclip/layer0", "validation_score"):
+        np.testing.assert_allclose(seen[name], outcome.trace[name], rtol=1e-6)      # events hold float32
+
+
+def test_without_tensorboard_one_line_says_what_to_install(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        finetune(config.replace(tensorboard=True))
 
 
 def test_label_noise_touches_training_alone(config):
