@@ -1,0 +1,98 @@
+"""Checks of lesson 11: failed runs counted, churn, and a step that nothing non-finite gets through."""
+
+import numpy as np
+import torch
+
+from stabviz.course.exercises import ExerciseFailed, check, expect
+
+
+def _majority(labels_N) -> float:
+    return np.unique(labels_N, return_counts=True)[1].max() / len(labels_N)
+
+
+def _equal_is_alive(accuracy_R, loss_R, labels_N):
+    return int(np.sum((accuracy_R < _majority(labels_N)) | ~np.isfinite(loss_R)))
+
+
+def _one_over_the_classes(accuracy_R, loss_R, labels_N):
+    return int(np.sum((accuracy_R <= 1 / len(np.unique(labels_N))) | ~np.isfinite(loss_R)))
+
+
+def _forgets_infinity(accuracy_R, loss_R, labels_N):
+    return int(np.sum((accuracy_R <= _majority(labels_N)) | np.isnan(loss_R)))
+
+
+@check("11-failed-runs", wrong=[_equal_is_alive, _one_over_the_classes, _forgets_infinity])
+def failed_runs_are_no_better_than_the_majority(solution):
+    labels_N = np.array([0, 0, 0, 1, 2])
+    fine_R = np.ones(4)
+    expect("accuracies 0.9, 0.6, 0.4, 0.8 where the majority answer has 0.6",
+           solution(np.array([0.9, 0.6, 0.4, 0.8]), fine_R, labels_N), 2)
+    expect("three good accuracies, but losses of nan, inf and 0.3",
+           solution(np.array([0.8, 0.8, 0.8]), np.array([np.nan, np.inf, 0.3]), labels_N), 2)
+    expect("a run that is both bad and not finite counts once",
+           solution(np.array([0.2, 0.8]), np.array([np.nan, 0.3]), labels_N), 1)
+
+
+def _counts_a_run_with_itself(predictions_RN):
+    return float((predictions_RN[:, None] != predictions_RN[None]).mean())
+
+
+def _against_the_first(predictions_RN):
+    return float((predictions_RN[1:] != predictions_RN[:1]).mean())
+
+
+def _inputs_with_any_disagreement(predictions_RN):
+    return float((predictions_RN != predictions_RN[:1]).any(axis=0).mean())
+
+
+@check("11-churn", wrong=[_counts_a_run_with_itself, _against_the_first, _inputs_with_any_disagreement])
+def churn_is_averaged_over_pairs(solution):
+    expect("two runs that differ on one of four messages", solution(np.array([[0, 1, 1, 0], [0, 1, 0, 0]])), 0.25)
+    three_RN = np.array([[0, 1, 2], [0, 1, 1], [0, 2, 1]])
+    expect("three runs whose pairs differ on 1, 2 and 1 of three messages", solution(three_RN), 4 / 9)
+    expect("three runs of which two are the same", solution(np.array([[1, 1], [1, 1], [0, 1]])), 1 / 3)
+
+
+def _step(params_P, grad_P, lr, max_norm):
+    return params_P - lr * grad_P * min(1.0, max_norm / max(grad_P.norm().item(), 1e-12))
+
+
+def _clips_and_hopes(params_P, loss, grad_P, lr, max_norm):
+    return _step(params_P, grad_P, lr, max_norm), True
+
+
+def _only_nan(params_P, loss, grad_P, lr, max_norm):
+    if torch.isnan(loss) or torch.isnan(grad_P).any():
+        return params_P, False
+    return _step(params_P, grad_P, lr, max_norm), True
+
+
+def _only_the_loss(params_P, loss, grad_P, lr, max_norm):
+    if not torch.isfinite(loss):
+        return params_P, False
+    return _step(params_P, grad_P, lr, max_norm), True
+
+
+def _zeros_the_bad_entries(params_P, loss, grad_P, lr, max_norm):
+    return _step(params_P, torch.nan_to_num(grad_P, 0.0, 0.0, 0.0), lr, max_norm), bool(torch.isfinite(loss))
+
+
+@check("11-guarded-step", wrong=[_clips_and_hopes, _only_nan, _only_the_loss, _zeros_the_bad_entries])
+def guarded_step_lets_nothing_through(solution):
+    params_P, loss = torch.tensor([1.0, -2.0]), torch.tensor(0.7)
+    moved_P, took = solution(params_P, loss, torch.tensor([3.0, 4.0]), 0.1, 1.0)
+    expect("a gradient of norm 5, clipped to 1, at rate 0.1", moved_P, torch.tensor([0.94, -2.08]))
+    expect("that the step was taken", bool(took), True)
+    moved_P, _ = solution(params_P, loss, torch.tensor([0.3, 0.4]), 0.1, 1.0)
+    expect("a gradient of norm 0.5, left as it is", moved_P, torch.tensor([0.97, -2.04]))
+    moved_P, _ = solution(params_P, loss, torch.zeros(2), 0.1, 1.0)
+    expect("a gradient of zero", moved_P, params_P)
+    for name, bad_loss, grad_P in (
+            ("a NaN loss", torch.tensor(torch.nan), torch.tensor([0.3, 0.4])),
+            ("one NaN in the gradient", loss, torch.tensor([0.3, torch.nan])),
+            ("one infinity in the gradient", loss, torch.tensor([torch.inf, 0.4]))):
+        moved_P, took = solution(params_P.clone(), bad_loss, grad_P, 0.1, 1.0)
+        if not torch.equal(moved_P, params_P):
+            raise ExerciseFailed(f"With {name} the parameters changed from {params_P.tolist()} to {moved_P.tolist()}.")
+        expect(f"with {name}, that the step was not taken", bool(took), False)
