@@ -73,7 +73,9 @@ def _training(config: PretrainConfig, trace: Trace, progress: Progress) -> str:
             f"{device_name(config.device)} with {config.threads} thread of torch {torch.__version__} "
             f"(transformers {transformers.__version__}):\n\n"
             f"    python -m stabviz pretrain{flags} --out {config.out}\n\n"
-            f"| updates | training loss in nats, mean of 50 steps |\n|---|---|\n{rows}")
+            f"| updates | training loss in nats, mean of 50 steps |\n|---|---|\n{rows}\n\n"
+            "The embeddings are stored at the size that they began with, the vocabulary head's layer norm takes up the "
+            "factor: the same function, and fine-tuning moves them faster.")
 
 
 def _changed(config: PretrainConfig) -> dict:

@@ -98,6 +98,21 @@ def start_with_sinusoids(model: BertForPreTraining) -> None:
     table_LD.copy_(waves_LD * 2**0.5 * model.config.initializer_range)     # the root mean square of a wave is 1/sqrt(2)
 
 
+def with_small_embeddings(weights: Mapping[str, Tensor], std: float) -> dict[str, Tensor]:
+    """Return weights that compute the same with word embeddings of standard deviation `std`, as large as at the start.
+
+    Pretraining makes the embeddings several times larger. A layer norm follows them, so that their size means nothing,
+    but Adam's steps have a fixed length: large embeddings hardly move in fine-tuning. The vocabulary head shares
+    them, and its layer norm takes up the factor.
+    """
+    factor = std / float(weights["bert.embeddings.word_embeddings.weight"].std())
+    up, down = "cls.predictions.transform.LayerNorm.", "bert.embeddings."
+    tables = {f"{down}{kind}_embeddings.weight" for kind in ("word", "position", "token_type")}
+    tables.add("cls.predictions.decoder.weight")        # present where the tied weight is listed twice
+    scale = dict.fromkeys(tables, factor) | {f"{up}weight": 1 / factor, f"{up}bias": 1 / factor}
+    return {name: tensor * scale[name] if name in scale else tensor for name, tensor in weights.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrained:
     """What came of a pretraining run."""
@@ -179,7 +194,7 @@ def prepare(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, training
         shape = small_bert(len(tokenizer), config, dropout=config.checkpoint_dropout)
         with torch.random.fork_rng():
             plain = BertForPreTraining(shape)       # under the name by which transformers knows it
-        plain.save_pretrained(folder, state_dict=weights)
+        plain.save_pretrained(folder, state_dict=with_small_embeddings(weights, shape.initializer_range))
         tokenizer.save_pretrained(folder)
 
     text = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())

@@ -19,7 +19,15 @@ from stabviz.finetune.config import DATA
 from stabviz.finetune.corpus import Document, train_tokenizer
 from stabviz.finetune.live import watch
 from stabviz.finetune.pretrain_config import PretrainConfig
-from stabviz.finetune.pretraining import MaskedBert, hold_out, masked_lm_objective, prepare, pretrain, small_bert
+from stabviz.finetune.pretraining import (
+    MaskedBert,
+    hold_out,
+    masked_lm_objective,
+    prepare,
+    pretrain,
+    small_bert,
+    with_small_embeddings,
+)
 
 TINY = {"vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "max_length": 61, "batch": 8, "steps": 30,
         "warmup_steps": 3, "lr": 1e-2, "evaluate_every": 10, "save_every": 7, "signals_every": 10, "progress": False,
@@ -249,3 +257,25 @@ def test_the_shipped_checkpoint_is_small_and_loads():
     with torch.no_grad():
         guess = model(**batch).logits[0, 5].log_softmax(dim=-1)
     assert guess.max() > math.log(20 / 4096)                # it has learned something: twenty times chance
+
+
+def test_with_small_embeddings_computes_the_same_with_small_embeddings():
+    model, batch = random_bert(), random_batch()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    with torch.no_grad():
+        for table in (model.bert.embeddings.word_embeddings, model.bert.embeddings.position_embeddings):
+            table.weight.mul_(7.0)                          # what pretraining does to them
+        model.cls.predictions.transform.LayerNorm.bias.add_(0.3)
+        before = model(**inputs)
+        small = random_bert()
+        small.load_state_dict(with_small_embeddings(dict(model.state_dict()), 0.02))
+        after = small(**inputs)
+    assert model.bert.embeddings.word_embeddings.weight.std() > 0.1
+    assert small.bert.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=1e-4)
+    torch.testing.assert_close(after.prediction_logits, before.prediction_logits, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(after.seq_relationship_logits, before.seq_relationship_logits, atol=1e-5, rtol=1e-4)
+
+
+def test_the_shipped_checkpoint_is_whole():
+    _, report = BertForPreTraining.from_pretrained(DATA / "stabviz-mini", output_loading_info=True)
+    assert not report["missing_keys"]
