@@ -29,7 +29,7 @@ class Finetune:
 class Pretrain:
     """Make a small BERT from the texts of the standard library and the support desk: masked words, next sentences.
 
-    Without a flag: what made data/stabviz-mini. The folder then holds best/, which `finetune --model` takes.
+    Without a flag: what made data/stabviz-mini. The folder then holds pretrained/, which `finetune --model` takes.
     """
 
     run: tyro.conf.OmitArgPrefixes[PretrainConfig]
@@ -123,7 +123,7 @@ def _pretrained(config: PretrainConfig, **how) -> int:
     write_report([("pretraining", made.trace, None, config.as_dict())], config.out / "report.html")
     print("\n".join(f"{name}: {value}" for name, value in made.scores.items()))
     print(verdict_line(made.trace, "pretraining"))
-    print(f"report: {config.out / 'report.html'}\ncheckpoint: {config.out / 'best'}")
+    print(f"report: {config.out / 'report.html'}\ncheckpoint: {made.folder}")
     return 0
 
 
