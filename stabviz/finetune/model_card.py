@@ -75,7 +75,8 @@ def _training(config: PretrainConfig, trace: Trace, progress: Progress) -> str:
             f"    python -m stabviz pretrain{flags} --out {config.out}\n\n"
             f"| updates | training loss in nats, mean of 50 steps |\n|---|---|\n{rows}\n\n"
             "The embeddings are stored at the size that they began with, the vocabulary head's layer norm takes up the "
-            "factor: the same function, and fine-tuning moves them faster.")
+            "factor: the same function, and fine-tuning moves them faster. The pooler is left out: next-sentence "
+            "prediction had saturated it, and fine-tuning draws a new one.")
 
 
 def _changed(config: PretrainConfig) -> dict:

@@ -79,7 +79,7 @@ class PretrainConfig:
     stop_after: int | None = None
     """Stop and save after this many updates, as if interrupted; None: never."""
     out: Path = Path("runs/pretrain")
-    """Folder of the run; the checkpoint is OUT/best, in transformers' format."""
+    """Folder of the run; the checkpoint is OUT/pretrained, in transformers' format."""
 
     def __post_init__(self):
         object.__setattr__(self, "out", Path(self.out))

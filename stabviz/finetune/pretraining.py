@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 from stabviz.finetune.batching import collate
-from stabviz.finetune.checkpoint import write_atomically
+from stabviz.finetune.checkpoint import replace_folder, write_atomically
 from stabviz.finetune.corpus import Document, pretraining_documents, train_tokenizer
 from stabviz.finetune.evaluation import Evaluation
 from stabviz.finetune.loop import Progress, Setup, autocast, train
@@ -125,13 +126,13 @@ class Pretrained:
 
     @property
     def folder(self) -> Path:
-        """The checkpoint in transformers' format."""
-        return self.config.out / "best"
+        """The checkpoint that fine-tuning starts from, in transformers' format; best/ has all weights as trained."""
+        return self.config.out / "pretrained"
 
 
 def pretrain(config: PretrainConfig, *, documents: Sequence[Document] | None = None, resume: bool = False,
              force: bool = False, stop: Stop | None = None) -> Pretrained:
-    """Train a tokenizer and a BERT on text alone, with the loop that fine-tunes; OUT/best is the checkpoint.
+    """Train a tokenizer and a BERT on text alone, with the loop that fine-tunes; OUT/pretrained is the checkpoint.
 
     `documents` None: the standard library's prose and the messages that the config names. The run folder is that of
     `finetune`, and pretrain.json in it holds the config; a stopped run is resumed with the same config.
@@ -158,11 +159,24 @@ def pretrain(config: PretrainConfig, *, documents: Sequence[Document] | None = N
             if world.leads:
                 write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
                 card = model_card(config, training, setup.rows.lengths, best.num_parameters(), trace, scores, progress)
-                write_atomically(config.out / "best" / "README.md", card)
+                replace_folder(config.out / "pretrained", partial(_write_checkpoint, config.out / "best", card))
         world.wait()
         return Pretrained(config=config, progress=progress, trace=trace, scores=scores)
     finally:
         world.leave()
+
+
+def _write_checkpoint(best: Path, card: str, folder: Path) -> None:
+    """Write what fine-tuning starts from: small embeddings, and no pooler.
+
+    Next-sentence prediction drives the pooler's tanh to its ends, where gradients vanish: fine-tuning draws a new one.
+    """
+    model = BertForPreTraining.from_pretrained(best, dtype=torch.float32)
+    weights = {name: tensor.detach() for name, tensor in model.named_parameters() if "pooler" not in name}
+    model.save_pretrained(folder, state_dict=with_small_embeddings(weights, model.config.initializer_range))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(best / name, folder / name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def hold_out(documents: Sequence[Document], *, share: float, seed: int) -> tuple[list[Document], list[Document]]:
@@ -194,7 +208,7 @@ def prepare(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, training
         shape = small_bert(len(tokenizer), config, dropout=config.checkpoint_dropout)
         with torch.random.fork_rng():
             plain = BertForPreTraining(shape)       # under the name by which transformers knows it
-        plain.save_pretrained(folder, state_dict=with_small_embeddings(weights, shape.initializer_range))
+        plain.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
 
     text = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
