@@ -41,9 +41,12 @@ lint: $(STAMP)
 doctor: $(STAMP)
 	$(BIN)/python -m stabviz doctor
 
-# One thread each: two workers with two threads each would wait for one another.
+# One thread each: two workers with two threads each would wait for one another. The panels of all lessons are one
+# file and many minutes: its tests are shared out one by one.
 test-package: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --doctest-modules --ignore=tests/browser stabviz tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --doctest-modules --ignore=tests/browser \
+	  --ignore=tests/test_lesson_panels.py stabviz tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist load tests/test_lesson_panels.py
 
 # Every stored output is compared, except where a cell says that it differs between machines.
 test-notebooks: $(STAMP)
