@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from stabviz.course.exercises import check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect
 
 
 @check("07-sublayer", wrong=[
@@ -49,7 +49,10 @@ def deepnorm_turns_down_what_writes(solution):
     params |= {"embedding.token": torch.ones(2), "head.weight": torch.ones(2)}
     alpha, scaled = solution(params, 8)
     expect("alpha of 8 blocks: the fourth root of 16", alpha, 2.0)
-    expect("the names of the parameters returned", sorted(scaled), sorted(params))
+    missing, added = sorted(set(params) - set(scaled)), sorted(set(scaled) - set(params))
+    if missing or added:
+        raise ExerciseFailed(f"the parameters returned must have the names of those given; missing {missing[:3]}, "
+                             f"added {added[:3]}")
     for name, value in scaled.items():
         factor = 64**-0.25 if name.endswith(written) else 1.0
         expect(f"factor on {name}, of 8 blocks", value, torch.full((2,), factor))
