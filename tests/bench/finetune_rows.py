@@ -159,8 +159,9 @@ def saving_rows(folder: Path):
     yield Row(what=f"checkpoint of {size:.1f} MiB, write (hashes, fsync) against a bare write of as many bytes",
               ours=quiet(writes) * 1e3, reference=quiet(plain) * 1e3, ratio=quiet(writes) / quiet(plain),
               note="shipped model with moments")
-    yield Row(what=f"checkpoint of {size:.1f} MiB, verified read", ours=quiet(reads) * 1e3)
-    yield Row(what="resume: verified read, and weights, moments and progress put back", ours=quiet(resumes) * 1e3)
+    for what, seconds in (("verified read", reads), ("resume: that read, and weights and moments put back", resumes)):
+        yield Row(what=f"checkpoint of {size:.1f} MiB, {what}, against a bare write", ours=quiet(seconds) * 1e3,
+                  reference=quiet(plain) * 1e3, ratio=quiet(seconds) / quiet(plain), note="shipped model with moments")
     shutil.rmtree(config.out, ignore_errors=True)
     torch.manual_seed(0)
 
