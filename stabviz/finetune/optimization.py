@@ -4,7 +4,6 @@ Groups: biases and layer norms are not decayed; with `layer_decay` a layer below
 the one above it; frozen parameters take no part.
 """
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -196,8 +195,3 @@ def adam_direction(first: Tensor, second: Tensor, count: Tensor, config: Finetun
         return first / (second.sqrt() + config.eps), second
     corrected = second / (1 - config.beta2 ** count)
     return first / (1 - config.beta1 ** count) / (corrected.sqrt() + config.eps), corrected
-
-
-def parameter_count(parameters: list[Parameter]) -> int:
-    """Return how many numbers are trained."""
-    return sum(math.prod(p.tensor.shape) for p in parameters)

@@ -1,6 +1,5 @@
 """A whole run from its config: data, model, training, best weights, test scores; and the same for several seeds."""
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -260,9 +259,3 @@ def _entities(words: list[str], tags: list[str]) -> dict:
         if tag != "O":
             entities.append({"type": kind, "text": word, "open": True})
     return {"words": words, "tags": tags, "entities": [{"type": e["type"], "text": e["text"]} for e in entities]}
-
-
-def settings_that_differ(configs: list[FinetuneConfig]) -> list[str]:
-    """Name the settings in which some runs differ; the folder and the seed are no settings."""
-    names = [field.name for field in dataclasses.fields(FinetuneConfig) if field.name not in ("out", "seed", "seeds")]
-    return [name for name in names if len({repr(getattr(config, name)) for config in configs}) > 1]

