@@ -414,7 +414,7 @@ class _Training:
             self.average.swap()
         try:
             with stop.interruptible() if alone else nullcontext():
-                found = self.setup.evaluate(self.model, lambda: None)
+                found = self.setup.evaluate(self.model, stop.check if alone else lambda: None)
             better = p.best_score is None or not found.score <= p.best_score
             weights = self.weights() if better else {}
             if better:

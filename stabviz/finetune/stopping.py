@@ -38,6 +38,11 @@ class Stop:
         """Ask for a stop, as the first signal does."""
         self.requested = True
 
+    def check(self) -> None:
+        """Raise StopRequested if a stop was asked for: between the pieces of work that may be dropped."""
+        if self.requested:
+            raise StopRequested
+
     def _on_signal(self, number, frame):
         if self.requested:
             raise KeyboardInterrupt     # the second time: whoever asks twice does not want to wait
@@ -50,8 +55,7 @@ class Stop:
         """Let a request end this block at once with StopRequested: nothing in it may change the state of the run."""
         self._may_raise = True
         try:
-            if self.requested:      # it may have come just before this block
-                raise StopRequested
+            self.check()        # it may have come just before this block
             yield
         finally:
             self._may_raise = False

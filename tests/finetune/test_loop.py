@@ -347,6 +347,20 @@ def test_patience_ends_a_run_whose_score_no_longer_rises(setup_of):
     assert progress.updates == 8          # the first evaluation is the best, three more are not better
 
 
+def test_a_stop_that_is_asked_for_ends_an_evaluation_between_two_batches(setup_of):
+    setup, stop, batches = setup_of(steps=6, evaluate_every=3), Stop(), []
+
+    def score(model, check):
+        for batch in range(5):
+            batches.append(batch)
+            stop.ask() if batch == 1 else None      # from another thread, say: no signal comes
+            check()
+        raise AssertionError("the evaluation went on")
+    progress = train(dataclasses.replace(setup, evaluate=score), stop=stop)
+    assert batches == [0, 1]
+    assert (progress.updates, progress.evaluated_at, progress.finished) == (3, 0, "")
+
+
 def test_frozen_parameters_stay_to_the_bit(setup_of):
     setup = setup_of(freeze=("embeddings", "encoder.layer.0"))
     before = {n: p.detach().clone() for n, p in setup.model.named_parameters()}
