@@ -1,4 +1,5 @@
-"""The command line: fine-tune a model and look into runs, train a grid of small models, and check the set-up."""
+"""The command line: fine-tune a model and look into runs, train a grid of small models, and check the
+set-up."""
 
 import contextlib
 import io
@@ -122,8 +123,12 @@ def parsed(arguments: list[str]):
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(command_types(arguments) | House, prog="python -m stabviz", description=__doc__,
-                            args=arguments)
+            return tyro.cli(
+                command_types(arguments) | House,
+                prog="python -m stabviz",
+                description=__doc__,
+                args=arguments,
+            )
     except SystemExit:
         words = " ".join(re.sub("[│╭╮╰╯─]", " ", said.getvalue()).split())
         refused = re.search(r"\w+Config: .*?(?= For full helptext|$)", words)

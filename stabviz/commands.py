@@ -1,4 +1,5 @@
-"""What the commands finetune, resume, pretrain, evaluate, predict, report and diagnose do. Imports all rooms."""
+"""What the commands finetune, resume, pretrain, evaluate, predict, report and diagnose do. Imports all
+rooms."""
 
 import json
 import os
@@ -17,7 +18,8 @@ from stabviz.finetune.pretrain_config import PretrainConfig
 class Finetune:
     """Fine-tune a model for classes or entities, with a Trace, a verdict and a report.
 
-    Without a flag: the support-desk corpus, the shipped checkpoint, 300 steps, about two minutes on two cores.
+    Without a flag: the support-desk corpus, the shipped checkpoint, 300 steps, about two minutes on two
+    cores.
     """
 
     run: tyro.conf.OmitArgPrefixes[FinetuneConfig]
@@ -27,9 +29,11 @@ class Finetune:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrain:
-    """Make a small BERT from the texts of the standard library and the support desk: masked words, next sentences.
+    """Make a small BERT from the texts of the standard library and the support desk: masked words, next
+    sentences.
 
-    Without a flag: what made data/stabviz-mini. The folder then holds pretrained/, which `finetune --model` takes.
+    Without a flag: what made data/stabviz-mini. The folder then holds pretrained/, which `finetune --model`
+    takes.
     """
 
     run: tyro.conf.OmitArgPrefixes[PretrainConfig]
@@ -135,7 +139,9 @@ def resume(options: Resume) -> int:
         return _resume_pretraining(folder, options)
     config = load_config(folder)
     changes = {"steps": options.steps, "workers": options.workers}
-    config = config.replace(stop_after=options.stop_after, **{k: v for k, v in changes.items() if v is not None})
+    config = config.replace(
+        stop_after=options.stop_after, **{k: v for k, v in changes.items() if v is not None}
+    )
     if (folder / "scores.json").exists() and not options.force:
         raise ValueError(f"resume: {folder} is finished; --force with --steps trains on")
     outcomes, found = finetune_seeds(config, resume=True, force=options.force)
@@ -148,47 +154,70 @@ def _resume_pretraining(folder: Path, options: Resume) -> int:
 
 
 def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
-    """Print the table and the verdicts, write the report; the exit code says whether the run came to its end."""
+    """Print the table and the verdicts, write the report; the exit code says whether the run came to its
+    end."""
     from stabviz.finetune.stopping import STOPPED
 
     if int(os.environ.get("RANK", "0")):
-        return 0    # one of torchrun's processes writes and speaks; a failure of another would end it before that
+        return (
+            0  # one of torchrun's processes writes and speaks; a failure of another would end it before that
+        )
     print(scores_table(outcomes, found))
-    begun = [o for o in outcomes if o.trace.n_steps]     # a run may be stopped before its first step
+    begun = [o for o in outcomes if o.trace.n_steps]  # a run may be stopped before its first step
     for outcome in begun:
         print(verdict_line(outcome.trace, f"seed {outcome.config.seed}"))
     if begun:
         path = config.out / "report.html"
-        write_report([(f"seed {o.config.seed}", o.trace, o.scores, o.config.as_dict()) for o in begun], path, found)
+        write_report(
+            [(f"seed {o.config.seed}", o.trace, o.scores, o.config.as_dict()) for o in begun], path, found
+        )
         print(f"report: {path}")
     if outcomes[-1].finished:
         print(f"best weights: {outcomes[-1].config.out / 'best'}")
         return 0
-    print(f"stopped after {outcomes[-1].progress.updates} updates and saved; "
-          f"go on with: python -m stabviz resume {config.out}")
+    print(
+        f"stopped after {outcomes[-1].progress.updates} updates and saved; "
+        f"go on with: python -m stabviz resume {config.out}"
+    )
     return STOPPED
 
 
 def scores_table(outcomes: list, found: dict | None) -> str:
-    """Return the test scores of the runs as aligned text, with mean, spread, failed runs and churn of several."""
+    """Return the test scores of the runs as aligned text, with mean, spread, failed runs and churn of
+    several."""
     from stabviz.views import text_table
 
     done = [o for o in outcomes if o.scores]
     if not done:
         return "no run has come to its end yet"
-    keys = [k for k in ("accuracy", "macro_f1", "ece", "precision", "recall", "f1", "loss_nats") if k in done[0].scores]
-    rows = [{"seed": o.config.seed, "updates": o.progress.updates, **{k: float(o.scores[k]) for k in keys},
-             "failed": "yes" if o.scores["failed"] else "no"} for o in done]
+    keys = [
+        k
+        for k in ("accuracy", "macro_f1", "ece", "precision", "recall", "f1", "loss_nats")
+        if k in done[0].scores
+    ]
+    rows = [
+        {
+            "seed": o.config.seed,
+            "updates": o.progress.updates,
+            **{k: float(o.scores[k]) for k in keys},
+            "failed": "yes" if o.scores["failed"] else "no",
+        }
+        for o in done
+    ]
     lines = [text_table(rows)]
     if found and found["runs"] > 1:
-        lines.append(f"{found['score_name']} over {found['runs']} seeds: mean {found['mean']:.4f}, "
-                     f"standard deviation {found['std']:.4f}, {found['min']:.4f} to {found['max']:.4f}; "
-                     f"{found['failed']} failed; churn {found['churn']:.4f}")
+        lines.append(
+            f"{found['score_name']} over {found['runs']} seeds: mean {found['mean']:.4f}, "
+            f"standard deviation {found['std']:.4f}, {found['min']:.4f} to {found['max']:.4f}; "
+            f"{found['failed']} failed; churn {found['churn']:.4f}"
+        )
     skipped = done[0].scores["skipped_rows"]
     if skipped:
         first = skipped[0]
-        lines.append(f"{len(skipped)} bad rows were skipped, the first: {first['file']} row {first['row']}: "
-                     f"{first['problem']}")
+        lines.append(
+            f"{len(skipped)} bad rows were skipped, the first: {first['file']} row {first['row']}: "
+            f"{first['problem']}"
+        )
     return "\n".join(lines)
 
 
@@ -200,19 +229,30 @@ def verdict_line(trace, name: str) -> str:
     judged, cause = verdict(trace, 0), find(trace)
     line = f"{name}: {judged.kind}. {judged.evidence}"
     if cause.kind not in ("healthy", "not_known"):
-        line += f"\n{name}: diagnosis {cause.kind}: {cause.evidence[0]}. {cause.remedy} (lesson {cause.lesson})"
+        line += (
+            f"\n{name}: diagnosis {cause.kind}: {cause.evidence[0]}. {cause.remedy} (lesson {cause.lesson})"
+        )
     return line
 
 
-def write_report(runs: list[tuple[str, object, dict | None, dict]], path: Path, summary: dict | None = None) -> None:
-    """Write the HTML report of (name, Trace, scores, config) of each run, and what only several seeds can say."""
+def write_report(
+    runs: list[tuple[str, object, dict | None, dict]], path: Path, summary: dict | None = None
+) -> None:
+    """Write the HTML report of (name, Trace, scores, config) of each run, and what only several seeds can
+    say."""
     from stabviz.finetune.checkpoint import write_atomically
     from stabviz.trace.diagnosis import diagnose as find
     from stabviz.views.report import html_report
 
     names, traces, scores, configs = zip(*runs, strict=True)
-    page = html_report(list(traces), names=list(names), scores=[s or {} for s in scores], configs=list(configs),
-                       diagnoses=[find(trace) for trace in traces], summary=summary)
+    page = html_report(
+        list(traces),
+        names=list(names),
+        scores=[s or {} for s in scores],
+        configs=list(configs),
+        diagnoses=[find(trace) for trace in traces],
+        summary=summary,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
 
@@ -225,17 +265,32 @@ def evaluate(options: Evaluate) -> int:
 
     config = load_config(options.run)
     if not (config.out / "best").is_dir():
-        raise ValueError(f"evaluate: {options.run} must hold best/, which the first evaluation of a run writes")
-    config = config.replace(model=str(config.out / "best"), from_scratch=False, device=options.device, freeze=(),
-                            data=options.data or config.data)
+        raise ValueError(
+            f"evaluate: {options.run} must hold best/, which the first evaluation of a run writes"
+        )
+    config = config.replace(
+        model=str(config.out / "best"),
+        from_scratch=False,
+        device=options.device,
+        freeze=(),
+        data=options.data or config.data,
+    )
     splits = read_splits(config)
     known = json.loads((config.out / "best" / "stabviz.json").read_text(encoding="utf-8"))["labels"]
     if list(splits.labels) != known:
-        raise ValueError(f"evaluate: data must have the labels of the run, {known}; got {list(splits.labels)}")
-    found = evaluate_model(config, splits, load_tokenizer(config.model), World.join(options.device), options.split)
+        raise ValueError(
+            f"evaluate: data must have the labels of the run, {known}; got {list(splits.labels)}"
+        )
+    found = evaluate_model(
+        config, splits, load_tokenizer(config.model), World.join(options.device), options.split
+    )
     numbers = {k: v for k, v in found.scores.items() if isinstance(v, float | int)}
-    print("\n".join(f"{name:16} {value:.4f}" if isinstance(value, float) else f"{name:16} {value}"
-                    for name, value in numbers.items()))
+    print(
+        "\n".join(
+            f"{name:16} {value:.4f}" if isinstance(value, float) else f"{name:16} {value}"
+            for name, value in numbers.items()
+        )
+    )
     return 0
 
 
@@ -249,7 +304,9 @@ def predict(options: Predict) -> int:
     elif not texts and not sys.stdin.isatty():
         texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
     if not texts:
-        raise ValueError("predict: texts must be given as arguments, by --file, or on standard input; got none")
+        raise ValueError(
+            "predict: texts must be given as arguments, by --file, or on standard input; got none"
+        )
     for text, said in zip(texts, say(options.run, texts, device=options.device), strict=True):
         print(json.dumps({"text": text, **said}, ensure_ascii=False))
     return 0
@@ -268,9 +325,15 @@ def report(options: Report) -> int:
             runs.append((str(folder), outcome.trace, outcome.scores, outcome.config.as_dict()))
         else:
             trace = read_run(folder)
-            alone = [trace.take([r]) for r in range(trace.n_runs)]     # a Trace of the laboratory holds many
-            names = [str(folder)] if len(alone) == 1 else [f"{folder} {trace.runs[r]}" for r in range(trace.n_runs)]
-            runs += [(name, one, None, one.config | one.runs[0]) for name, one in zip(names, alone, strict=True)]
+            alone = [trace.take([r]) for r in range(trace.n_runs)]  # a Trace of the laboratory holds many
+            names = (
+                [str(folder)]
+                if len(alone) == 1
+                else [f"{folder} {trace.runs[r]}" for r in range(trace.n_runs)]
+            )
+            runs += [
+                (name, one, None, one.config | one.runs[0]) for name, one in zip(names, alone, strict=True)
+            ]
     write_report(runs, options.out)
     print(f"report of {len(runs)} run{'s' * (len(runs) > 1)}: {options.out}")
     return 0
@@ -289,8 +352,10 @@ def diagnose(options: Diagnose) -> int:
     for path in options.runs:
         trace = read_run(path)
         if trace.n_runs > 1:
-            raise ValueError(f"diagnose: runs must be one run each; got {trace.n_runs} in {path}. See their verdicts "
-                             "with: python -m stabviz report")
+            raise ValueError(
+                f"diagnose: runs must be one run each; got {trace.n_runs} in {path}. See their verdicts "
+                "with: python -m stabviz report"
+            )
         found = find(trace)
         where = f" at step {found.step}" if found.step is not None else ""
         print(f"{path}: {found.kind}{where}")
@@ -326,5 +391,12 @@ def command_types(arguments: list[str]):
     )
 
 
-COMMANDS = {Finetune: finetune, Pretrain: pretrain, Resume: resume, Evaluate: evaluate, Predict: predict,
-            Report: report, Diagnose: diagnose}
+COMMANDS = {
+    Finetune: finetune,
+    Pretrain: pretrain,
+    Resume: resume,
+    Evaluate: evaluate,
+    Predict: predict,
+    Report: report,
+    Diagnose: diagnose,
+}

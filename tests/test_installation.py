@@ -60,8 +60,8 @@ def roots_imported_by(folder):
                 yield node.module.split(".")[0]
 
 
-# Optional in stabviz: the doctor asks Jupyter's client, which comes with ipykernel, where it is there; TensorBoard's
-# events are read where it is installed. IPython comes with ipywidgets.
+# Optional in stabviz: the doctor asks Jupyter's client, which comes with ipykernel, where it is there;
+# TensorBoard's events are read where it is installed. IPython comes with ipywidgets.
 @pytest.mark.parametrize(
     ("folder", "declared", "comes_along"),
     [

@@ -20,8 +20,11 @@ from stabviz.trace import Trace
 from stabviz.trace.log import read_metrics
 from tests.finetune.conftest import tiny_bert_folder, tiny_tokenizer  # noqa: F401
 
-TOPICS = {"delay": ["order", "late", "where", "slow", "day"], "money": ["invoice", "refund", "account", "to", "and"],
-          "trouble": ["lock", "router", "help", "print", "bad"]}
+TOPICS = {
+    "delay": ["order", "late", "where", "slow", "day"],
+    "money": ["invoice", "refund", "account", "to", "and"],
+    "trouble": ["lock", "router", "help", "print", "bad"],
+}
 COMMANDS = ("finetune", "resume", "evaluate", "predict", "report", "diagnose")
 
 
@@ -37,7 +40,11 @@ class Said:
 def call(*arguments, stdin=""):
     """Run one command in this process, with what it reads from standard input."""
     out, error = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
         patch.setattr(sys, "stdin", io.StringIO(stdin))
         try:
             code = main([str(argument) for argument in arguments])
@@ -72,9 +79,31 @@ def tickets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def common(tickets, tiny_bert_folder):  # noqa: F811
-    return ["--data", tickets, "--text", "message", "--label", "topic", "--model", tiny_bert_folder, "--steps", 24,
-            "--warmup-steps", 2, "--lr", 5e-3, "--batch", 16, "--evaluate-every", 8, "--save-every", 8,
-            "--signals-every", 4, "--no-progress"]
+    return [
+        "--data",
+        tickets,
+        "--text",
+        "message",
+        "--label",
+        "topic",
+        "--model",
+        tiny_bert_folder,
+        "--steps",
+        24,
+        "--warmup-steps",
+        2,
+        "--lr",
+        5e-3,
+        "--batch",
+        16,
+        "--evaluate-every",
+        8,
+        "--save-every",
+        8,
+        "--signals-every",
+        4,
+        "--no-progress",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +123,35 @@ def entities(tiny_bert_folder, tmp_path_factory):  # noqa: F811
             words, tags = [], []
             for _ in range(draw.randint(2, 4)):
                 name = draw.random() < 0.5
-                words += draw.choice([["router", "print"], ["refund"]]) if name else [draw.choice(["my", "is", "late"])]
+                words += (
+                    draw.choice([["router", "print"], ["refund"]])
+                    if name
+                    else [draw.choice(["my", "is", "late"])]
+                )
                 tags += (["B-PRODUCT", "I-PRODUCT"] if words[-1] == "print" else ["B-ORG"]) if name else ["O"]
             file.write(json.dumps({"words": words, "tags": tags}) + "\n")
-    said = call("finetune", "--data", folder / "names.jsonl", "--text", "words", "--tags", "tags", "--model",
-                tiny_bert_folder, "--steps", 60, "--lr", 1e-2, "--warmup-steps", 2, "--batch", 16, "--no-progress",
-                "--out", folder / "run")
+    said = call(
+        "finetune",
+        "--data",
+        folder / "names.jsonl",
+        "--text",
+        "words",
+        "--tags",
+        "tags",
+        "--model",
+        tiny_bert_folder,
+        "--steps",
+        60,
+        "--lr",
+        1e-2,
+        "--warmup-steps",
+        2,
+        "--batch",
+        16,
+        "--no-progress",
+        "--out",
+        folder / "run",
+    )
     return folder / "run", said
 
 
@@ -129,8 +181,14 @@ def test_help_of_finetune_is_made_from_the_config():
 def test_finetune_trains_and_fills_the_folder(run):
     folder, said = run
     assert said.code == 0, said.error
-    assert {path.name for path in folder.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "best",
-                                                        "scores.json", "report.html"}
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "best",
+        "scores.json",
+        "report.html",
+    }
     trace = read_metrics(folder / "metrics.jsonl")
     assert trace.n_steps == 24
     assert trace["loss_nats"][0, -1] < 0.7 * trace["loss_nats"][0, 0]
@@ -172,34 +230,51 @@ def test_finetune_will_not_overwrite_a_run(run, common):
 
 
 def test_finetune_reads_a_config_file_that_flags_overrule(tickets, tiny_bert_folder, tmp_path):  # noqa: F811
-    settings = {"data": str(tickets), "text": "message", "label": "topic", "model": str(tiny_bert_folder), "steps": 99,
-                "warmup_steps": 1, "batch": 8, "progress": False, "out": str(tmp_path / "run")}
+    settings = {
+        "data": str(tickets),
+        "text": "message",
+        "label": "topic",
+        "model": str(tiny_bert_folder),
+        "steps": 99,
+        "warmup_steps": 1,
+        "batch": 8,
+        "progress": False,
+        "out": str(tmp_path / "run"),
+    }
     (tmp_path / "run.json").write_text(json.dumps(settings))
     assert call("finetune", "--config", tmp_path / "run.json", "--steps", 3).code == 0
     assert read_metrics(tmp_path / "run" / "metrics.jsonl").n_steps == 3
     (tmp_path / "run.json").write_text('{"stepz": 3}')
-    assert "'stepz' is no setting. Did you mean 'steps'?" in refused("finetune", "--config", tmp_path / "run.json")
+    assert "'stepz' is no setting. Did you mean 'steps'?" in refused(
+        "finetune", "--config", tmp_path / "run.json"
+    )
     assert "run.toml" in refused("finetune", "--config", tmp_path / "run.toml")
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (["--data", "nowhere.csv"], "nowhere.csv: no such file"),
-    (["--label", "subject"], "column 'subject': is missing"),
-    (["--text", "body"], "column 'body': is missing"),
-    (["--model", "./nowhere"], "model must be a folder that exists, or a model id"),
-    (["--device", "cuda:99"], "device must be one that is there; got 'cuda:99'"),
-    (["--freeze", "nothing-is-called-so"], "nothing-is-called-so"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--data", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["--label", "subject"], "column 'subject': is missing"),
+        (["--text", "body"], "column 'body': is missing"),
+        (["--model", "./nowhere"], "model must be a folder that exists, or a model id"),
+        (["--device", "cuda:99"], "device must be one that is there; got 'cuda:99'"),
+        (["--freeze", "nothing-is-called-so"], "nothing-is-called-so"),
+    ],
+)
 def test_finetune_answers_a_mistake_with_one_line(change, words, common, tmp_path):
     assert words in refused("finetune", *common, "--out", tmp_path / "run", *change)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (["--steps", "0"], "steps must be at least 1; got 0"),
-    (["--lr", "quick"], "could not convert string to float: 'quick'"),
-    (["--schedule", "sawtooth"], "sawtooth"),
-    (["--stepz", "3"], "--steps"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--steps", "0"], "steps must be at least 1; got 0"),
+        (["--lr", "quick"], "could not convert string to float: 'quick'"),
+        (["--schedule", "sawtooth"], "sawtooth"),
+        (["--stepz", "3"], "--steps"),
+    ],
+)
 def test_finetune_answers_a_wrong_flag(change, words, common, tmp_path):
     said = call("finetune", *common, "--out", tmp_path / "run", *change)
     assert said.code == 2
@@ -214,7 +289,9 @@ def test_finetune_names_the_bad_row_of_the_data(tickets, common, tmp_path):
     bad.write_text("\n".join(lines) + "\n", encoding="utf-8")
     line = refused("finetune", *common, "--out", tmp_path / "run", "--data", bad)
     assert line.endswith("bad.csv, line 8, column 'message': is an empty text")
-    said = call("finetune", *common, "--steps", 2, "--out", tmp_path / "run", "--data", bad, "--bad-rows", "skip")
+    said = call(
+        "finetune", *common, "--steps", 2, "--out", tmp_path / "run", "--data", bad, "--bad-rows", "skip"
+    )
     assert said.code == 0
     assert "1 bad rows were skipped, the first:" in said.out
 
@@ -222,8 +299,15 @@ def test_finetune_names_the_bad_row_of_the_data(tickets, common, tmp_path):
 def test_finetune_of_several_seeds_tells_mean_spread_and_churn(common, tmp_path):
     said = call("finetune", *common, "--steps", 6, "--seeds", 2, "--seed", 5, "--out", tmp_path / "run")
     assert said.code == 0, said.error
-    assert re.search(r"accuracy over 2 seeds: mean 0\.\d+, standard deviation .*; \d failed; churn 0\.\d+", said.out)
-    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"seed-5", "seed-6", "summary.json", "report.html"}
+    assert re.search(
+        r"accuracy over 2 seeds: mean 0\.\d+, standard deviation .*; \d failed; churn 0\.\d+", said.out
+    )
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {
+        "seed-5",
+        "seed-6",
+        "summary.json",
+        "report.html",
+    }
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "mean of 2 runs" in page
     assert 'data-gid="curve-loss_nats-1"' in page
@@ -286,9 +370,13 @@ def test_predict_reads_arguments_a_file_and_standard_input(run, tmp_path):
     texts = ["refund invoice refund account", "router lock print help"]
     (tmp_path / "texts.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     lines = "\n".join(texts) + "\n"
-    answers = [call("predict", folder, *texts), call("predict", folder, "--file", tmp_path / "texts.txt"),
-               call("predict", folder, stdin=lines), call("predict", folder, "--file", "-", stdin=lines),
-               call("predict", folder / "best", *texts)]
+    answers = [
+        call("predict", folder, *texts),
+        call("predict", folder, "--file", tmp_path / "texts.txt"),
+        call("predict", folder, stdin=lines),
+        call("predict", folder, "--file", "-", stdin=lines),
+        call("predict", folder / "best", *texts),
+    ]
     assert [said.code for said in answers] == [0] * 5
     assert len({said.out for said in answers}) == 1
     said = [json.loads(line) for line in answers[0].out.splitlines()]
@@ -347,7 +435,8 @@ def test_diagnose_names_the_kind_with_evidence(run, tmp_path):
     assert "  evidence: " in said.out
     loss = [2 - s / 50 for s in range(30)] + [float("nan")] * 10
     Trace(steps=range(40), signals={"loss_nats": [loss], "grad_norm_preclip": [loss]}, runs=[{}]).save(
-        tmp_path / "trace.jsonl")
+        tmp_path / "trace.jsonl"
+    )
     said = call("diagnose", tmp_path / "trace.jsonl", folder)
     assert said.code == 0
     assert not said.out.startswith(f"{tmp_path / 'trace.jsonl'}: healthy")

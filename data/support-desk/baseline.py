@@ -1,6 +1,6 @@
 """Print how far a bag of words gets on the support-desk corpus: what is left needs word order, or luck.
 
-    python data/support-desk/baseline.py
+python data/support-desk/baseline.py
 """
 
 import json
@@ -26,11 +26,14 @@ def bag_of_words(label: str, split: str, ngram: int = 1) -> tuple[float, float]:
     model = LogisticRegression(max_iter=2000, random_state=0).fit(features, [row[label] for row in train])
     guess = model.predict(counts.transform(row["text"] for row in test))
     truth = [row[label] for row in test]
-    return sum(a == b for a, b in zip(guess, truth, strict=True)) / len(truth), f1_score(truth, guess, average="macro")
+    return sum(a == b for a, b in zip(guess, truth, strict=True)) / len(truth), f1_score(
+        truth, guess, average="macro"
+    )
 
 
 def names_seen() -> float:
     """Return the share of test entities whose words were all part of some entity in training."""
+
     def mentions(split):
         found = []
         for row in read(split):
@@ -40,6 +43,7 @@ def names_seen() -> float:
                 elif tag != "O":
                     found[-1].append(word.lower())
         return found
+
     known = {word for words in mentions("train") for word in words}
     test = mentions("test")
     return sum(set(words) <= known for words in test) / len(test)
@@ -50,5 +54,8 @@ if __name__ == "__main__":
         for split in ("validation", "test"):
             for ngram in (1, 2):
                 accuracy, macro_f1 = bag_of_words(label, split, ngram)
-                print(f"{label:9s} {split:10s} up to {ngram}-grams: accuracy {accuracy:.3f}, macro F1 {macro_f1:.3f}")
+                print(
+                    f"{label:9s} {split:10s} up to {ngram}-grams: accuracy {accuracy:.3f}, macro F1 "
+                    f"{macro_f1:.3f}"
+                )
     print(f"entities of the test split whose words all occurred in training entities: {names_seen():.3f}")

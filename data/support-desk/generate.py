@@ -2,9 +2,10 @@
 
     python data/support-desk/generate.py
 
-A message is composed of clauses (templates.toml) and names (names.toml). Each template and each name belongs to one
-split, by its place in its list. The intent is what the writer asks for now; what was asked before, is settled or is
-refused does not count. The sentiment is what the writer says to feel now, drawn without regard to the intent.
+A message is composed of clauses (templates.toml) and names (names.toml). Each template and each name belongs
+to one split, by its place in its list. The intent is what the writer asks for now; what was asked before, is
+settled or is refused does not count. The sentiment is what the writer says to feel now, drawn without regard
+to the intent.
 """
 
 import argparse
@@ -35,10 +36,36 @@ NEAR = {
 MODES = {"plain": 0.50, "joint": 0.18, "dismissed": 0.11, "settled": 0.11, "implicit": 0.10}
 STYLES = {"clean": 0.40, "lower": 0.14, "bare": 0.12, "typos": 0.22, "chat": 0.09, "shout": 0.03}
 FILLERS = {
-    "day": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "the 3rd", "the 14th",
-            "the 21st", "1 March", "5 May", "30 June", "8 October"],
-    "amount": ["9.90", "12 euros", "19.99", "24 dollars", "35 euros", "40 pounds", "58.50", "75 dollars", "99 euros",
-               "120 pounds", "149.00", "310 dollars"],
+    "day": [
+        "Monday",
+        "Tuesday",
+        "Wednesday",
+        "Thursday",
+        "Friday",
+        "Saturday",
+        "Sunday",
+        "the 3rd",
+        "the 14th",
+        "the 21st",
+        "1 March",
+        "5 May",
+        "30 June",
+        "8 October",
+    ],
+    "amount": [
+        "9.90",
+        "12 euros",
+        "19.99",
+        "24 dollars",
+        "35 euros",
+        "40 pounds",
+        "58.50",
+        "75 dollars",
+        "99 euros",
+        "120 pounds",
+        "149.00",
+        "310 dollars",
+    ],
 }
 CHAT = {"please": "pls", "you": "u", "thanks": "thx", "your": "ur", "are": "r", "and": "n", "could": "cd"}
 WORD = re.compile(r"\w+(?:[-'.]\w+)*|[^\w\s]")
@@ -50,7 +77,8 @@ def of_split(items: list, split: str) -> list:
 
 
 def pools(split: str) -> tuple[dict, dict]:
-    """Return the templates and the names of one split, by kind; words and fillers, the kinds with "/", are shared."""
+    """Return the templates and the names of one split, by kind; words and fillers, the kinds with "/", are
+    shared."""
     templates = tomllib.loads((HERE / "templates.toml").read_text(encoding="utf-8"))
     names = tomllib.loads((HERE / "names.toml").read_text(encoding="utf-8"))
     kinds = {kind: of_split(items, split) for kind, items in templates.items() if isinstance(items, list)}
@@ -92,17 +120,39 @@ class Writer:
         if kind == "PER":
             if rng.random() < 0.12:
                 return [(self.pick(["Ms ", "Mr ", "Dr "]), "O"), (last, "PER")]
-            return [(self.pick([first, first, f"{first} {last}", f"{first} {last}", f"{first[0]}. {last}"]), "PER")]
+            return [
+                (
+                    self.pick([first, first, f"{first} {last}", f"{first} {last}", f"{first[0]}. {last}"]),
+                    "PER",
+                )
+            ]
         if kind == "ORG":
-            forms = [org, org, f"{org} {self.pick(['Group', 'Ltd', 'Bank', 'Clinic', 'Foods', 'Media'])}",
-                     f"{org} & {last}", f"{last} and Sons",
-                     f"{loc} {self.pick(['Library', 'College', 'Council', 'Hospital'])}"]
+            forms = [
+                org,
+                org,
+                f"{org} {self.pick(['Group', 'Ltd', 'Bank', 'Clinic', 'Foods', 'Media'])}",
+                f"{org} & {last}",
+                f"{last} and Sons",
+                f"{loc} {self.pick(['Library', 'College', 'Council', 'Hospital'])}",
+            ]
         elif kind == "LOC":
-            forms = [loc, loc, loc, f"North {loc}", f"{loc} Street", f"{loc} {self.pick(['Park', 'Road', 'Harbour'])}"]
+            forms = [
+                loc,
+                loc,
+                loc,
+                f"North {loc}",
+                f"{loc} Street",
+                f"{loc} {self.pick(['Park', 'Road', 'Harbour'])}",
+            ]
         else:
             number = int(2 + rng.random() * 8)
-            forms = [product, product, f"{product} {number}", f"{product}-{number * 10}",
-                     f"{product} {self.pick(['Pro', 'Mini', 'Plus', 'Cloud', 'Desk', 'Home'])}"]
+            forms = [
+                product,
+                product,
+                f"{product} {number}",
+                f"{product}-{number * 10}",
+                f"{product} {self.pick(['Pro', 'Mini', 'Plus', 'Cloud', 'Desk', 'Home'])}",
+            ]
         return [(self.pick(forms), kind)]
 
     def clause(self, kind: str, **intents: str) -> list[tuple[str, str]]:
@@ -149,15 +199,18 @@ class Writer:
         other = self.pick(NEAR[intent] if near else [name for name in self.intents if name != intent])
         both = {"act": intent, "other": other}
         mode = weighted(rng, MODES)
-        # A near topic's problem may stand beside a request: the request decides. Without a request the problem does.
+        # A near topic's problem may stand beside a request: the request decides. Without a request the
+        # problem does.
         problem = f"problems.{other if mode != 'implicit' and rng.random() < 0.3 else intent}"
         core = {
             "plain": lambda: [self.sentence(problem, **both), self.sentence("frame", **both)],
             "joint": lambda: [self.sentence("joint", **both)],
             "dismissed": lambda: [self.sentence("dismissal", **both), self.sentence("frame", **both)],
             "settled": lambda: [self.sentence("settled", **both), self.sentence("frame", **both)],
-            "implicit": lambda: [self.sentence(problem, **both),
-                                 self.sentence(self.pick(["settled", "dismissal"]), **both)],
+            "implicit": lambda: [
+                self.sentence(problem, **both),
+                self.sentence(self.pick(["settled", "dismissal"]), **both),
+            ],
         }[mode]()
         if rng.random() < 0.5:
             core.reverse()
@@ -165,7 +218,9 @@ class Writer:
             core.insert(0, self.sentence(problem, **both))
         if rng.random() < 0.45:
             core.insert(0, self.sentence("context"))
-        for _ in range(int(rng.random() * 1.5 + (sentiment != "neutral"))):  # one or two, or none or one if neutral
+        for _ in range(
+            int(rng.random() * 1.5 + (sentiment != "neutral"))
+        ):  # one or two, or none or one if neutral
             core.insert(int(rng.random() * (len(core) + 1)), self.sentence(f"feeling.{sentiment}"))
         if rng.random() < 0.6:
             core.insert(0, self.sentence("opening"))
@@ -178,11 +233,12 @@ class Writer:
         if len(word) < 4 or not word.isalpha() or self.rng.random() > 0.14:
             return word
         i = 1 + int(self.rng.random() * (len(word) - 2))
-        head, letter, tail = word[:i], word[i], word[i + 1:]
+        head, letter, tail = word[:i], word[i], word[i + 1 :]
         return self.pick([head + tail[0] + letter + tail[1:], head + tail, head + letter + letter + tail])
 
     def styled(self, segments: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Write the message as a hasty, careless or loud person would; names lose their capitals, never a letter."""
+        """Write the message as a hasty, careless or loud person would; names lose their capitals, never a
+        letter."""
         style = weighted(self.rng, STYLES)
         done = []
         for text, tag in segments:
@@ -207,7 +263,13 @@ class Writer:
             sentiment = weighted(self.rng, SENTIMENTS)
             words, tags, text = tagged(self.styled(self.message(intent, sentiment)))
             if 10 <= len(text.split()) <= 40:
-                return {"text": text, "intent": intent, "sentiment": sentiment, "words": words, "tags": tags}, self.used
+                return {
+                    "text": text,
+                    "intent": intent,
+                    "sentiment": sentiment,
+                    "words": words,
+                    "tags": tags,
+                }, self.used
             attempt += 1
 
 
@@ -222,7 +284,8 @@ def tagged(segments: list[tuple[str, str]]) -> tuple[list[str], list[str], str]:
 
 
 def corpus(seed: int = 0) -> dict[str, list[tuple[dict, set]]]:
-    """Return every split as (row, templates that it took); a text that occurred before is left out and replaced."""
+    """Return every split as (row, templates that it took); a text that occurred before is left out and
+    replaced."""
     seen, splits = set(), {}
     for split, size in SIZES.items():
         writer, rows, number = Writer(split), [], 0
@@ -246,7 +309,9 @@ def write(folder: Path, seed: int = 0) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives another corpus of the same kind")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed gives another corpus of the same kind"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
     arguments = parser.parse_args()
     write(arguments.out, arguments.seed)

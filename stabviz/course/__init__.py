@@ -10,5 +10,17 @@ from stabviz.course.predictions import predict, reveal
 from stabviz.course.progress import report
 from stabviz.course.quizzes import Question, quiz
 
-__all__ = ["ClaimFailed", "ExerciseFailed", "Question", "check", "claim", "exercise", "expect", "judge",
-           "predict", "quiz", "report", "reveal"]
+__all__ = [
+    "ClaimFailed",
+    "ExerciseFailed",
+    "Question",
+    "check",
+    "claim",
+    "exercise",
+    "expect",
+    "judge",
+    "predict",
+    "quiz",
+    "report",
+    "reveal",
+]

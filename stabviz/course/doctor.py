@@ -170,7 +170,9 @@ def _text() -> Finding:
 def _browser() -> Finding:
     cache = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache/ms-playwright"))
     named = os.environ.get("STABVIZ_CHROMIUM")
-    found = named or next(filter(None, map(shutil.which, BROWSERS)), None) or next(cache.glob("chromium*"), None)
+    found = (
+        named or next(filter(None, map(shutil.which, BROWSERS)), None) or next(cache.glob("chromium*"), None)
+    )
     if found:
         return Finding(level="ok", subject="browser", text=str(found))
     return Finding(

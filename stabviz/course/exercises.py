@@ -1,4 +1,4 @@
-'''`exercise`: the learner's function is checked in the cell that defines it, and told kindly how it did.
+"""`exercise`: the learner's function is checked in the cell that defines it, and told kindly how it did.
 
 In the lesson (a code cell; the check is found by the exercise's name):
 
@@ -25,7 +25,7 @@ The solution, folded under the cell in Markdown. Its block begins with the name,
     </details>
 
 A test takes each solution out with `solutions_in`, runs it with `run_solution`, and runs every `wrong`
-through `judge`. '''
+through `judge`."""
 
 import ast
 import functools
@@ -98,6 +98,7 @@ def check(name: str, *, wrong) -> Callable:
     def register(function):
         CHECKS[name] = Check(name=name, function=function, wrong=tuple(wrong))
         return function
+
     return register
 
 
@@ -127,6 +128,7 @@ def exercise(name: str, check: Callable | None = None) -> Callable:
             try_to_record("exercises", name, done=judgement.kind == "done")
         function.judgement = judgement
         return function
+
     return decorate
 
 
@@ -138,22 +140,26 @@ def judge(check: Callable, function: Callable) -> Judgement:
     try:
         check(watched)
     except _ReturnedNothing as nothing:
-        return Judgement(kind="wrong", message=f"your function returned {nothing}. "
-                                               "Is a `return` missing?")
+        return Judgement(kind="wrong", message=f"your function returned {nothing}. Is a `return` missing?")
     except _Raised as raised:
         error = raised.__cause__
         if isinstance(error, NotImplementedError):
             return Judgement(kind="not attempted", message=_KINDLY)
-        return Judgement(kind="wrong", message=f"your function stopped with {type(error).__name__}: {error}"
-                                               f"{_where(error, function)}")
+        return Judgement(
+            kind="wrong",
+            message=f"your function stopped with {type(error).__name__}: {error}{_where(error, function)}",
+        )
     except AssertionError as failed:
         return Judgement(kind="wrong", message=str(failed) or "not right yet; look at the hint below.")
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
         if watched.calls == 0:
             raise
-        return Judgement(kind="wrong", message=f"what your function returned could not be used "
-                                               f"({type(error).__name__}: {error}). "
-                                               f"It returned {watched.last!r:.200}")
+        return Judgement(
+            kind="wrong",
+            message=f"what your function returned could not be used "
+            f"({type(error).__name__}: {error}). "
+            f"It returned {watched.last!r:.200}",
+        )
     if watched.calls == 0:
         raise RuntimeError("judge: the check must call the function at least once; it did not")
     return Judgement(kind="done", message="done. Well solved.")
@@ -225,6 +231,7 @@ def _watch(function):
         if watched.last is None or watched.last is Ellipsis:
             raise _ReturnedNothing(repr(watched.last))
         return watched.last
+
     watched.calls, watched.last = 0, None
     return watched
 
@@ -235,17 +242,26 @@ def _is_untouched(function) -> bool:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
         return False
-    indices = {id(node) for each in ast.walk(tree) if isinstance(each, ast.Subscript)
-               for node in ast.walk(each.slice)}
-    if any(isinstance(node, ast.Constant) and node.value is Ellipsis and id(node) not in indices
-           for node in ast.walk(tree)):
+    indices = {
+        id(node)
+        for each in ast.walk(tree)
+        if isinstance(each, ast.Subscript)
+        for node in ast.walk(each.slice)
+    }
+    if any(
+        isinstance(node, ast.Constant) and node.value is Ellipsis and id(node) not in indices
+        for node in ast.walk(tree)
+    ):
         return True
     body = getattr(tree.body[0], "body", None)
     return isinstance(body, list) and all(
         isinstance(node, ast.Pass)
-        or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        or isinstance(node, ast.Return) and (node.value is None or ast.unparse(node.value) == "None")
-        for node in body)
+        or isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        or isinstance(node, ast.Return)
+        and (node.value is None or ast.unparse(node.value) == "None")
+        for node in body
+    )
 
 
 def _where(error, function) -> str:

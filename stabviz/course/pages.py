@@ -30,6 +30,7 @@ class Page:
 
     def _ipython_display_(self):
         from IPython.display import display
+
         bundle = self.widget._repr_mimebundle_()
         bundle["text/plain"] = self._words
         display(bundle, raw=True)

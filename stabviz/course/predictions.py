@@ -21,8 +21,9 @@ class Prediction(Page):
         if earlier is not None:
             self._say(f"You said {_shown(earlier)}. You may change your mind before the run.")
         asked = ipywidgets.HTMLMath(STYLE + f"<b>Predict.</b> {rich(question)}")
-        super().__init__(ipywidgets.VBox([asked, field, ipywidgets.HBox([keep, self._line])]),
-                         f"Predict. {question}")
+        super().__init__(
+            ipywidgets.VBox([asked, field, ipywidgets.HBox([keep, self._line])]), f"Predict. {question}"
+        )
 
     @property
     def answer(self):
@@ -58,8 +59,9 @@ def predict(name: str, question: str, options=None, *, low=None, high=None, unit
     if high is None or not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"predict: low and high must be finite with low < high; got {low!r}, {high!r}")
     label = f"{low:g} to {high:g} {unit}".strip()
-    field = ipywidgets.BoundedFloatText(min=low, max=high, value=low, step=None, description=label,
-                                        style={"description_width": "initial"})
+    field = ipywidgets.BoundedFloatText(
+        min=low, max=high, value=low, step=None, description=label, style={"description_width": "initial"}
+    )
     return Prediction(name, question, field)
 
 

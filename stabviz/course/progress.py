@@ -38,8 +38,10 @@ def load() -> dict:
     except (ValueError, UnicodeDecodeError) as error:
         aside = _free_name(path)
         os.replace(path, aside)
-        print(f"stabviz: {path} could not be read ({error}); it is kept as {aside.name}, a new one begins.",
-              file=sys.stderr)
+        print(
+            f"stabviz: {path} could not be read ({error}); it is kept as {aside.name}, a new one begins.",
+            file=sys.stderr,
+        )
         store = {}
     return {kind: dict(store.get(kind, {})) for kind in KINDS}
 
@@ -74,14 +76,19 @@ def report() -> str:
         return lines[0] + "\nNothing yet. Open a lesson and try its first exercise."
     done = sum(entry.get("done", False) for entry in store["exercises"].values())
     lines.append(f"exercises    {done} solved of {len(store['exercises'])} tried")
-    lines += [f"  {'✓' if entry.get('done') else '·'} {name}"
-              for name, entry in sorted(store["exercises"].items())]
+    lines += [
+        f"  {'✓' if entry.get('done') else '·'} {name}" for name, entry in sorted(store["exercises"].items())
+    ]
     lines.append(f"predictions  {len(store['predictions'])} made")
-    lines += [f"  · {name}: {entry.get('answer')}" + _beside(entry.get("measured"))
-              for name, entry in sorted(store["predictions"].items())]
+    lines += [
+        f"  · {name}: {entry.get('answer')}" + _beside(entry.get("measured"))
+        for name, entry in sorted(store["predictions"].items())
+    ]
     lines.append(f"quizzes      {len(store['quizzes'])} begun")
-    lines += [f"  · {name}: {entry.get('right')} of {entry.get('asked')} right"
-              for name, entry in sorted(store["quizzes"].items())]
+    lines += [
+        f"  · {name}: {entry.get('right')} of {entry.get('asked')} right"
+        for name, entry in sorted(store["quizzes"].items())
+    ]
     lines.append(f"claims       {len(store['claims'])} seen to hold on this machine")
     return "\n".join(lines)
 

@@ -70,10 +70,16 @@ class Quiz(Page):
         question = self.questions[number]
         kind = "right" if option == question.answer else "wrong"
         self.said[number] = question.explain(option)
-        failed = try_to_record("quizzes", self.lesson, right=self.right, asked=len(self.questions),
-                               answers=[field.value for field in self._fields])
-        self._notes[number].value = (f'<div role="status" class="stabviz-{kind}">{rich(self.said[number])} '
-                                     f'{rich(failed)}</div>')
+        failed = try_to_record(
+            "quizzes",
+            self.lesson,
+            right=self.right,
+            asked=len(self.questions),
+            answers=[field.value for field in self._fields],
+        )
+        self._notes[
+            number
+        ].value = f'<div role="status" class="stabviz-{kind}">{rich(self.said[number])} {rich(failed)}</div>'
 
 
 def quiz(lesson: str, questions) -> Quiz:

@@ -8,9 +8,16 @@ from importlib import import_module
 from stabviz.finetune.config import FinetuneConfig
 
 _LATER = {
-    "finetune": "run", "finetune_seeds": "run", "predict": "run", "load_outcome": "run", "Outcome": "run",
-    "read_splits": "reading", "PretrainConfig": "pretrain_config", "pretrain": "pretraining",
-    "StabilityCallback": "callback", "minilm_folder": "published",
+    "finetune": "run",
+    "finetune_seeds": "run",
+    "predict": "run",
+    "load_outcome": "run",
+    "Outcome": "run",
+    "read_splits": "reading",
+    "PretrainConfig": "pretrain_config",
+    "pretrain": "pretraining",
+    "StabilityCallback": "callback",
+    "minilm_folder": "published",
 }
 __all__ = ["FinetuneConfig", *_LATER]
 

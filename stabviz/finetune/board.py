@@ -10,14 +10,17 @@ class BoardLog(MetricsLog):
     """A MetricsLog that writes every number to TensorBoard as well; signal names become tags."""
 
     def __init__(self, path: str | Path, config: dict, *, keep_bytes: int | None = None, first_step: int = 0):
-        """Start or go on, as MetricsLog; events of `first_step` and later that an earlier run left are voided.
+        """Start or go on, as MetricsLog; events of `first_step` and later that an earlier run left are
+        voided.
 
         Raises: ValueError if TensorBoard is not installed
         """
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ValueError("finetune: tensorboard must be off, or installed: pip install tensorboard") from error
+            raise ValueError(
+                "finetune: tensorboard must be off, or installed: pip install tensorboard"
+            ) from error
         super().__init__(path, config, keep_bytes=keep_bytes)
         self._board = SummaryWriter(Path(path).parent / "tensorboard", purge_step=first_step or None)
 
@@ -34,7 +37,7 @@ class BoardLog(MetricsLog):
         self._board.add_text("event", f"{kind} {details}", step)
 
     def flush(self) -> int:
-        if hasattr(self, "_board"):     # the base class flushes its header before there is a board
+        if hasattr(self, "_board"):  # the base class flushes its header before there is a board
             self._board.flush()
         return super().flush()
 

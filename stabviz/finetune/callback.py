@@ -1,13 +1,14 @@
-"""`StabilityCallback`: the signals, the Trace and the diagnosis of this course for runs of transformers' Trainer.
+"""`StabilityCallback`: the signals, the Trace and the diagnosis of this course for runs of transformers'
+Trainer.
 
     trainer = Trainer(...)
     callback = StabilityCallback("runs/mine").watch(trainer)
     trainer.train()
     print(callback.diagnosis)
 
-The Trainer clips before its first event of a step, and its log holds means without the NaN steps. So the loss and
-the gradient are read where they are whole and raw: when `training_step` returns, after the backward pass and before
-clipping. Update and moments are read at `on_optimizer_step`, evaluations at `on_evaluate`.
+The Trainer clips before its first event of a step, and its log holds means without the NaN steps. So the loss
+and the gradient are read where they are whole and raw: when `training_step` returns, after the backward pass
+and before clipping. Update and moments are read at `on_optimizer_step`, evaluations at `on_evaluate`.
 """
 
 import json
@@ -34,13 +35,15 @@ _CLASSIFIES = ("ForSequenceClassification", "ForTokenClassification")
 class StabilityCallback(TrainerCallback):
     """Records what a Trainer's run measures to OUT/metrics.jsonl, and diagnoses it at the end.
 
-    One process records what it sees: under several, the loss is that of the first one's rows. Adam's update and
-    moments are measured for optimizers of torch that keep "exp_avg" and "exp_avg_sq".
+    One process records what it sees: under several, the loss is that of the first one's rows. Adam's update
+    and moments are measured for optimizers of torch that keep "exp_avg" and "exp_avg_sq".
 
     Lesson: 11-classification
     """
 
-    def __init__(self, out: str | Path, *, signals_every: int = 10, flush_every: int = 10, report: bool = True):
+    def __init__(
+        self, out: str | Path, *, signals_every: int = 10, flush_every: int = 10, report: bool = True
+    ):
         self.out = Path(out)
         self.signals_every, self.flush_every, self.report = signals_every, flush_every, report
         self.trainer: Trainer | None = None
@@ -69,9 +72,12 @@ class StabilityCallback(TrainerCallback):
         return read_metrics(self.out / "metrics.jsonl")
 
     def watch(self, trainer: Trainer) -> "StabilityCallback":
-        """Add this callback to a Trainer, and read its loss and gradients where they are raw. Returns itself."""
+        """Add this callback to a Trainer, and read its loss and gradients where they are raw. Returns
+        itself."""
         if self.trainer is not None:
-            raise ValueError("StabilityCallback: watch must be called once, with one Trainer; got a second call")
+            raise ValueError(
+                "StabilityCallback: watch must be called once, with one Trainer; got a second call"
+            )
         self.trainer, inner = trainer, trainer.training_step
 
         def training_step(model, inputs, num_items_in_batch=None):
@@ -87,8 +93,10 @@ class StabilityCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model: nn.Module, optimizer, **kwargs):
         """Open the log, or go on with that of the run that is resumed."""
         if self.trainer is None:
-            raise ValueError("StabilityCallback: watch must be called before training; "
-                             "say StabilityCallback(out).watch(trainer), which also adds it to the Trainer")
+            raise ValueError(
+                "StabilityCallback: watch must be called before training; "
+                "say StabilityCallback(out).watch(trainer), which also adds it to the Trainer"
+            )
         self.trace, self.log, self._micro = None, None, []
         if not state.is_world_process_zero:
             return
@@ -97,9 +105,17 @@ class StabilityCallback(TrainerCallback):
         keep = _bytes_before(path, state.global_step) if state.global_step and path.exists() else None
         self.log = MetricsLog(path, _described(args, model), keep_bytes=keep)
         world = World(rank=0, size=1, device=args.device, owns_group=False)
-        group = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon} | optimizer.param_groups[0]
-        config = FinetuneConfig(beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-                                signals_every=self.signals_every, flush_every=self.flush_every)
+        group = {
+            "betas": (args.adam_beta1, args.adam_beta2),
+            "eps": args.adam_epsilon,
+        } | optimizer.param_groups[0]
+        config = FinetuneConfig(
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            signals_every=self.signals_every,
+            flush_every=self.flush_every,
+        )
         self.telemetry = Telemetry(trained_parameters(model, config), config, world, self.log)
         self.probe = AttentionProbe(model)
         self.classifies = type(model).__name__.endswith(_CLASSIFIES)
@@ -109,7 +125,9 @@ class StabilityCallback(TrainerCallback):
         due = self.telemetry.due(self.trainer.state.global_step) and not self._micro
         mask, labels, held = inputs.get("attention_mask"), inputs.get("labels"), {}
         bare = self.trainer.model
-        handle = bare.register_forward_hook(lambda module, args, out: held.__setitem__("logits", _logits(out)))
+        handle = bare.register_forward_hook(
+            lambda module, args, out: held.__setitem__("logits", _logits(out))
+        )
         try:
             if due and mask is not None:
                 with self.probe:
@@ -146,24 +164,33 @@ class StabilityCallback(TrainerCallback):
         self._param_norm = self.telemetry.param_norms() if self.telemetry.due(state.global_step) else None
 
     def on_optimizer_step(self, args, state, control, optimizer, **kwargs):
-        """Measure the update that was just made, and keep the step; its values stay on the device until a flush."""
+        """Measure the update that was just made, and keep the step; its values stay on the device until a
+        flush."""
         if self.log is None:
             return
         micro, self._micro = self._micro, []
-        device = {"grad_norm_preclip": self._norms, "loss_nats": torch.stack([m["loss_nats"] for m in micro]).sum()}
+        device = {
+            "grad_norm_preclip": self._norms,
+            "loss_nats": torch.stack([m["loss_nats"] for m in micro]).sum(),
+        }
         if all("right" in m for m in micro):
             counted = torch.stack([m["counted"] for m in micro]).sum()
             device["accuracy"] = torch.stack([m["right"] for m in micro]).sum() / counted
         device |= {name: value for name, value in micro[0].items() if name.endswith(("_logit", "_entropy"))}
-        device["clipped"] = (self._norms[0] > args.max_grad_norm).float() if args.max_grad_norm > 0 else \
-            torch.zeros((), device=self._norms.device)
+        device["clipped"] = (
+            (self._norms[0] > args.max_grad_norm).float()
+            if args.max_grad_norm > 0
+            else torch.zeros((), device=self._norms.device)
+        )
         # with a fused optimizer accelerate reports a skipped step as taken; the scale that fell tells
         skipped = self.trainer.accelerator.optimizer_step_was_skipped or self._loss_scale() < self._scale
         if self._param_norm is not None:
             device["param_norm"] = self._param_norm
             if not skipped and _keeps_moments(optimizer, self.telemetry.parameters):
                 device |= self.telemetry.update_signals(_Moments(optimizer))
-        host = {"lr": self._lr} | ({"loss_scale": self._scale} if self.trainer.accelerator.scaler is not None else {})
+        host = {"lr": self._lr} | (
+            {"loss_scale": self._scale} if self.trainer.accelerator.scaler is not None else {}
+        )
         if skipped:
             self.log.event(state.global_step, "overflow", signal="grad_norm_preclip")
         self.telemetry.record(state.global_step, host, device)
@@ -172,14 +199,20 @@ class StabilityCallback(TrainerCallback):
         """Keep what an evaluation measured, beside the step that it came after."""
         if self.log is None or not metrics or not state.global_step:
             return
-        found = {"validation_" + name.removeprefix("eval_"): float(value) for name, value in metrics.items()
-                 if name.startswith("eval_") and isinstance(value, (int, float))
-                 and not name.endswith(("runtime", "per_second"))}
+        found = {
+            "validation_" + name.removeprefix("eval_"): float(value)
+            for name, value in metrics.items()
+            if name.startswith("eval_")
+            and isinstance(value, (int, float))
+            and not name.endswith(("runtime", "per_second"))
+        }
         if "validation_loss" in found:
             found["validation_loss_nats"] = found.pop("validation_loss")
         score = next((metrics[name] for name in SCORES if name in metrics), None)
         self._flush()
-        self.log.evaluation(state.global_step - 1, found | ({} if score is None else {"validation_score": score}))
+        self.log.evaluation(
+            state.global_step - 1, found | ({} if score is None else {"validation_score": score})
+        )
 
     def on_train_end(self, args, state, control, **kwargs):
         """Close the log, read it back, and say what became of the run."""
@@ -213,8 +246,9 @@ class _Moments:
 
 def _keeps_moments(optimizer, parameters) -> bool:
     with_gradient = [p for p in parameters if p.tensor.grad is not None]
-    return bool(with_gradient) and all({"exp_avg", "exp_avg_sq", "step"} <= set(optimizer.state.get(p.tensor, ()))
-                                       for p in with_gradient)
+    return bool(with_gradient) and all(
+        {"exp_avg", "exp_avg_sq", "step"} <= set(optimizer.state.get(p.tensor, ())) for p in with_gradient
+    )
 
 
 def _logits(output):
@@ -233,11 +267,18 @@ def _described(args, model: nn.Module) -> dict:
     """What the header of the log says of the run."""
     labels = getattr(getattr(model, "config", None), "num_labels", None)
     classifies = type(model).__name__.endswith(_CLASSIFIES)
-    return {"source": "transformers.Trainer", "model": type(model).__name__, "optimizer": str(args.optim.value),
-            "lr": args.learning_rate, "clip_norm": args.max_grad_norm, "label_smoothing": args.label_smoothing_factor,
-            "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps, "seed": args.seed,
-            "precision": "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32",
-            **({"chance_nats": math.log(labels)} if classifies and labels and labels > 1 else {})}
+    return {
+        "source": "transformers.Trainer",
+        "model": type(model).__name__,
+        "optimizer": str(args.optim.value),
+        "lr": args.learning_rate,
+        "clip_norm": args.max_grad_norm,
+        "label_smoothing": args.label_smoothing_factor,
+        "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps,
+        "seed": args.seed,
+        "precision": "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32",
+        **({"chance_nats": math.log(labels)} if classifies and labels and labels > 1 else {}),
+    }
 
 
 def _bytes_before(path: Path, step: int) -> int:

@@ -1,11 +1,12 @@
 """Checkpoints on disk: whole or not at all, proved by hashes, and read without running any code.
 
-    folder/step-00000123/   NAME.safetensors ..., state.json, manifest.json (written last: sizes and sha256 of the rest)
-    folder/.writing-...     a checkpoint under way; one that a killed writer left is removed by the next write
-    folder/step-...replaced an earlier checkpoint of the same step, for the instant in which the new one takes its name
+    folder/step-00000123/   NAME.safetensors ..., state.json, manifest.json (written last: sizes and sha256 of
+    the rest) folder/.writing-...     a checkpoint under way; one that a killed writer left is removed by the
+    next write folder/step-...replaced an earlier checkpoint of the same step, for the instant in which the
+    new one takes its name
 
-A checkpoint gets its name only when every byte of it is on the disk, so a kill or a power cut at any instant leaves the
-one before it as it was. One process writes to a folder; any number may read.
+A checkpoint gets its name only when every byte of it is on the disk, so a kill or a power cut at any instant
+leaves the one before it as it was. One process writes to a folder; any number may read.
 """
 
 import errno
@@ -56,13 +57,17 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tenso
             raise ValueError(f"write_checkpoint: tensors must have plain words as names; got {name!r}")
     state_bytes = _json_bytes(_encode(state, "state"))
     scratch = folder / f".writing-{path.name}-{os.getpid()}"
-    with _one_line(f"write_checkpoint: step {step} was not saved to {folder}; earlier checkpoints are as they were"):
+    with _one_line(
+        f"write_checkpoint: step {step} was not saved to {folder}; earlier checkpoints are as they were"
+    ):
         _make_folder(folder)
         _clean(folder)
         try:
             os.mkdir(scratch)
-            files = {f"{name}.safetensors": _write_file(scratch / f"{name}.safetensors", _tensor_bytes(group))
-                     for name, group in tensors.items()}
+            files = {
+                f"{name}.safetensors": _write_file(scratch / f"{name}.safetensors", _tensor_bytes(group))
+                for name, group in tensors.items()
+            }
             files[_STATE] = _write_file(scratch / _STATE, state_bytes)
             _write_file(scratch / _MANIFEST, _manifest_bytes(step, files))
             _sync_folder(scratch)
@@ -74,7 +79,8 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tenso
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest complete and undamaged checkpoint, and one line for each newer one that was passed over."""
+    """Return the newest complete and undamaged checkpoint, and one line for each newer one that was passed
+    over."""
     passed_over = []
     for path in _candidates(Path(folder)):
         try:
@@ -86,7 +92,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def read_checkpoint(path: Path, device="cpu") -> tuple[dict[str, dict[str, Tensor]], dict]:
-    """Read what `write_checkpoint` wrote, from the very bytes whose hashes were checked; no code in it can run.
+    """Read what `write_checkpoint` wrote, from the very bytes whose hashes were checked; no code in it can
+    run.
 
     Groups and tensors come back by name; the order inside a group is the file format's.
     Raises: CheckpointError that names the file which is missing, damaged, a stranger, or a pickle
@@ -100,16 +107,20 @@ def read_checkpoint(path: Path, device="cpu") -> tuple[dict[str, dict[str, Tenso
                 state = json.loads(content, object_hook=_decode)
             else:
                 group = safetensors.torch.load(content)
-                tensors[name.removesuffix(".safetensors")] = {key: value.to(device) for key, value in group.items()}
+                tensors[name.removesuffix(".safetensors")] = {
+                    key: value.to(device) for key, value in group.items()
+                }
         except (ValueError, KeyError, safetensors.SafetensorError) as error:
             raise CheckpointError(f"{path / name} must be what its ending says ({error})") from error
     return tensors, state
 
 
 def prune_checkpoints(folder: Path, keep: int, also: Collection[int] = ()) -> list[Path]:
-    """Remove what is older than the newest `keep` undamaged checkpoints, but not the steps `also`; return what went.
+    """Remove what is older than the newest `keep` undamaged checkpoints, but not the steps `also`; return
+    what went.
 
-    Each one that is kept has been read and found whole first: where fewer than `keep` are, nothing is removed.
+    Each one that is kept has been read and found whole first: where fewer than `keep` are, nothing is
+    removed.
     """
     folder = Path(folder)
     if keep < 1:
@@ -142,12 +153,16 @@ def check_room(folder: Path, n_bytes: int) -> None:
                 left.unlink(missing_ok=True)
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
-        raise OSError(errno.ENOSPC, f"check_room: {folder} must have room for {n_bytes:,} bytes of checkpoints; got "
-                                    f"{free:,} free. Keep fewer, or choose another folder")
+        raise OSError(
+            errno.ENOSPC,
+            f"check_room: {folder} must have room for {n_bytes:,} bytes of checkpoints; got "
+            f"{free:,} free. Keep fewer, or choose another folder",
+        )
 
 
 def write_atomically(path: Path, content: bytes | str) -> Path:
-    """Write one file, UTF-8 for text, so that a reader or a kill sees the old content or the new, nothing between.
+    """Write one file, UTF-8 for text, so that a reader or a kill sees the old content or the new, nothing
+    between.
 
     Raises: OSError in one line, with the old content as it was
     """
@@ -169,8 +184,8 @@ def write_atomically(path: Path, content: bytes | str) -> Path:
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
     """Let `fill` write a new version of `folder` beside it, and exchange them once all of it is on the disk.
 
-    A kill leaves the old version or the new; one between the two renames leaves the old as .NAME.old, which the next
-    call gives its name back.
+    A kill leaves the old version or the new; one between the two renames leaves the old as .NAME.old, which
+    the next call gives its name back.
 
     Raises: OSError in one line, with the old version as it was
     """
@@ -204,6 +219,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
 
 # Writing
 
+
 def _folder_name(step: int) -> str:
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"write_checkpoint: step must be an integer of at least 0; got {step!r}")
@@ -224,12 +240,13 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write_file(path: Path, content: bytes) -> dict[str, Any]:
-    """Write and fsync one file; return its manifest record. A short write, as near a full disk, is continued."""
+    """Write and fsync one file; return its manifest record. A short write, as near a full disk, is
+    continued."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
     try:
         rest = memoryview(content)
         while rest:
-            rest = rest[os.write(descriptor, rest[:_CHUNK]):]
+            rest = rest[os.write(descriptor, rest[:_CHUNK]) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -260,7 +277,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _give_name(scratch: Path, path: Path) -> None:
-    """Rename the finished folder. No system replaces a full folder in one call: an old one steps aside first."""
+    """Rename the finished folder. No system replaces a full folder in one call: an old one steps aside
+    first."""
     aside = path.with_name(f"{path.name}.replaced")
     had_one = path.exists()
     if had_one:
@@ -293,7 +311,8 @@ def _clean(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; it loses its name first, so that a kill in between leaves no damaged one behind."""
+    """Remove a checkpoint; it loses its name first, so that a kill in between leaves no damaged one
+    behind."""
     going = path.with_name(f".deleting-{path.name}-{os.getpid()}")
     os.rename(path, going)
     _sync_folder(path.parent)
@@ -301,7 +320,8 @@ def _remove(path: Path) -> None:
 
 
 def _tensor_bytes(group: dict[str, Tensor]) -> bytes:
-    """Return the safetensors form; tied or overlapping tensors are written out each, which the format asks for."""
+    """Return the safetensors form; tied or overlapping tensors are written out each, which the format asks
+    for."""
     seen, plain = set(), {}
     for name, tensor in group.items():
         value = tensor.detach().cpu().contiguous()
@@ -322,7 +342,8 @@ def _manifest_bytes(step: int, files: dict[str, dict]) -> bytes:
 
 
 def _encode(value: Any, where: str) -> Any:
-    """Return `value` as strict JSON that reads back equal; NaN and infinity, which JSON lacks, as {"$float": name}."""
+    """Return `value` as strict JSON that reads back equal; NaN and infinity, which JSON lacks, as {"$float":
+    name}."""
     if isinstance(value, float):
         if math.isfinite(value):
             return float(value)
@@ -333,8 +354,10 @@ def _encode(value: Any, where: str) -> Any:
         return [_encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, dict) and "$float" not in value and all(isinstance(key, str) for key in value):
         return {key: _encode(item, f"{where}[{key!r}]") for key, item in value.items()}
-    raise ValueError(f"write_checkpoint: {where} must be None, a bool, a number, text, a list, or a dict with text "
-                     f"keys; got {value!r:.80}. JSON would change it or cannot hold it: convert it first")
+    raise ValueError(
+        f"write_checkpoint: {where} must be None, a bool, a number, text, a list, or a dict with text "
+        f"keys; got {value!r:.80}. JSON would change it or cannot hold it: convert it first"
+    )
 
 
 def _decode(plain: dict) -> Any:
@@ -353,6 +376,7 @@ def _one_line(what: str):
 
 
 # Reading
+
 
 def _candidates(folder: Path, *, unfinished: bool = True) -> list[Path]:
     """Return what may be a checkpoint, the newest first; `unfinished` ones too, so that they can be named."""
@@ -378,7 +402,9 @@ def _is_whole(path: Path) -> bool:
 
 def _verified(path: Path) -> None:
     if path.name.startswith(".writing-"):
-        raise CheckpointError(f"{path} must be finished; its writer was stopped before the checkpoint was whole")
+        raise CheckpointError(
+            f"{path} must be finished; its writer was stopped before the checkpoint was whole"
+        )
     for name, record in _manifest(path)["files"].items():
         _checked_bytes(path / name, record)
 
@@ -395,10 +421,14 @@ def _manifest(path: Path) -> dict[str, Any]:
     files = manifest["files"]
     for entry in entries:
         if Path(entry.name).suffix in _PICKLES:
-            raise CheckpointError(f"{entry.path} must not be here: a pickle can run code when it is loaded. Only "
-                                  "safetensors and JSON are read")
+            raise CheckpointError(
+                f"{entry.path} must not be here: a pickle can run code when it is loaded. Only "
+                "safetensors and JSON are read"
+            )
         if entry.name not in files and entry.name != _MANIFEST and entry.name not in _LITTER:
-            raise CheckpointError(f"{entry.path} must be in the manifest; it was not written with this checkpoint")
+            raise CheckpointError(
+                f"{entry.path} must be in the manifest; it was not written with this checkpoint"
+            )
         if entry.name in files and not entry.is_file(follow_symlinks=False):
             raise CheckpointError(f"{entry.path} must be a plain file")
     return manifest
@@ -418,15 +448,19 @@ def _parsed_manifest(path: Path) -> dict[str, Any]:
     if not whole:
         raise CheckpointError(f"{path} must have the hash that it states; it is damaged")
     if not names_fit:
-        raise CheckpointError(f"{path} must list {_STATE} and NAME.safetensors and nothing else; "
-                              f"got {sorted(files)!r:.120}. Only safetensors and JSON are read")
+        raise CheckpointError(
+            f"{path} must list {_STATE} and NAME.safetensors and nothing else; "
+            f"got {sorted(files)!r:.120}. Only safetensors and JSON are read"
+        )
     return manifest
 
 
 def _checked_bytes(path: Path, record: dict[str, Any]) -> bytes:
     content = _bytes(path)
     if len(content) != record["bytes"]:
-        raise CheckpointError(f"{path} must have {record['bytes']} bytes; got {len(content)}: it was cut or changed")
+        raise CheckpointError(
+            f"{path} must have {record['bytes']} bytes; got {len(content)}: it was cut or changed"
+        )
     if hashlib.sha256(content).hexdigest() != record["sha256"]:
         raise CheckpointError(f"{path} must have the sha256 of its manifest; it was damaged or changed")
     return content

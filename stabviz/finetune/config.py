@@ -13,17 +13,29 @@ from stabviz.ops import SCHEDULES
 DATA = Path(__file__).resolve().parent.parent.parent / "data"
 """The project's own corpora and checkpoint, present in a clone."""
 SHIPPED_MODEL = DATA / "stabviz-mini"
-MAY_CHANGE = ("out", "overwrite", "save_every", "keep", "flush_every", "tensorboard", "workers", "progress",
-              "stop_after", "seeds")
+MAY_CHANGE = (
+    "out",
+    "overwrite",
+    "save_every",
+    "keep",
+    "flush_every",
+    "tensorboard",
+    "workers",
+    "progress",
+    "stop_after",
+    "seeds",
+)
 """Fields that a resumed run may set anew: they do not touch the mathematics of a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneConfig:
-    """One fine-tuning run, from text to a verdict. A number that is a length or a count is in rows or steps."""
+    """One fine-tuning run, from text to a verdict. A number that is a length or a count is in rows or
+    steps."""
 
     data: str = "support-desk"
-    """support-desk, docstrings, a .csv, .jsonl, .json or .parquet file, a folder of them, or a Hugging Face id."""
+    """support-desk, docstrings, a .csv, .jsonl, .json or .parquet file, a folder of them, or a Hugging Face
+    id."""
     data_config: str | None = None
     """Configuration of a Hugging Face data set that has several."""
     text: str = "text"
@@ -33,7 +45,8 @@ class FinetuneConfig:
     tags: str | None = None
     """Column of BIO tags, one a word: named entities instead of classes."""
     validation_share: float = 0.1
-    """Share of the training rows set aside where the data has no validation split: by seed, stratified by class."""
+    """Share of the training rows set aside where the data has no validation split: by seed, stratified by
+    class."""
     test_share: float = 0.1
     """The same for a test split."""
     max_train_rows: int | None = None
@@ -41,7 +54,8 @@ class FinetuneConfig:
     label_noise: float = 0.0
     """Share of training labels replaced by a wrong one, by seed. Validation and test stay clean."""
     bad_rows: Literal["stop", "skip"] = "stop"
-    """An unknown label, empty text, ragged tags, a broken line: stop with file, row and column, or skip and count."""
+    """An unknown label, empty text, ragged tags, a broken line: stop with file, row and column, or skip and
+    count."""
     max_length: int = 128
     """Longest text in word pieces, special tokens included."""
 
@@ -67,7 +81,8 @@ class FinetuneConfig:
     micro_batch: int | None = None
     """Rows that go through the model at once; None: the whole batch. Accumulation is exact, see README."""
     lr: float = 1e-3
-    """Peak learning rate. The default suits the shipped model; 2e-5 to 5e-5 is usual for one of BERT-base size."""
+    """Peak learning rate. The default suits the shipped model; 2e-5 to 5e-5 is usual for one of BERT-base
+    size."""
     schedule: Literal["constant", "warmup", "cosine", "inverse_sqrt", "linear"] = "linear"
     """Shape of the learning rate over the steps, a name in stabviz.ops.SCHEDULES."""
     warmup_steps: int | None = None
@@ -89,14 +104,16 @@ class FinetuneConfig:
     clip_norm: float = 1.0
     """Largest L2 norm of the gradient; inf is off."""
     ema_decay: float = 0.0
-    """Decay of an average of the weights that is evaluated and kept in place of the last weights; 0 is off."""
+    """Decay of an average of the weights that is evaluated and kept in place of the last weights; 0 is
+    off."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the forward and backward pass; weights and optimizer stay float32."""
     loss_scale: float = 65536.0
     """First loss scale with fp16; it adapts."""
     activation_checkpointing: bool = False
-    """Keep only the input of each layer and compute the rest again on the way back: less memory, more time."""
+    """Keep only the input of each layer and compute the rest again on the way back: less memory, more
+    time."""
     compile: bool = False
     """torch.compile the model."""
     bucket: bool = True
@@ -110,7 +127,8 @@ class FinetuneConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun: a whole model in each process (DDP), or its weights shared out over all of them (FSDP2)."""
+    """Under torchrun: a whole model in each process (DDP), or its weights shared out over all of them
+    (FSDP2)."""
     deterministic: bool = False
     """Ask torch for deterministic kernels: the same bytes from the same seed, and slower on a GPU."""
 
@@ -134,7 +152,8 @@ class FinetuneConfig:
     max_bad_steps: int = 10
     """Non-finite steps in a row that stop the run. With fp16 the loss scale halves at each."""
     rewind: bool = True
-    """At a loss spike drop the step and leave its rows out; if the next step spikes too, go back to a checkpoint."""
+    """At a loss spike drop the step and leave its rows out; if the next step spikes too, go back to a
+    checkpoint."""
     spike_sigmas: float = 12.0
     """How many robust deviations above the running median a loss must jump to be a spike."""
     spike_height: float = 3.0
@@ -156,15 +175,34 @@ class FinetuneConfig:
     def __post_init__(self):
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "freeze", tuple(self.freeze))
-        for name in ("steps", "batch", "max_length", "evaluate_every", "keep", "flush_every", "signals_every",
-                     "max_bad_steps", "seeds"):
+        for name in (
+            "steps",
+            "batch",
+            "max_length",
+            "evaluate_every",
+            "keep",
+            "flush_every",
+            "signals_every",
+            "max_bad_steps",
+            "seeds",
+        ):
             self._must(name, getattr(self, name) >= 1, "at least 1")
         for name in ("save_every", "workers", "max_rewinds", "seed"):
             self._must(name, getattr(self, name) >= 0, "at least 0")
         for name in ("micro_batch", "max_train_rows", "patience", "stop_after"):
-            self._must(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1, or left out")
-        for name in ("validation_share", "test_share", "label_noise", "label_smoothing", "word_dropout", "ema_decay",
-                     "beta1", "beta2"):
+            self._must(
+                name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1, or left out"
+            )
+        for name in (
+            "validation_share",
+            "test_share",
+            "label_noise",
+            "label_smoothing",
+            "word_dropout",
+            "ema_decay",
+            "beta1",
+            "beta2",
+        ):
             self._must(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name in ("lr", "clip_norm", "loss_scale", "spike_sigmas"):
             self._must(name, getattr(self, name) > 0, "above 0")
@@ -175,13 +213,17 @@ class FinetuneConfig:
         self._must("dropout", self.dropout is None or 0 <= self.dropout < 1, "in [0, 1), or left out")
         self._must("schedule", self.schedule in SCHEDULES, f"one of {sorted(SCHEDULES)}")
         self._must("precision", self.precision in ("fp32", "bf16", "fp16"), "one of fp32, bf16, fp16")
-        self._must("warmup_steps", 0 <= self.warmup <= self.steps, f"from 0 to steps = {self.steps}, or left out")
+        self._must(
+            "warmup_steps", 0 <= self.warmup <= self.steps, f"from 0 to steps = {self.steps}, or left out"
+        )
         self._must("label", not (self.label and self.tags), "left out when tags is given")
         if self.micro_batch is not None:
             self._must("micro_batch", self.micro_batch <= self.batch, f"at most batch = {self.batch}")
         if not self.bias_correction and self.optimizer != "adamw":
-            raise ValueError("FinetuneConfig: optimizer must be 'adamw' when bias_correction is off; "
-                             f"got {self.optimizer!r}: torch's AdamW always corrects")
+            raise ValueError(
+                "FinetuneConfig: optimizer must be 'adamw' when bias_correction is off; "
+                f"got {self.optimizer!r}: torch's AdamW always corrects"
+            )
 
     def _must(self, name: str, holds: bool, constraint: str) -> None:
         if not holds:
@@ -204,7 +246,8 @@ class FinetuneConfig:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "FinetuneConfig":
-        """Read what `as_dict` wrote, or a config file; an unknown name is an error that suggests the near one."""
+        """Read what `as_dict` wrote, or a config file; an unknown name is an error that suggests the near
+        one."""
         known = {field.name for field in dataclasses.fields(cls)}
         for name in plain:
             if name not in known:
@@ -224,11 +267,14 @@ class FinetuneConfig:
         try:
             if path.suffix == ".toml":
                 import tomllib
+
                 plain = tomllib.loads(path.read_text(encoding="utf-8"))
             else:
                 plain = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"FinetuneConfig.load: {path} must be JSON or TOML ({error})") from error
         if not isinstance(plain, dict):
-            raise ValueError(f"FinetuneConfig.load: {path} must hold settings by name; got a {type(plain).__name__}")
+            raise ValueError(
+                f"FinetuneConfig.load: {path} must hold settings by name; got a {type(plain).__name__}"
+            )
         return cls.from_dict(plain)

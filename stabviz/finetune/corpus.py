@@ -1,7 +1,9 @@
-"""The text that `stabviz pretrain` learns: documents of sentences, and a word-piece tokenizer trained on them.
+"""The text that `stabviz pretrain` learns: documents of sentences, and a word-piece tokenizer trained on
+them.
 
-Three sources, none of which needs a network: the language reference in `pydoc_data.topics`, the docstrings of the
-standard library (its sources are parsed, nothing is imported), and the training messages of the support desk.
+Three sources, none of which needs a network: the language reference in `pydoc_data.topics`, the docstrings of
+the standard library (its sources are parsed, nothing is imported), and the training messages of the support
+desk.
 """
 
 import ast
@@ -18,17 +20,33 @@ from transformers import PreTrainedTokenizerFast
 
 from stabviz.finetune.config import DATA
 
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-           "mask_token": "[MASK]"}
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 SUPPORT_DESK_TRAINING = DATA / "support-desk" / "train.jsonl"
-_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__phello__"}
+_LEFT_OUT = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "__phello__",
+}
 """Folders of the standard library that hold no text about it."""
 _CODE = re.compile(
     r"""^\s*(?:>>>|\.\.\.|\$\s|\#|@\w|\.\.\s\w+::        # doctests, shells, comments, decorators, markup
         |(?:def|class|import|from|return|raise|assert|with|while|for|if|elif|else|try|except|lambda|print)\b.*[:(=)]\s*$
         |[\w.\[\]'", ]+\s=\s\S.*$                        # an assignment
         |[\w.]+\([^)]*\)\s*(?:->.*)?$                    # a signature or a call, alone on its line
-        |[-=*~^+|\s]+$)""", re.VERBOSE)
+        |[-=*~^+|\s]+$)""",
+    re.VERBOSE,
+)
 _SENTENCE_END = re.compile(r"""(?<=[.!?])["')\]]*\s+(?=["'(*`\[]*[A-Z])""")
 
 
@@ -37,7 +55,8 @@ class Document:
     """Sentences that follow one another: a page of the reference, a docstring, a message."""
 
     name: str
-    """Where it comes from: "topics/assert", "docstring/json.decoder:12" (the line), "support-desk/17" (the row)."""
+    """Where it comes from: "topics/assert", "docstring/json.decoder:12" (the line), "support-desk/17" (the
+    row)."""
     sentences: tuple[str, ...]
 
     @property
@@ -75,12 +94,14 @@ def split_sentences(text: str) -> list[str]:
 def topic_documents() -> Iterator[Document]:
     """Yield the pages of the language reference that CPython carries in `pydoc_data.topics`."""
     from pydoc_data.topics import topics
+
     for name in sorted(topics):
         yield Document(name=f"topics/{name}", sentences=tuple(split_sentences(topics[name])))
 
 
 def docstring_documents(root: Path | None = None) -> Iterator[Document]:
-    """Yield the docstrings of the standard library, in order of path and line. Sources are parsed, never imported."""
+    """Yield the docstrings of the standard library, in order of path and line. Sources are parsed, never
+    imported."""
     root = Path(sysconfig.get_path("stdlib")) if root is None else Path(root)
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -88,10 +109,13 @@ def docstring_documents(root: Path | None = None) -> Iterator[Document]:
             continue
         try:
             tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):       # a template, or source of another Python version
+        except (SyntaxError, ValueError):  # a template, or source of another Python version
             continue
-        holders = [node for node in ast.walk(tree)
-                   if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
+        holders = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
         for node in sorted(holders, key=lambda node: getattr(node, "lineno", 0)):
             text = ast.get_docstring(node)
             if text and not getattr(node, "name", "").startswith("test"):
@@ -109,7 +133,8 @@ def message_documents(path: str | Path = SUPPORT_DESK_TRAINING) -> Iterator[Docu
             text = json.loads(line)["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f'message_documents: {path} line {row + 1} must be an object with "text" ({error!r})') from error
+                f'message_documents: {path} line {row + 1} must be an object with "text" ({error!r})'
+            ) from error
         yield Document(name=f"support-desk/{row}", sentences=tuple(split_sentences(text) or [text]))
 
 
@@ -151,23 +176,38 @@ def pretraining_documents(messages: str | Path | None = SUPPORT_DESK_TRAINING) -
     return without_near_duplicates([*found, *(message_documents(messages) if messages else ())])
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 4096, max_length: int = 128) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], *, vocab_size: int = 4096, max_length: int = 128
+) -> PreTrainedTokenizerFast:
     """Learn word pieces from texts, lower case, and return them as a tokenizer in BERT's format.
 
-    Source: WordPiece as BERT uses it, Devlin et al. 2019, arXiv:1810.04805, section 3; training by `tokenizers`
+    Source: WordPiece as BERT uses it, Devlin et al. 2019, arXiv:1810.04805, section 3; training by
+            `tokenizers`
     Lesson: 09-pretraining
     """
     texts = list(texts)
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    insides = {c for word in {word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(
-        normalizer.normalize_str(text))} for c in word[1:]}
-    # The trainer numbers "##a" ... in the order of a hash map and breaks ties by number, so that two runs may disagree
-    # (huggingface/tokenizers issue 1794). Named beforehand, as if special, these pieces have fixed numbers.
+    insides = {
+        c
+        for word in {
+            word
+            for text in texts
+            for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
+        }
+        for c in word[1:]
+    }
+    # The trainer numbers "##a" ... in the order of a hash map and breaks ties by number, so that two runs may
+    # disagree (huggingface/tokenizers issue 1794). Named beforehand, as if special, these pieces have fixed
+    # numbers.
     first = [*SPECIAL.values(), *("##" + c for c in sorted(insides))]
     learner = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
     learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizer
-    learner.train_from_iterator(texts, trainers.WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=2, special_tokens=first, show_progress=False))
+    learner.train_from_iterator(
+        texts,
+        trainers.WordPieceTrainer(
+            vocab_size=vocab_size, min_frequency=2, special_tokens=first, show_progress=False
+        ),
+    )
     return _with_bert_format(learner.get_vocab(), max_length)
 
 
@@ -178,8 +218,14 @@ def _with_bert_format(vocab: dict[str, int], max_length: int) -> PreTrainedToken
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(name, vocab[name]) for name in ("[CLS]", "[SEP]")])
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, vocab[name]) for name in ("[CLS]", "[SEP]")],
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=max_length, do_lower_case=True,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"], **SPECIAL)
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        do_lower_case=True,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **SPECIAL,
+    )

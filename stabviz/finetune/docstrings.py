@@ -1,4 +1,5 @@
-"""Docstrings of the standard library, to be classified by the package they come from: natural text, nothing shipped."""
+"""Docstrings of the standard library, to be classified by the package they come from: natural text, nothing
+shipped."""
 
 import ast
 import sysconfig
@@ -6,7 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "urllib", "xml")
+PACKAGES = (
+    "asyncio",
+    "email",
+    "http",
+    "importlib",
+    "logging",
+    "multiprocessing",
+    "unittest",
+    "urllib",
+    "xml",
+)
 """Top-level packages with enough docstrings that every Python 3.11 to 3.14 has, also without Tk."""
 MIN_WORDS = 5
 
@@ -21,7 +32,8 @@ def read_docstrings(path: Path) -> list[str]:
 
 
 def docstring_modules(root: Path | None = None) -> dict[str, dict[str, list[str]]]:
-    """Return package -> module file -> docstrings; a text that occurs twice is kept once, tests are left out."""
+    """Return package -> module file -> docstrings; a text that occurs twice is kept once, tests are left
+    out."""
     root = Path(root or sysconfig.get_path("stdlib"))
     seen: set[str] = set()
     packages: dict[str, dict[str, list[str]]] = {}
@@ -37,12 +49,14 @@ def docstring_modules(root: Path | None = None) -> dict[str, dict[str, list[str]
     return packages
 
 
-def split_docstrings(packages: dict[str, dict[str, list[str]]], *, validation_share: float, test_share: float,
-                     seed: int) -> dict[str, list[dict[str, str]]]:
+def split_docstrings(
+    packages: dict[str, dict[str, list[str]]], *, validation_share: float, test_share: float, seed: int
+) -> dict[str, list[dict[str, str]]]:
     """Divide whole modules among the splits, so that what one module says often is in one split alone.
 
-    A package's largest module always trains. Of the others, in an order drawn by `seed`, test and then validation take
-    those that fit into one and a half times their share, or the smallest: the shares are only about what was asked for.
+    A package's largest module always trains. Of the others, in an order drawn by `seed`, test and then
+    validation take those that fit into one and a half times their share, or the smallest: the shares are only
+    about what was asked for.
     """
     rows: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
     rng = np.random.default_rng([seed, 4])
@@ -60,6 +74,7 @@ def split_docstrings(packages: dict[str, dict[str, list[str]]], *, validation_sh
             if not taken:
                 chosen[min(free, key=lambda name: len(modules[name]))] = split
         for name in modules:
-            rows[chosen.get(name, "train")] += [{"text": text, "label": package, "file": name}
-                                                for text in modules[name]]
+            rows[chosen.get(name, "train")] += [
+                {"text": text, "label": package, "file": name} for text in modules[name]
+            ]
     return rows

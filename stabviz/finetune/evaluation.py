@@ -32,9 +32,18 @@ class Evaluation:
         return headline(self.scores)[1]
 
 
-def predict_logits(model: nn.Module, rows: TokenRows, *, pad_id: int, world: World, autocast: Callable,
-                   batch: int = BATCH, check: Callable[[], None] = lambda: None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (logits, labels) of each row in order, at the positions that carry a label alone; all processes call.
+def predict_logits(
+    model: nn.Module,
+    rows: TokenRows,
+    *,
+    pad_id: int,
+    world: World,
+    autocast: Callable,
+    batch: int = BATCH,
+    check: Callable[[], None] = lambda: None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (logits, labels) of each row in order, at the positions that carry a label alone; all processes
+    call.
 
     Shapes: classes: logits (1, C), labels (1,); tags: one entry for each first word piece
     """
@@ -46,7 +55,11 @@ def predict_logits(model: nn.Module, rows: TokenRows, *, pad_id: int, world: Wor
             check()
             tensors = collate([rows[(0, i)] for i in indices], pad_id=pad_id)
             with torch.no_grad(), autocast():
-                logits = model(**{k: v.to(world.device) for k, v in model_inputs(tensors).items()}).logits.float().cpu()
+                logits = (
+                    model(**{k: v.to(world.device) for k, v in model_inputs(tensors).items()})
+                    .logits.float()
+                    .cpu()
+                )
             if mine:
                 found |= dict(zip(indices, _labelled(logits, tensors["labels"]), strict=True))
     finally:
@@ -56,9 +69,10 @@ def predict_logits(model: nn.Module, rows: TokenRows, *, pad_id: int, world: Wor
 
 
 def _shares(lengths, batch: int, world: World) -> Iterator[tuple[list[int], bool]]:
-    """Batches of rows of like length for this process; every process gets as many, the last ones for form's sake."""
+    """Batches of rows of like length for this process; every process gets as many, the last ones for form's
+    sake."""
     order = np.argsort(lengths, kind="stable").tolist()
-    batches = [order[i:i + batch] for i in range(0, len(order), batch)]
+    batches = [order[i : i + batch] for i in range(0, len(order), batch)]
     for first in range(0, len(batches), world.size):
         at = first + world.rank
         yield batches[min(at, len(batches) - 1)], at < len(batches)
@@ -67,8 +81,10 @@ def _shares(lengths, batch: int, world: World) -> Iterator[tuple[list[int], bool
 def _labelled(logits: Tensor, labels: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
     if labels.ndim == 1:
         return [(row[None].numpy(), label[None].numpy()) for row, label in zip(logits, labels, strict=True)]
-    return [(row[label != -100].numpy(), label[label != -100].numpy())
-            for row, label in zip(logits, labels, strict=True)]
+    return [
+        (row[label != -100].numpy(), label[label != -100].numpy())
+        for row, label in zip(logits, labels, strict=True)
+    ]
 
 
 def evaluate(model: nn.Module, rows: TokenRows, labels: tuple[str, ...], **options) -> Evaluation:

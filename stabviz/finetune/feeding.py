@@ -14,7 +14,8 @@ from stabviz.finetune.world import World
 
 
 class Feed:
-    """The endless stream of batches of a run: the batch at a position is the same whenever it is asked for."""
+    """The endless stream of batches of a run: the batch at a position is the same whenever it is asked
+    for."""
 
     def __init__(self, rows: Dataset, collate: Callable, config: FinetuneConfig, world: World):
         self.rows, self.collate, self.config, self.world = rows, collate, config, world
@@ -23,17 +24,23 @@ class Feed:
         if not self.per_epoch:
             raise ValueError("finetune: data must hold at least one training row; got 0")
         if world.size > config.batch:
-            raise ValueError(f"finetune: batch must be at least {world.size}, the number of processes; "
-                             f"got {config.batch}")
+            raise ValueError(
+                f"finetune: batch must be at least {world.size}, the number of processes; got {config.batch}"
+            )
 
     def batches(self, position: int, left_out: set[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yield (position, this process's rows of the batch) from `position` on, without the rows in `left_out`."""
+        """Yield (position, this process's rows of the batch) from `position` on, without the rows in
+        `left_out`."""
         loader = DataLoader(
-            _Positioned(self.rows), batch_sampler=_Sampler(self, position, frozenset(left_out)),
-            collate_fn=partial(_collate, self.collate), num_workers=self.config.workers,
+            _Positioned(self.rows),
+            batch_sampler=_Sampler(self, position, frozenset(left_out)),
+            collate_fn=partial(_collate, self.collate),
+            num_workers=self.config.workers,
             # a generator of its own: the default one belongs to dropout
-            generator=torch.Generator().manual_seed(self.config.seed), worker_init_fn=_leave_signals_alone,
-            pin_memory=self.world.device.type == "cuda")
+            generator=torch.Generator().manual_seed(self.config.seed),
+            worker_init_fn=_leave_signals_alone,
+            pin_memory=self.world.device.type == "cuda",
+        )
         return iter(loader)
 
     def indices(self, position: int) -> list[int]:
@@ -44,7 +51,9 @@ class Feed:
     def _planned(self, epoch: int) -> list[list[int]]:
         if epoch != self._epoch:
             c = self.config
-            self._plan = plan_epoch(self.rows.lengths, batch=c.batch, seed=c.seed, epoch=epoch, bucket=c.bucket)
+            self._plan = plan_epoch(
+                self.rows.lengths, batch=c.batch, seed=c.seed, epoch=epoch, bucket=c.bucket
+            )
             self._epoch = epoch
         return self._plan
 
@@ -60,11 +69,13 @@ class _Sampler:
             kept = [i for i in self.feed.indices(position) if i not in self.left_out]
             if len(kept) >= world.size:
                 epoch, empty = position // self.feed.per_epoch, 0
-                yield [(position, epoch, i) for i in kept[world.rank::world.size]]
-            else:       # too few for every process: all of them pass this batch over
+                yield [(position, epoch, i) for i in kept[world.rank :: world.size]]
+            else:  # too few for every process: all of them pass this batch over
                 empty += 1
                 if empty > self.feed.per_epoch:
-                    raise ValueError("finetune: data must keep some rows; all were left out after loss spikes")
+                    raise ValueError(
+                        "finetune: data must keep some rows; all were left out after loss spikes"
+                    )
             position += 1
 
 

@@ -1,4 +1,5 @@
-"""Watch a run while it trains: the loop in a thread of its own, its growing Trace out of the log that it writes."""
+"""Watch a run while it trains: the loop in a thread of its own, its growing Trace out of the log that it
+writes."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ from stabviz.trace.log import read_metrics
 def watch(setup: Setup, *, cancelled: Callable[[], bool] | None = None, wait: float = 0.2) -> Iterator[Trace]:
     """Train, and yield the growing Trace about every `wait` seconds; the last one is complete.
 
-    `cancelled` is asked as often; when it answers True, or nobody asks for more, the run saves and stops. What the
-    loop raises is raised here, after the last Trace before it.
+    `cancelled` is asked as often; when it answers True, or nobody asks for more, the run saves and stops.
+    What the loop raises is raised here, after the last Trace before it.
 
     Lesson: 09-pretraining
     """
@@ -22,7 +23,7 @@ def watch(setup: Setup, *, cancelled: Callable[[], bool] | None = None, wait: fl
     def work():
         try:
             train(setup, stop=stop)
-        except BaseException as error:      # handed to whoever watches
+        except BaseException as error:  # handed to whoever watches
             errors.append(error)
 
     log = setup.config.out / "metrics.jsonl"

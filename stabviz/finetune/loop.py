@@ -7,11 +7,11 @@
     finite?       no  -> record the raw values, leave weights, moments and schedule as they are
     spike?        yes -> drop the step and leave its rows out; at once again -> back to a checkpoint
     grads         = clip(grads)
-    params, state = optimizer(params, grads, state)      # update and moments by layer, every signals_every steps
-    evaluate, save where it is due
+    params, state = optimizer(params, grads, state)      # update and moments by layer, every signals_every
+    steps evaluate, save where it is due
 
-`Progress` is everything that a step depends on besides weights, moments and averages: what a checkpoint keeps.
-Dropout is keyed to the seed and the position, not to a running generator.
+`Progress` is everything that a step depends on besides weights, moments and averages: what a checkpoint
+keeps. Dropout is keyed to the seed and the position, not to a running generator.
 """
 
 import hashlib
@@ -46,7 +46,13 @@ from stabviz.finetune.config import MAY_CHANGE, FinetuneConfig
 from stabviz.finetune.evaluation import Evaluation
 from stabviz.finetune.feeding import Feed
 from stabviz.finetune.objectives import Objective
-from stabviz.finetune.optimization import OPTIMIZERS, WeightAverage, load_moments, save_moments, trained_parameters
+from stabviz.finetune.optimization import (
+    OPTIMIZERS,
+    WeightAverage,
+    load_moments,
+    save_moments,
+    trained_parameters,
+)
 from stabviz.finetune.stopping import Stop, StopRequested
 from stabviz.finetune.telemetry import AttentionProbe, Telemetry
 from stabviz.finetune.world import World, assign, bare, local, share, whole, without_sync
@@ -87,7 +93,8 @@ class Progress:
     left_out: list[int] = field(default_factory=list)
     """Indices of rows that are not used any more, after spikes."""
     scheduled: list[int] = field(default_factory=list)
-    """Attempts of the newest `keep` checkpoints that were due: a spike goes back to one, stopped in between or not."""
+    """Attempts of the newest `keep` checkpoints that were due: a spike goes back to one, stopped in between
+    or not."""
     evaluated_at: int = 0
     """Updates at the last evaluation."""
     best_score: float | None = None
@@ -121,8 +128,8 @@ class Setup:
 def train(setup: Setup, *, resume: bool = False, force: bool = False, stop: Stop | None = None) -> Progress:
     """Train to the end, or until Ctrl-C, SIGTERM or `stop.ask()`; what was reached is saved either way.
 
-    Raises: TrainingFailed after too many bad steps or spikes; ValueError for a resume that would not be exact;
-            OSError where the folder cannot be written, before the first step
+    Raises: TrainingFailed after too many bad steps or spikes; ValueError for a resume that would not be
+            exact; OSError where the folder cannot be written, before the first step
     Lesson: 11-classification
     """
     return _Training(setup, resume=resume, force=force).run(stop or Stop())
@@ -132,7 +139,9 @@ def autocast(config: FinetuneConfig, device: torch.device):
     """Context in which the model computes in the run's precision."""
     if config.precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision])
+    return torch.autocast(
+        device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+    )
 
 
 class _Training:
@@ -142,17 +151,19 @@ class _Training:
         self.checkpoints = c.out / "checkpoints"
         if c.deterministic:
             torch.use_deterministic_algorithms(True)
-        trained_parameters(setup.model, c)      # freezes before the model is wrapped
+        trained_parameters(setup.model, c)  # freezes before the model is wrapped
         self.model = share(setup.model, world, c.parallel)
-        self.model.train()      # from_pretrained hands models over in evaluation mode, without dropout
+        self.model.train()  # from_pretrained hands models over in evaluation mode, without dropout
         self.parameters = trained_parameters(bare(self.model), c)
         self.optimizer = OPTIMIZERS[c.optimizer](self.parameters, c)
         self.average = WeightAverage(self.parameters, c.ema_decay) if c.ema_decay else None
         self.feed = Feed(setup.rows, setup.collate, c, world)
         rows_here = math.ceil(c.batch / world.size)
-        self.progress = Progress(micro_batch=min(c.micro_batch or rows_here, rows_here),
-                                 loss_scale=c.loss_scale if c.precision == "fp16" else 1.0)
-        self.log: MetricsLog | None = None      # the leading process has one
+        self.progress = Progress(
+            micro_batch=min(c.micro_batch or rows_here, rows_here),
+            loss_scale=c.loss_scale if c.precision == "fp16" else 1.0,
+        )
+        self.log: MetricsLog | None = None  # the leading process has one
         self._open(resume, force)
         self.telemetry = Telemetry(self.parameters, c, world, self.log)
         self.probe = AttentionProbe(bare(self.model))
@@ -164,8 +175,14 @@ class _Training:
 
     def run(self, stop: Stop) -> Progress:
         c, p = self.config, self.progress
-        self.bar = tqdm(total=c.steps, initial=p.updates, desc=f"seed {c.seed}", unit="step", mininterval=0.2,
-                        disable=not (c.progress and self.world.leads))
+        self.bar = tqdm(
+            total=c.steps,
+            initial=p.updates,
+            desc=f"seed {c.seed}",
+            unit="step",
+            mininterval=0.2,
+            disable=not (c.progress and self.world.leads),
+        )
         try:
             with stop:
                 try:
@@ -173,10 +190,10 @@ class _Training:
                 except StopRequested:
                     pass
                 if self.progress.finished or self.progress.scheduled[-1:] != [self.progress.attempts]:
-                    self.save()     # still listening: a signal now must not end the program in mid-save
+                    self.save()  # still listening: a signal now must not end the program in mid-save
         finally:
             self.bar.close()
-            self.batches = None     # ends the workers
+            self.batches = None  # ends the workers
         if self.log:
             self.log.close()
         return self.progress
@@ -185,12 +202,14 @@ class _Training:
         """Evaluate, step and save by turns, until the run is finished or asked to stop."""
         c, p = self.config, self.progress
         if not p.scheduled:
-            self.save(due=True)     # what a first spike goes back to; and a disk that cannot be written shows now
+            self.save(
+                due=True
+            )  # what a first spike goes back to; and a disk that cannot be written shows now
         taken = 0
         while not p.finished:
             if p.evaluated_at < p.updates and (p.updates % c.evaluate_every == 0 or p.updates >= c.steps):
                 self.evaluate(stop)
-                continue        # it may have ended the run
+                continue  # it may have ended the run
             if self.world.any(stop.requested) or taken == c.stop_after:
                 break
             began = time.perf_counter()
@@ -214,15 +233,22 @@ class _Training:
         if c.precision == "fp16":
             torch._foreach_mul_([local(g) for g in gradients if g is not None], 1 / p.loss_scale)
         norms = self.telemetry.norms(gradients)
-        loss_nats, norm = torch.stack([loss.float(), norms[0].to(loss.device)]).tolist()    # the one wait for it
+        loss_nats, norm = torch.stack(
+            [loss.float(), norms[0].to(loss.device)]
+        ).tolist()  # the one wait for it
 
-        host = {"lr": lr, "loss_nats": loss_nats, "updates": p.updates, "targets": measured.pop("targets"),
-                "clipped": float(norm > c.clip_norm)}
+        host = {
+            "lr": lr,
+            "loss_nats": loss_nats,
+            "updates": p.updates,
+            "targets": measured.pop("targets"),
+            "clipped": float(norm > c.clip_norm),
+        }
         if c.precision == "fp16":
             host["loss_scale"] = p.loss_scale
         p.position, finite = position + 1, math.isfinite(loss_nats) and math.isfinite(norm)
         if finite and not self.is_spike(loss_nats):
-            if norm > c.clip_norm:      # g * min(1, max_norm / norm), as stabviz.ops.clip_by_global_norm
+            if norm > c.clip_norm:  # g * min(1, max_norm / norm), as stabviz.ops.clip_by_global_norm
                 torch._foreach_mul_([local(g) for g in gradients if g is not None], c.clip_norm / norm)
             if due:
                 measured["param_norm"] = self.telemetry.param_norms()
@@ -235,7 +261,9 @@ class _Training:
             p.recent_losses = [*p.recent_losses, loss_nats][-SPIKE_WINDOW:]
             p.recent_rows = [*p.recent_rows, self.feed.indices(position)][-_SUSPECT_BATCHES:]
             self.bar.update(1)
-            self.bar.set_postfix_str(f"loss {loss_nats:.3f}  grad norm {norm:.3f}  lr {lr:.2g}", refresh=False)
+            self.bar.set_postfix_str(
+                f"loss {loss_nats:.3f}  grad norm {norm:.3f}  lr {lr:.2g}", refresh=False
+            )
         self.telemetry.record(p.attempts, host, {"grad_norm_preclip": norms, **measured})
         if c.precision == "fp16":
             state = loss_scale_state(p.loss_scale) | {"good_steps": torch.tensor(p.good_steps)}
@@ -249,7 +277,8 @@ class _Training:
             self.spike(position, loss_nats)
 
     def forward_backward(self, position: int, batch: dict[str, Tensor], *, probe: bool):
-        """Accumulate the gradient of the mean over all targets; with smaller micro-batches if memory runs out."""
+        """Accumulate the gradient of the mean over all targets; with smaller micro-batches if memory runs
+        out."""
         while True:
             try:
                 return self.accumulate(position, batch, probe=probe)
@@ -258,9 +287,11 @@ class _Training:
                     raise
                 p = self.progress
                 if self.world.size > 1 or p.micro_batch == 1:
-                    raise TrainingFailed(f"finetune: memory ran out at step {p.attempts} with micro_batch "
-                                         f"{p.micro_batch}; {self.last_good()}. Try a smaller micro_batch or "
-                                         "max_length, or activation_checkpointing") from error
+                    raise TrainingFailed(
+                        f"finetune: memory ran out at step {p.attempts} with micro_batch "
+                        f"{p.micro_batch}; {self.last_good()}. Try a smaller micro_batch or "
+                        "max_length, or activation_checkpointing"
+                    ) from error
             # outside of the handler: the error's traceback holds the tensors that are to be freed
             p.micro_batch = math.ceil(p.micro_batch / 2)
             self.drop_gradients()
@@ -278,7 +309,8 @@ class _Training:
         largest: dict[str, Tensor] = {}
         micro_losses = []
         for m in range(n_pieces):
-            # all processes take part in every exchange: one with fewer pieces, or a piece without targets, adds 0
+            # all processes take part in every exchange: one with fewer pieces, or a piece without targets,
+            # adds 0
             piece = pieces[min(m, len(pieces) - 1)]
             count = count_targets(piece) if m < len(pieces) else 0
             if not count and world.size == 1:
@@ -297,11 +329,11 @@ class _Training:
             if count:
                 micro_losses.append((loss.detach(), piece["rows"]))
             for name, value in {"loss_nats": loss.detach(), **measured}.items():
-                if name.startswith("max_") or name == "attention_entropy":      # of the first micro-batch alone
+                if name.startswith("max_") or name == "attention_entropy":  # of the first micro-batch alone
                     largest[name] = value
-                else:       # a mean over no targets is NaN, and counts nothing
+                else:  # a mean over no targets is NaN, and counts nothing
                     sums[name] = sums.get(name, 0.0) + (value.float() * share_of_total if count else nothing)
-        if not total:       # nothing counts: no mean exists
+        if not total:  # nothing counts: no mean exists
             sums = {name: value + math.nan for name, value in sums.items()}
         vector = world.total(torch.stack(list(sums.values())))
         measured = dict(zip(sums, vector.unbind(), strict=True))
@@ -311,7 +343,9 @@ class _Training:
         try:
             self.optimizer.step(lr)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            counts = {float(self.optimizer.moments(x)[2]) for x in self.parameters if x.tensor.grad is not None}
+            counts = {
+                float(self.optimizer.moments(x)[2]) for x in self.parameters if x.tensor.grad is not None
+            }
             if not _is_out_of_memory(error) or len(counts) != 1:
                 raise
             began = counts == {self.progress.updates + 1.0}
@@ -320,7 +354,7 @@ class _Training:
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.log.event(self.progress.attempts, "out_of_memory", in_="optimizer")
-            self.optimizer.step(lr)     # nothing had been changed yet
+            self.optimizer.step(lr)  # nothing had been changed yet
 
     def drop_gradients(self) -> None:
         for x in self.parameters:
@@ -337,15 +371,25 @@ class _Training:
     def bad_step(self, loss: float, micro_losses, rows: list[int]) -> None:
         p, c = self.progress, self.config
         p.bad_steps += 1
-        suspects = [r for micro, ids in micro_losses if not bool(torch.isfinite(micro)) for r in _indices(ids)]
-        suspects, rows = (self.numbers([r for part in self.world.gather(mine) for r in part])
-                          for mine in (suspects, rows))
+        suspects = [
+            r for micro, ids in micro_losses if not bool(torch.isfinite(micro)) for r in _indices(ids)
+        ]
+        suspects, rows = (
+            self.numbers([r for part in self.world.gather(mine) for r in part]) for mine in (suspects, rows)
+        )
         overflow = c.precision == "fp16" and math.isfinite(loss)
-        self.event("overflow" if overflow else "non_finite", p.attempts - 1, rows=suspects or rows,
-                   signal="loss_nats" if suspects or not math.isfinite(loss) else "grad_norm_preclip")
+        self.event(
+            "overflow" if overflow else "non_finite",
+            p.attempts - 1,
+            rows=suspects or rows,
+            signal="loss_nats" if suspects or not math.isfinite(loss) else "grad_norm_preclip",
+        )
         if p.bad_steps >= c.max_bad_steps:
-            self.fail(f"{p.bad_steps} steps in a row were not finite, up to step {p.attempts - 1} (rows "
-                      f"{_few(suspects or rows)})", "Look at those rows, lower lr, or lengthen warmup_steps")
+            self.fail(
+                f"{p.bad_steps} steps in a row were not finite, up to step {p.attempts - 1} (rows "
+                f"{_few(suspects or rows)})",
+                "Look at those rows, lower lr, or lengthen warmup_steps",
+            )
 
     def numbers(self, indices: list[int]) -> list[int]:
         """Return the numbers by which people find these rows in the data."""
@@ -361,25 +405,34 @@ class _Training:
         return loss > middle + max(self.config.spike_sigmas * deviation, self.config.spike_height)
 
     def spike(self, position: int, loss: float) -> None:
-        """The step was dropped before it reached the weights. A second one in a row: the weights are bad already."""
+        """The step was dropped before it reached the weights. A second one in a row: the weights are bad
+        already."""
         p = self.progress
         again = p.last_spike == p.attempts - 2
         p.spikes, p.last_spike = p.spikes + 1, p.attempts - 1
         rows = self.feed.indices(position)
-        self.event("spike", p.attempts - 1, rows=self.numbers(rows), loss_nats=loss,
-                   usual=float(np.median(p.recent_losses)))
+        self.event(
+            "spike",
+            p.attempts - 1,
+            rows=self.numbers(rows),
+            loss_nats=loss,
+            usual=float(np.median(p.recent_losses)),
+        )
         if p.spikes > self.config.max_rewinds:
-            self.fail(f"the loss spiked {p.spikes} times, at last at step {p.attempts - 1} (rows "
-                      f"{_few(self.numbers(rows))})",
-                      "Lower lr, look at those rows, or set spike_height higher")
+            self.fail(
+                f"the loss spiked {p.spikes} times, at last at step {p.attempts - 1} (rows "
+                f"{_few(self.numbers(rows))})",
+                "Lower lr, look at those rows, or set spike_height higher",
+            )
         suspects = [*rows, *(r for batch in p.recent_rows for r in batch)] if again else rows
         p.left_out = sorted({*p.left_out, *suspects})
         if again:
             self.rewind()
-        self.batches = None         # what was prepared ahead may hold rows that are left out now
+        self.batches = None  # what was prepared ahead may hold rows that are left out now
 
     def rewind(self) -> None:
-        """Go back to the newest checkpoint from well before the spike; attempts and what was learned of rows stay."""
+        """Go back to the newest checkpoint from well before the spike; attempts and what was learned of rows
+        stay."""
         now = self.progress
         early = [attempt for attempt in now.scheduled if attempt <= now.attempts - 5] or now.scheduled[:1]
         path = self.checkpoints / f"step-{early[-1]:08d}"
@@ -406,7 +459,8 @@ class _Training:
         return f"the last good checkpoint is {path}" if path else "there is no checkpoint"
 
     def evaluate(self, stop: Stop) -> None:
-        """Score the validation split, keep the best weights; a request to stop ends it, and a resume does it again."""
+        """Score the validation split, keep the best weights; a request to stop ends it, and a resume does it
+        again."""
         p, c = self.progress, self.config
         alone = self.world.size == 1
         self.telemetry.flush()
@@ -418,8 +472,12 @@ class _Training:
             better = p.best_score is None or not found.score <= p.best_score
             weights = self.weights() if better else {}
             if better:
-                self.world.first(lambda: replace_folder(
-                    c.out / "best", lambda folder: self.setup.save_model(bare(self.model), folder, weights)))
+                self.world.first(
+                    lambda: replace_folder(
+                        c.out / "best",
+                        lambda folder: self.setup.save_model(bare(self.model), folder, weights),
+                    )
+                )
         finally:
             if self.average:
                 self.average.swap()
@@ -434,10 +492,14 @@ class _Training:
             p.finished = "no better score"
         if self.log:
             loss = found.scores.get("loss_nats", math.nan)
-            self.log.evaluation(p.attempts - 1, {"validation_loss_nats": loss, "validation_score": found.score})
+            self.log.evaluation(
+                p.attempts - 1, {"validation_loss_nats": loss, "validation_score": found.score}
+            )
             self.log.flush()
         if self.world.leads and c.progress:
-            self.bar.write(f"step {p.updates}: validation score {found.score:.4f}" + (" (best)" if better else ""))
+            self.bar.write(
+                f"step {p.updates}: validation score {found.score:.4f}" + (" (best)" if better else "")
+            )
 
     def weights(self) -> dict[str, Tensor]:
         """Every weight and buffer that is kept, whole and on the CPU; all processes call."""
@@ -447,10 +509,11 @@ class _Training:
         return {name: whole(tensor.detach()).cpu() for name, tensor in tensors.items()}
 
     def save(self, *, due: bool = False) -> None:
-        """Write a checkpoint; all processes call, one writes. One that a stop asks for is no place to rewind to."""
+        """Write a checkpoint; all processes call, one writes. One that a stop asks for is no place to rewind
+        to."""
         p = self.progress
         if due:
-            p.scheduled = [*(a for a in p.scheduled if a != p.attempts), p.attempts][-self.config.keep:]
+            p.scheduled = [*(a for a in p.scheduled if a != p.attempts), p.attempts][-self.config.keep :]
         self.telemetry.flush()
         tensors = {"model": self.weights(), "optimizer": save_moments(self.optimizer)}
         if self.average:
@@ -492,13 +555,20 @@ class _Training:
                 weights = 4 * sum(x.numel() for x in bare(self.model).parameters())
                 trained = 4 * sum(x.tensor.numel() for x in self.parameters)
                 checkpoint = weights + (3 if self.average else 2) * trained
-                check_room(c.out, (c.keep + 1) * checkpoint + 2 * weights)      # and best/, with its successor
-            described = {"config": c.as_dict(), "data_fingerprint": self.setup.fingerprint, "torch": torch.__version__}
+                check_room(c.out, (c.keep + 1) * checkpoint + 2 * weights)  # and best/, with its successor
+            described = {
+                "config": c.as_dict(),
+                "data_fingerprint": self.setup.fingerprint,
+                "torch": torch.__version__,
+            }
             write_atomically(c.out / "config.json", json.dumps(described, indent=2) + "\n")
             settings = {name: value for name, value in c.as_dict().items() if name not in MAY_CHANGE}
             kind = partial(BoardLog, first_step=self.progress.attempts) if c.tensorboard else MetricsLog
-            self.log = kind(c.out / "metrics.jsonl", settings | {"clip_norm": c.clip_norm},
-                            keep_bytes=state["log_bytes"] if state else None)
+            self.log = kind(
+                c.out / "metrics.jsonl",
+                settings | {"clip_norm": c.clip_norm},
+                keep_bytes=state["log_bytes"] if state else None,
+            )
 
         self.world.first(begin)
 
@@ -515,8 +585,14 @@ class _Training:
         if not self.world.leads:
             return
         tokens = int(batch["attention_mask"].shape[0] * batch["attention_mask"].shape[-1])
-        self.timings.append({"step": self.progress.attempts - 1, "ms": 1e3 * (time.perf_counter() - began),
-                             "rows": len(batch["rows"]), "tokens_padded": tokens})
+        self.timings.append(
+            {
+                "step": self.progress.attempts - 1,
+                "ms": 1e3 * (time.perf_counter() - began),
+                "rows": len(batch["rows"]),
+                "tokens_padded": tokens,
+            }
+        )
 
     def _write_timings(self) -> None:
         """Clocks differ from run to run: they stand beside metrics.jsonl, not in it."""
@@ -533,22 +609,36 @@ def _check_same(config: FinetuneConfig, fingerprint: str, force: bool) -> None:
         raise ValueError(f"finetune: {config.out} holds no run to resume: config.json is missing") from None
     now = config.as_dict()
     old = before["config"]
-    changed = [f"{k} was {old.get(k)!r}, is {v!r}" for k, v in now.items() if k not in MAY_CHANGE and old.get(k) != v]
+    changed = [
+        f"{k} was {old.get(k)!r}, is {v!r}" for k, v in now.items() if k not in MAY_CHANGE and old.get(k) != v
+    ]
     if before["data_fingerprint"] != fingerprint:
         changed.append("the data are others")
     if changed and not force:
-        raise ValueError(f"finetune: a resume must have the settings of the run; {'; '.join(changed)}. "
-                         "--force goes on all the same, and is no exact resume any more")
+        raise ValueError(
+            f"finetune: a resume must have the settings of the run; {'; '.join(changed)}. "
+            "--force goes on all the same, and is no exact resume any more"
+        )
 
 
 def _clear(config: FinetuneConfig) -> None:
     """Make the folder of a new run; one that holds a run is only cleared with `overwrite`."""
-    names = ("config.json", "metrics.jsonl", "timings.jsonl", "checkpoints", "best", "scores.json", "report.html",
-             "tensorboard")
+    names = (
+        "config.json",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "checkpoints",
+        "best",
+        "scores.json",
+        "report.html",
+        "tensorboard",
+    )
     there = [config.out / name for name in names if (config.out / name).exists()]
     if there and not config.overwrite:
-        raise ValueError(f"finetune: out must not hold a run already; {config.out} does. Resume it "
-                         f"(python -m stabviz resume {config.out}), choose another folder, or --overwrite")
+        raise ValueError(
+            f"finetune: out must not hold a run already; {config.out} does. Resume it "
+            f"(python -m stabviz resume {config.out}), choose another folder, or --overwrite"
+        )
     for path in there:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     config.out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """What a masked language model is asked: pieces hidden by the 80/10/10 rule, and pairs of passages.
 
-Everything random is keyed to (seed, epoch, row): a row is the same whatever was drawn before it, with any number of
-loader workers, and after a resume.
+Everything random is keyed to (seed, epoch, row): a row is the same whatever was drawn before it, with any
+number of loader workers, and after a resume.
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,26 @@ def row_generator(seed: int, epoch: int, row: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
-def mask_pieces(input_ids_L: Tensor, generator: torch.Generator, *, special_ids: Sequence[int], mask_id: int,
-                vocab_size: int, share: float = 0.15) -> tuple[Tensor, Tensor]:
-    """Choose `share` of the pieces to be predicted; hide 80 % of them, replace 10 % by chance, leave 10 % as they are.
+def mask_pieces(
+    input_ids_L: Tensor,
+    generator: torch.Generator,
+    *,
+    special_ids: Sequence[int],
+    mask_id: int,
+    vocab_size: int,
+    share: float = 0.15,
+) -> tuple[Tensor, Tensor]:
+    """Choose `share` of the pieces to be predicted; hide 80 % of them, replace 10 % by chance, leave 10 % as
+    they are.
 
-    Special tokens are never chosen and never drawn as a replacement. At least one piece is chosen where there is one.
+    Special tokens are never chosen and never drawn as a replacement. At least one piece is chosen where there
+    is one.
 
-    Shapes: input_ids_L (L,) int64 -> masked_L (L,), labels_L (L,): the true piece where chosen, -100 elsewhere
+    Shapes: input_ids_L (L,) int64 -> masked_L (L,), labels_L (L,): the true piece where chosen, -100
+            elsewhere
     Raises: ValueError if share is outside (0, 1]
-    Source: Devlin et al. 2019, arXiv:1810.04805, section 3.1, Task #1; deviation: each piece is chosen on its own,
-            so that the number varies
+    Source: Devlin et al. 2019, arXiv:1810.04805, section 3.1, Task #1; deviation: each piece is chosen on its
+            own, so that the number varies
     Lesson: 09-pretraining
     """
     if not 0 < share <= 1:
@@ -51,8 +61,11 @@ def mask_pieces(input_ids_L: Tensor, generator: torch.Generator, *, special_ids:
     return masked_L, torch.where(chosen_L, input_ids_L, IGNORED)
 
 
-def cut_passages(documents: Sequence[Sequence[Sequence[int]]], *, room: int) -> list[tuple[int, list[list[int]]]]:
-    """Cut documents into passages of whole sentences with at most `room` pieces; a longer sentence loses its end.
+def cut_passages(
+    documents: Sequence[Sequence[Sequence[int]]], *, room: int
+) -> list[tuple[int, list[list[int]]]]:
+    """Cut documents into passages of whole sentences with at most `room` pieces; a longer sentence loses its
+    end.
 
     Shapes: documents[d][s] the pieces of sentence s -> (document, [pieces of each sentence]) for each passage
     """
@@ -72,17 +85,27 @@ def cut_passages(documents: Sequence[Sequence[Sequence[int]]], *, room: int) -> 
 
 
 class PretrainingRows(Dataset):
-    """Rows for the masked language model and next-sentence prediction: item (epoch, index), made anew in each epoch.
+    """Rows for the masked language model and next-sentence prediction: item (epoch, index), made anew in each
+    epoch.
 
-    A row is a passage of a document, cut in two between sentences: [CLS] A [SEP] B [SEP]. In half of the rows B is
-    replaced by sentences of another document, and next_sentence_label is 1 instead of 0 (transformers' convention).
-    A passage of one sentence stays alone, as texts do in fine-tuning; its next_sentence_label is -100.
+    A row is a passage of a document, cut in two between sentences: [CLS] A [SEP] B [SEP]. In half of the rows
+    B is replaced by sentences of another document, and next_sentence_label is 1 instead of 0 (transformers'
+    convention). A passage of one sentence stays alone, as texts do in fine-tuning; its next_sentence_label is
+    -100.
 
     Lesson: 09-pretraining
     """
 
-    def __init__(self, documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, *, max_length: int,
-                 seed: int = 0, share: float = 0.15, random_next: float = 0.5):
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        max_length: int,
+        seed: int = 0,
+        share: float = 0.15,
+        random_next: float = 0.5,
+    ):
         if max_length < 8:
             raise ValueError(f"PretrainingRows: max_length must be at least 8; got {max_length!r}")
         texts = [sentence for document in documents for sentence in document.sentences]
@@ -100,7 +123,8 @@ class PretrainingRows(Dataset):
         return len(self.passages)
 
     def pair(self, epoch: int, index: int) -> tuple[list[int], list[int], int]:
-        """Return the pieces of A, those of B (may be empty), and the label: 0 B follows A, 1 it does not, -100 no B."""
+        """Return the pieces of A, those of B (may be empty), and the label: 0 B follows A, 1 it does not,
+        -100 no B."""
         return self._pair(index, row_generator(self.seed, epoch, index))
 
     def _pair(self, index: int, generator: torch.Generator) -> tuple[list[int], list[int], int]:
@@ -113,7 +137,7 @@ class PretrainingRows(Dataset):
         if torch.rand((), generator=generator) >= self.random_next:
             return first, second, 0
         other = self._another(document, generator)
-        return first, other[:self.max_length - 3 - len(first)], 1
+        return first, other[: self.max_length - 3 - len(first)], 1
 
     def _another(self, document: int, generator: torch.Generator) -> list[int]:
         """Pieces of a passage of another document, from one of its sentences on."""
@@ -130,8 +154,19 @@ class PretrainingRows(Dataset):
         first, second, label = self._pair(index, generator)
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         ids = [cls, *first, sep, *second, *([sep] if second else [])]
-        masked, labels = mask_pieces(torch.tensor(ids), generator, special_ids=self.special_ids, share=self.share,
-                                     mask_id=self.tokenizer.mask_token_id, vocab_size=self.vocab_size)
+        masked, labels = mask_pieces(
+            torch.tensor(ids),
+            generator,
+            special_ids=self.special_ids,
+            share=self.share,
+            mask_id=self.tokenizer.mask_token_id,
+            vocab_size=self.vocab_size,
+        )
         types = [0] * (len(first) + 2) + [1] * (len(ids) - len(first) - 2)
-        return {"input_ids": masked.tolist(), "token_type_ids": types, "labels": labels.tolist(),
-                "next_sentence_label": label, "row": index}
+        return {
+            "input_ids": masked.tolist(),
+            "token_type_ids": types,
+            "labels": labels.tolist(),
+            "next_sentence_label": label,
+            "row": index,
+        }

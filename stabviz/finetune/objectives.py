@@ -1,7 +1,8 @@
-"""What is minimised. An objective is `objective(model, batch) -> loss, measured`; objectives wrap one another.
+"""What is minimised. An objective is `objective(model, batch) -> loss, measured`; objectives wrap one
+another.
 
-The loss is the MEAN over the targets of the (micro-)batch; the loop weights it by their number. `measured` holds
-detached scalars by signal name; a mean over targets likewise.
+The loss is the MEAN over the targets of the (micro-)batch; the loop weights it by their number. `measured`
+holds detached scalars by signal name; a mean over targets likewise.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +30,9 @@ def cross_entropy_objective(label_smoothing: float = 0.0) -> Objective:
     Lesson: 11-classification, 12-entities
     """
     if not 0 <= label_smoothing < 1:
-        raise ValueError(f"cross_entropy_objective: label_smoothing must be in [0, 1); got {label_smoothing!r}")
+        raise ValueError(
+            f"cross_entropy_objective: label_smoothing must be in [0, 1); got {label_smoothing!r}"
+        )
 
     def objective(model, batch):
         output = model(**model_inputs(batch))

@@ -1,4 +1,5 @@
-"""`PretrainConfig`: the one definition of a pretraining run. The flags of `stabviz pretrain` are made from it."""
+"""`PretrainConfig`: the one definition of a pretraining run. The flags of `stabviz pretrain` are made from
+it."""
 
 import dataclasses
 import json
@@ -12,7 +13,8 @@ from stabviz.finetune.config import DATA, FinetuneConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
-    """One pretraining run: a tokenizer and a small BERT, from text alone. The defaults made data/stabviz-mini."""
+    """One pretraining run: a tokenizer and a small BERT, from text alone. The defaults made
+    data/stabviz-mini."""
 
     messages: Path | None = DATA / "support-desk" / "train.jsonl"
     """JSON lines with a "text" column, added to the standard library's prose; None: that prose alone."""
@@ -90,7 +92,11 @@ class PretrainConfig:
             ("max_length", self.max_length >= 8, "at least 8"),
             ("layers", self.layers >= 1, "at least 1"),
             ("heads", self.heads >= 1, "at least 1"),
-            ("width", self.width >= 1 and self.width % max(self.heads, 1) == 0, f"a multiple of heads = {self.heads}"),
+            (
+                "width",
+                self.width >= 1 and self.width % max(self.heads, 1) == 0,
+                f"a multiple of heads = {self.heads}",
+            ),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
             ("checkpoint_dropout", 0 <= self.checkpoint_dropout < 1, "in [0, 1)"),
             ("mask_share", 0 < self.mask_share < 1, "in (0, 1)"),
@@ -99,15 +105,41 @@ class PretrainConfig:
         ):
             if not holds:
                 raise ValueError(f"PretrainConfig: {name} must be {constraint}; got {getattr(self, name)!r}")
-        self.loop()         # the loop's own checks
+        self.loop()  # the loop's own checks
 
     def loop(self) -> FinetuneConfig:
-        """Return the settings of the loop that trains: the same loop, with the masked language model to minimise."""
-        shared = ("max_length", "steps", "batch", "lr", "warmup_steps", "beta2", "eps", "weight_decay", "clip_norm",
-                  "device", "precision", "deterministic", "evaluate_every", "save_every", "signals_every", "progress",
-                  "overwrite", "seed", "stop_after", "out")
-        return FinetuneConfig(data="pretraining", model="from scratch", from_scratch=True,
-                              dropout=self.dropout, schedule="linear", **{name: getattr(self, name) for name in shared})
+        """Return the settings of the loop that trains: the same loop, with the masked language model to
+        minimise."""
+        shared = (
+            "max_length",
+            "steps",
+            "batch",
+            "lr",
+            "warmup_steps",
+            "beta2",
+            "eps",
+            "weight_decay",
+            "clip_norm",
+            "device",
+            "precision",
+            "deterministic",
+            "evaluate_every",
+            "save_every",
+            "signals_every",
+            "progress",
+            "overwrite",
+            "seed",
+            "stop_after",
+            "out",
+        )
+        return FinetuneConfig(
+            data="pretraining",
+            model="from scratch",
+            from_scratch=True,
+            dropout=self.dropout,
+            schedule="linear",
+            **{name: getattr(self, name) for name in shared},
+        )
 
     def replace(self, **changes) -> "PretrainConfig":
         """Return a copy with these fields set anew, checked again."""
@@ -127,7 +159,12 @@ class PretrainConfig:
         """
         path = Path(folder) / "pretrain.json"
         if not path.exists():
-            raise ValueError(f"PretrainConfig.load: {folder} must be the folder of a pretraining run; "
-                             f"it holds no {path.name}")
+            raise ValueError(
+                f"PretrainConfig.load: {folder} must be the folder of a pretraining run; "
+                f"it holds no {path.name}"
+            )
         plain = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{k: math.inf if v == "inf" else v for k, v in plain.items()} | {"out": folder, "overwrite": False})
+        return cls(
+            **{k: math.inf if v == "inf" else v for k, v in plain.items()}
+            | {"out": folder, "overwrite": False}
+        )

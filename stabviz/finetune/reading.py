@@ -14,7 +14,15 @@ import numpy as np
 
 from stabviz.finetune.config import DATA, FinetuneConfig
 from stabviz.finetune.docstrings import docstring_modules, split_docstrings
-from stabviz.finetune.raw_rows import SUFFIXES, Complaints, DataError, Source, read_folder, read_hub, read_source
+from stabviz.finetune.raw_rows import (
+    SUFFIXES,
+    Complaints,
+    DataError,
+    Source,
+    read_folder,
+    read_hub,
+    read_source,
+)
 
 __all__ = ["DataError", "Splits", "read_splits"]
 SPLITS = ("train", "validation", "test")
@@ -30,7 +38,8 @@ class Splits:
     kind: Literal["classes", "tags"]
     """classes: columns row, text and label. tags: columns row, words and tags."""
     labels: tuple[str, ...]
-    """Class names or BIO tags; id = position. Sorted, "O" first; class names that the data brings keep its order."""
+    """Class names or BIO tags; id = position. Sorted, "O" first; class names that the data brings keep its
+    order."""
     train: Any
     """A `datasets.Dataset`; `row` is the position in the split as it was read, bad rows counted."""
     validation: Any
@@ -63,12 +72,16 @@ def read_splits(config: FinetuneConfig) -> Splits:
     labels = _labels(checked["train"], sources["train"], columns, config)
     for split in SPLITS[1:]:
         if split in checked:
-            checked[split] = _known_rows(checked[split], sources[split], labels, columns[1], config, complaints)
+            checked[split] = _known_rows(
+                checked[split], sources[split], labels, columns[1], config, complaints
+            )
     checked = _with_made_splits(checked, sources["train"].file, config)
     train = _chosen(checked["train"], config)
     checked["train"] = _with_noise(train, labels, config) if config.label_noise else train
     if complaints.skipped:
-        log.warning("read_splits: %d bad rows left out, the first: %s", len(complaints.skipped), complaints.skipped[0])
+        log.warning(
+            "read_splits: %d bad rows left out, the first: %s", len(complaints.skipped), complaints.skipped[0]
+        )
     return _as_splits(checked, labels, config, complaints.skipped)
 
 
@@ -79,16 +92,25 @@ def _open(config: FinetuneConfig, complaints: Complaints) -> tuple[dict[str, Sou
         return _docstrings(config), columns
     if config.data == "support-desk":
         path = DATA / "support-desk"
-        columns = ("words" if config.tags and config.text == "text" else config.text,
-                   config.tags or config.label or "intent")
+        columns = (
+            "words" if config.tags and config.text == "text" else config.text,
+            config.tags or config.label or "intent",
+        )
         if not path.is_dir():
-            raise DataError(str(path), None, None, "the corpus is in the repository, not in the installed package; "
-                                                   "run from a clone, or give data of your own")
+            raise DataError(
+                str(path),
+                None,
+                None,
+                "the corpus is in the repository, not in the installed package; "
+                "run from a clone, or give data of your own",
+            )
     if path.suffix in SUFFIXES and not path.exists():
         raise DataError(config.data, None, None, "no such file")
     if path.is_file():
         return {"train": read_source(path, columns, complaints)}, columns
-    if path.is_dir() and not any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+    if path.is_dir() and not any(
+        (path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")
+    ):
         return read_folder(path, columns, complaints), columns
     return read_hub(config.data, config.data_config, columns), columns
 
@@ -98,21 +120,32 @@ def _docstrings(config: FinetuneConfig) -> dict[str, Source]:
         raise DataError("docstrings", None, config.tags, "docstrings have classes, no tags")
     packages = docstring_modules()
     if len(packages) < 2:
-        raise DataError("docstrings", None, None, "this Python has no standard library in source form to read")
-    rows = split_docstrings(packages, validation_share=config.validation_share, test_share=config.test_share,
-                            seed=config.seed)
-    return {split: Source(f"docstrings[{split}]", ("text", "label", "file"), found, [row["file"] for row in found])
-            for split, found in rows.items() if found}
+        raise DataError(
+            "docstrings", None, None, "this Python has no standard library in source form to read"
+        )
+    rows = split_docstrings(
+        packages, validation_share=config.validation_share, test_share=config.test_share, seed=config.seed
+    )
+    return {
+        split: Source(
+            f"docstrings[{split}]", ("text", "label", "file"), found, [row["file"] for row in found]
+        )
+        for split, found in rows.items()
+        if found
+    }
 
 
-def _checked_rows(source: Source, columns: tuple[str, str], config: FinetuneConfig,
-                  complaints: Complaints) -> list[Row]:
+def _checked_rows(
+    source: Source, columns: tuple[str, str], config: FinetuneConfig, complaints: Complaints
+) -> list[Row]:
     """Check each row by itself: present, of the right type, not empty, tags that fit."""
     for name in columns:
         if name not in source.columns:
             near = difflib.get_close_matches(name, source.columns, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise DataError(source.file, None, name, f"is missing; {hint}There are {', '.join(source.columns)}")
+            raise DataError(
+                source.file, None, name, f"is missing; {hint}There are {', '.join(source.columns)}"
+            )
     names = _class_names(source, columns[1])
     rows = []
     for i, raw in enumerate(source.rows):
@@ -120,7 +153,9 @@ def _checked_rows(source: Source, columns: tuple[str, str], config: FinetuneConf
         column = columns[0]
         if wrong is None:
             column = columns[1]
-            label, wrong = _tags(raw.get(column), names, content) if config.tags else _label(raw.get(column), names)
+            label, wrong = (
+                _tags(raw.get(column), names, content) if config.tags else _label(raw.get(column), names)
+            )
         if wrong:
             complaints.add(source.file, source.places[i], column, wrong)
         else:
@@ -190,7 +225,9 @@ def _tags(value, names: list[str] | None, words: list[str]) -> tuple[list[str], 
     return tags, None
 
 
-def _labels(rows: list[Row], source: Source, columns: tuple[str, str], config: FinetuneConfig) -> tuple[str, ...]:
+def _labels(
+    rows: list[Row], source: Source, columns: tuple[str, str], config: FinetuneConfig
+) -> tuple[str, ...]:
     """Return the labels that training knows: B- and I- of every type, or at least two classes."""
     if config.tags:
         types = sorted({tag[2:] for row in rows for tag in row.label if tag != "O"})
@@ -207,12 +244,20 @@ def _labels(rows: list[Row], source: Source, columns: tuple[str, str], config: F
     return tuple(sorted(found, key=int) if numeric else sorted(found))
 
 
-def _known_rows(rows: list[Row], source: Source, labels: tuple[str, ...], column: str, config: FinetuneConfig,
-                complaints: Complaints) -> list[Row]:
+def _known_rows(
+    rows: list[Row],
+    source: Source,
+    labels: tuple[str, ...],
+    column: str,
+    config: FinetuneConfig,
+    complaints: Complaints,
+) -> list[Row]:
     """Keep the rows of validation or test whose labels occur in training."""
     kept = []
     for row in rows:
-        unknown = next((name for name in (row.label if config.tags else [row.label]) if name not in labels), None)
+        unknown = next(
+            (name for name in (row.label if config.tags else [row.label]) if name not in labels), None
+        )
         if unknown is None:
             kept.append(row)
             continue
@@ -223,15 +268,21 @@ def _known_rows(rows: list[Row], source: Source, labels: tuple[str, ...], column
 
 
 def _with_made_splits(rows: dict[str, list[Row]], file: str, config: FinetuneConfig) -> dict[str, list[Row]]:
-    """Set rows of training aside for each split that is missing: shares of the training rows as they were read."""
+    """Set rows of training aside for each split that is missing: shares of the training rows as they were
+    read."""
     rest, total, made = rows["train"], len(rows["train"]), dict(rows)
     for split, share in (("test", config.test_share), ("validation", config.validation_share)):
         if rows.get(split):
             continue
         wanted = round(share * total)
         if wanted < 1:
-            raise DataError(file, None, None, f"there is no {split} split and {split}_share = {share} of {total} rows "
-                                              "makes none; raise it or add a file")
+            raise DataError(
+                file,
+                None,
+                None,
+                f"there is no {split} split and {split}_share = {share} of {total} rows "
+                "makes none; raise it or add a file",
+            )
         order = np.random.default_rng([config.seed, MADE, SPLITS.index(split)]).permutation(len(rest))
         chosen = _stratified([_stratum(row) for row in rest], order, wanted)
         made[split] = [row for i, row in enumerate(rest) if i in chosen]
@@ -241,11 +292,16 @@ def _with_made_splits(rows: dict[str, list[Row]], file: str, config: FinetuneCon
 
 
 def _stratum(row: Row) -> str:
-    return row.label if isinstance(row.label, str) else " ".join(sorted({tag[2:] for tag in row.label if tag != "O"}))
+    return (
+        row.label
+        if isinstance(row.label, str)
+        else " ".join(sorted({tag[2:] for tag in row.label if tag != "O"}))
+    )
 
 
 def _stratified(strata: list[str], order: np.ndarray, wanted: int) -> set[int]:
-    """Choose `wanted` rows, every class in proportion; the first row of each class in `order` always stays."""
+    """Choose `wanted` rows, every class in proportion; the first row of each class in `order` always
+    stays."""
     seen: set[str] = set()
     candidates = []
     for i in order:
@@ -260,25 +316,29 @@ def _stratified(strata: list[str], order: np.ndarray, wanted: int) -> set[int]:
 
 
 def _chosen(rows: list[Row], config: FinetuneConfig) -> list[Row]:
-    """Keep max_train_rows of the rows in their order; a smaller number keeps a part of what a larger one keeps."""
+    """Keep max_train_rows of the rows in their order; a smaller number keeps a part of what a larger one
+    keeps."""
     if config.max_train_rows is None or config.max_train_rows >= len(rows):
         return rows
     order = np.random.default_rng([config.seed, CHOSEN]).permutation(len(rows))
-    return [rows[i] for i in sorted(order[:config.max_train_rows])]
+    return [rows[i] for i in sorted(order[: config.max_train_rows])]
 
 
 def _with_noise(rows: list[Row], labels: tuple[str, ...], config: FinetuneConfig) -> list[Row]:
-    """Give round(label_noise * n) of the n labels, or of the n entities, another class or type, drawn evenly."""
+    """Give round(label_noise * n) of the n labels, or of the n entities, another class or type, drawn
+    evenly."""
     rng = np.random.default_rng([config.seed, NOISE])
     rows = [dataclasses.replace(row, label=list(row.label) if config.tags else row.label) for row in rows]
     names = sorted({label[2:] for label in labels if label != "O"}) if config.tags else list(labels)
     if len(names) < 2:
         raise DataError(config.data, None, config.tags, "label_noise needs at least 2 entity types")
     if config.tags:
-        units = [(i, j) for i, row in enumerate(rows) for j, tag in enumerate(row.label) if tag.startswith("B-")]
+        units = [
+            (i, j) for i, row in enumerate(rows) for j, tag in enumerate(row.label) if tag.startswith("B-")
+        ]
     else:
         units = [(i, 0) for i in range(len(rows))]
-    for unit in sorted(rng.permutation(len(units))[:round(config.label_noise * len(units))]):
+    for unit in sorted(rng.permutation(len(units))[: round(config.label_noise * len(units))]):
         i, j = units[unit]
         label = rows[i].label
         old = label[j][2:] if config.tags else label
@@ -293,24 +353,42 @@ def _with_noise(rows: list[Row], labels: tuple[str, ...], config: FinetuneConfig
     return rows
 
 
-def _as_splits(rows: dict[str, list[Row]], labels: tuple[str, ...], config: FinetuneConfig, skipped: list) -> Splits:
+def _as_splits(
+    rows: dict[str, list[Row]], labels: tuple[str, ...], config: FinetuneConfig, skipped: list
+) -> Splits:
     import datasets
 
     ids = {name: i for i, name in enumerate(labels)}
     content, target = ("words", "tags") if config.tags else ("text", "label")
     features = datasets.Features(
-        {"row": datasets.Value("int64"), "words": datasets.List(datasets.Value("string")),
-         "tags": datasets.List(datasets.Value("int64"))} if config.tags else
-        {"row": datasets.Value("int64"), "text": datasets.Value("string"), "label": datasets.Value("int64")})
+        {
+            "row": datasets.Value("int64"),
+            "words": datasets.List(datasets.Value("string")),
+            "tags": datasets.List(datasets.Value("int64")),
+        }
+        if config.tags
+        else {
+            "row": datasets.Value("int64"),
+            "text": datasets.Value("string"),
+            "label": datasets.Value("int64"),
+        }
+    )
     digest = hashlib.sha256(json.dumps(labels).encode())
     made = {}
     for split in SPLITS:
         columns = {
             "row": [row.row for row in rows[split]],
             content: [row.content for row in rows[split]],
-            target: [[ids[tag] for tag in row.label] if config.tags else ids[row.label] for row in rows[split]],
+            target: [
+                [ids[tag] for tag in row.label] if config.tags else ids[row.label] for row in rows[split]
+            ],
         }
         digest.update(json.dumps([split, columns]).encode())
         made[split] = datasets.Dataset.from_dict(columns, features=features)
-    return Splits(kind="tags" if config.tags else "classes", labels=labels, skipped=skipped,
-                  fingerprint=digest.hexdigest(), **made)
+    return Splits(
+        kind="tags" if config.tags else "classes",
+        labels=labels,
+        skipped=skipped,
+        fingerprint=digest.hexdigest(),
+        **made,
+    )

@@ -1,4 +1,5 @@
-"""A whole run from its config: data, model, training, best weights, test scores; and the same for several seeds."""
+"""A whole run from its config: data, model, training, best weights, test scores; and the same for several
+seeds."""
 
 import json
 from dataclasses import dataclass
@@ -40,13 +41,16 @@ class Outcome:
         return bool(self.progress.finished)
 
 
-def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = False, stop: Stop | None = None) -> Outcome:
+def finetune(
+    config: FinetuneConfig, *, resume: bool = False, force: bool = False, stop: Stop | None = None
+) -> Outcome:
     """Train one model on one seed, keep its best weights, and score them on the test split.
 
-    The folder config.out then holds config.json, metrics.jsonl, timings.jsonl, checkpoints/, best/ and scores.json.
+    The folder config.out then holds config.json, metrics.jsonl, timings.jsonl, checkpoints/, best/ and
+    scores.json.
 
-    Raises: ValueError (DataError for bad rows) for what is wrong before training; TrainingFailed when training
-            cannot go on; OSError for a folder that cannot be written
+    Raises: ValueError (DataError for bad rows) for what is wrong before training; TrainingFailed when
+            training cannot go on; OSError for a folder that cannot be written
     Lesson: 11-classification
     """
     world = World.join(config.device)
@@ -57,7 +61,9 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, force: bool = Fals
         scores = None
         if progress.finished:
             scores = score_best(config, splits, tokenizer, world)
-            world.first(lambda: write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n"))
+            world.first(
+                lambda: write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
+            )
         world.wait()
         trace = read_metrics(config.out / "metrics.jsonl")
         return Outcome(config=config, progress=progress, trace=trace, scores=scores)
@@ -69,14 +75,23 @@ def prepare(config: FinetuneConfig, splits: Splits, world: World) -> tuple[Setup
     """Load tokenizer and model and encode the rows; return what the loop needs, and the tokenizer."""
     tokenizer = load_tokenizer(config.model, splits.kind)
     model = load_model(config, splits.kind, splits.labels, tokenizer)
-    encode = partial(TokenRows, tokenizer=tokenizer, kind=splits.kind, max_length=config.max_length, seed=config.seed)
+    encode = partial(
+        TokenRows, tokenizer=tokenizer, kind=splits.kind, max_length=config.max_length, seed=config.seed
+    )
     rows = encode(splits.train, word_dropout=config.word_dropout)
     validation = encode(splits.validation)
     pad_id = tokenizer.pad_token_id
 
     def score(model, check):
-        return evaluate(model, validation, splits.labels, pad_id=pad_id, world=world,
-                        autocast=partial(autocast, config, world.device), check=check)
+        return evaluate(
+            model,
+            validation,
+            splits.labels,
+            pad_id=pad_id,
+            world=world,
+            autocast=partial(autocast, config, world.device),
+            check=check,
+        )
 
     def save_model(model, folder, weights):
         if isinstance(model, Bert):
@@ -88,14 +103,24 @@ def prepare(config: FinetuneConfig, splits: Splits, world: World) -> tuple[Setup
         (folder / "stabviz.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
     if config.packing and splits.kind != "tags":
-        raise ValueError("finetune: packing must be off for classes: their label stands on a whole text; "
-                         "got packing=True")
+        raise ValueError(
+            "finetune: packing must be off for classes: their label stands on a whole text; got packing=True"
+        )
     fixed = config.max_length if config.fixed_length else None
     packed = partial(pack, max_length=config.max_length, pad_id=pad_id)
     merge = packed if config.packing else partial(collate, pad_id=pad_id, fixed_length=fixed)
-    setup = Setup(config=config, world=world, model=model, rows=rows, evaluate=score, save_model=save_model,
-                  objective=cross_entropy_objective(config.label_smoothing),
-                  collate=merge, fingerprint=splits.fingerprint, row_numbers=splits.train["row"][:])
+    setup = Setup(
+        config=config,
+        world=world,
+        model=model,
+        rows=rows,
+        evaluate=score,
+        save_model=save_model,
+        objective=cross_entropy_objective(config.label_smoothing),
+        collate=merge,
+        fingerprint=splits.fingerprint,
+        row_numbers=splits.train["row"][:],
+    )
     return setup, tokenizer
 
 
@@ -105,21 +130,38 @@ def score_best(config: FinetuneConfig, splits: Splits, tokenizer, world: World) 
     found = evaluate_model(best, splits, tokenizer, world)
     labels = splits.test["label"][:] if splits.kind == "classes" else []
     majority = majority_share(labels) if splits.kind == "classes" else 0.0
-    return {**found.scores, "score": found.score, "score_name": headline(found.scores)[0], "majority_share": majority,
-            "failed": failed(found.scores, majority), "seed": config.seed, "predictions": found.predictions,
-            "labels": list(splits.labels), "skipped_rows": splits.skipped}
+    return {
+        **found.scores,
+        "score": found.score,
+        "score_name": headline(found.scores)[0],
+        "majority_share": majority,
+        "failed": failed(found.scores, majority),
+        "seed": config.seed,
+        "predictions": found.predictions,
+        "labels": list(splits.labels),
+        "skipped_rows": splits.skipped,
+    }
 
 
-def evaluate_model(config: FinetuneConfig, splits: Splits, tokenizer, world: World, split: str = "test") -> Evaluation:
+def evaluate_model(
+    config: FinetuneConfig, splits: Splits, tokenizer, world: World, split: str = "test"
+) -> Evaluation:
     """Score the model that the config names on a split of the data."""
     model = load_model(config, splits.kind, splits.labels, tokenizer).to(world.device)
     rows = TokenRows(getattr(splits, split), tokenizer, kind=splits.kind, max_length=config.max_length)
-    return evaluate(model, rows, splits.labels, pad_id=tokenizer.pad_token_id, world=world,
-                    autocast=partial(autocast, config, world.device))
+    return evaluate(
+        model,
+        rows,
+        splits.labels,
+        pad_id=tokenizer.pad_token_id,
+        world=world,
+        autocast=partial(autocast, config, world.device),
+    )
 
 
-def finetune_seeds(config: FinetuneConfig, *, resume: bool = False, force: bool = False,
-                   stop: Stop | None = None) -> tuple[list[Outcome], dict | None]:
+def finetune_seeds(
+    config: FinetuneConfig, *, resume: bool = False, force: bool = False, stop: Stop | None = None
+) -> tuple[list[Outcome], dict | None]:
     """Run config.seeds runs into OUT/seed-N, and summarise: mean, spread, failed runs, churn between seeds.
 
     A run that was stopped ends the series; with `resume` the finished runs are taken from their folders.
@@ -129,7 +171,7 @@ def finetune_seeds(config: FinetuneConfig, *, resume: bool = False, force: bool 
     if config.seeds == 1:
         outcome = finetune(config, resume=resume, force=force, stop=stop)
         return [outcome], summary([outcome]) if outcome.finished else None
-    world = World.join(config.device)       # one group of processes for the whole series
+    world = World.join(config.device)  # one group of processes for the whole series
     try:
         if not resume:
             world.first(lambda: start_series(config))
@@ -139,7 +181,10 @@ def finetune_seeds(config: FinetuneConfig, *, resume: bool = False, force: bool 
 
 
 def _series(config: FinetuneConfig, world: World, *, resume: bool, force: bool, stop: Stop | None):
-    outcomes, stop = [], stop or Stop()     # one for all: a request in the last save of a run ends the series too
+    outcomes, stop = (
+        [],
+        stop or Stop(),
+    )  # one for all: a request in the last save of a run ends the series too
     for seed in range(config.seed, config.seed + config.seeds):
         if stop.requested:
             return outcomes, None
@@ -161,8 +206,10 @@ def start_series(config: FinetuneConfig) -> None:
     """Make the folder of several runs, and note in series.json what they are, for a resume."""
     path = config.out / "series.json"
     if path.exists() and not config.overwrite:
-        raise ValueError(f"finetune: out must not hold runs already; {config.out} does. Resume them "
-                         f"(python -m stabviz resume {config.out}), choose another folder, or --overwrite")
+        raise ValueError(
+            f"finetune: out must not hold runs already; {config.out} does. Resume them "
+            f"(python -m stabviz resume {config.out}), choose another folder, or --overwrite"
+        )
     config.out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps({"config": config.as_dict()}, indent=2) + "\n")
 
@@ -171,8 +218,12 @@ def summary(outcomes: list[Outcome]) -> dict:
     """Mean, spread and failed runs of the test score, and the churn between seeds."""
     scores = [outcome.scores for outcome in outcomes]
     name = scores[0]["score_name"]
-    found = {"score_name": name, **spread(scores, name), "failed": sum(s["failed"] for s in scores),
-             "seeds": [s["seed"] for s in scores]}
+    found = {
+        "score_name": name,
+        **spread(scores, name),
+        "failed": sum(s["failed"] for s in scores),
+        "seeds": [s["seed"] for s in scores],
+    }
     if len(scores) > 1:
         found["churn"] = churn([s["predictions"] for s in scores])
     return {k: None if isinstance(v, float) and v != v else v for k, v in found.items()}
@@ -198,8 +249,10 @@ def load_outcome(folder: str | Path) -> Outcome:
     scores = folder / "scores.json"
     trace = read_metrics(folder / "metrics.jsonl")
     found = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else None
-    progress = Progress(updates=int(trace["updates"][0, -1]) + 1 if "updates" in trace else 0,
-                        finished="all steps" if found else "")
+    progress = Progress(
+        updates=int(trace["updates"][0, -1]) + 1 if "updates" in trace else 0,
+        finished="all steps" if found else "",
+    )
     return Outcome(config=config, progress=progress, trace=trace, scores=found)
 
 
@@ -216,7 +269,9 @@ def predict(folder: str | Path, texts: list[str], *, device: str = "auto") -> li
     folder = Path(folder)
     folder = folder / "best" if (folder / "best").is_dir() else folder
     if not (folder / "stabviz.json").exists():
-        raise ValueError(f"predict: {folder} must hold a model that `stabviz finetune` saved; stabviz.json is missing")
+        raise ValueError(
+            f"predict: {folder} must hold a model that `stabviz finetune` saved; stabviz.json is missing"
+        )
     for i, text in enumerate(texts):
         if not text.strip():
             raise ValueError(f"predict: texts must not be empty; got text {i + 1} = {text!r}")
@@ -232,18 +287,28 @@ def predict(folder: str | Path, texts: list[str], *, device: str = "auto") -> li
         words = [text.split() for text in texts]
         table = {"row": range(len(texts)), "words": words, "tags": [[0] * len(w) for w in words]}
     rows = TokenRows(Dataset.from_dict(table), tokenizer, kind=kind, max_length=known["max_length"])
-    found = predict_logits(model, rows, pad_id=tokenizer.pad_token_id, world=world,
-                           autocast=partial(autocast, config, world.device))
+    found = predict_logits(
+        model,
+        rows,
+        pad_id=tokenizer.pad_token_id,
+        world=world,
+        autocast=partial(autocast, config, world.device),
+    )
     logits = [torch.from_numpy(row) for row, _ in found]
     if kind == "classes":
         return [_class(row[0].softmax(dim=-1).tolist(), labels) for row in logits]
-    return [_entities(words[i], [labels[j] for j in row.argmax(dim=-1).tolist()]) for i, row in enumerate(logits)]
+    return [
+        _entities(words[i], [labels[j] for j in row.argmax(dim=-1).tolist()]) for i, row in enumerate(logits)
+    ]
 
 
 def _class(probabilities: list[float], labels: tuple[str, ...]) -> dict:
     best = max(range(len(labels)), key=probabilities.__getitem__)
-    return {"label": labels[best], "probability": probabilities[best],
-            "probabilities": dict(zip(labels, probabilities, strict=True))}
+    return {
+        "label": labels[best],
+        "probability": probabilities[best],
+        "probabilities": dict(zip(labels, probabilities, strict=True)),
+    }
 
 
 def _entities(words: list[str], tags: list[str]) -> dict:
@@ -258,4 +323,8 @@ def _entities(words: list[str], tags: list[str]) -> dict:
             entities[-1]["open"] = False
         if tag != "O":
             entities.append({"type": kind, "text": word, "open": True})
-    return {"words": words, "tags": tags, "entities": [{"type": e["type"], "text": e["text"]} for e in entities]}
+    return {
+        "words": words,
+        "tags": tags,
+        "entities": [{"type": e["type"], "text": e["text"]} for e in entities],
+    }

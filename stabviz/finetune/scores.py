@@ -21,15 +21,17 @@ def classification_scores(logits_NC, labels_N, names: Sequence[str]) -> dict:
     """Score predictions of one class an input; a row with a non-finite logit predicts nothing and is wrong.
 
     Macro F1 averages over the classes that occur among labels or predictions, as scikit-learn's does. Rows of
-    "confusion" are the true classes, columns the predicted ones; rows without a prediction are not in it. "failed"
-    is what `failed` says against the majority of these labels.
+    "confusion" are the true classes, columns the predicted ones; rows without a prediction are not in it.
+    "failed" is what `failed` says against the majority of these labels.
 
     Shapes: logits_NC (N, C) array or tensor, labels_N (N,) int in 0..C-1
     Units:  loss_nats in nats a row, NaN if a logit is not finite; the rest are shares in [0, 1]
-    Raises: ValueError for no rows, a wrong shape, a label outside 0..C-1, or names that are not C distinct texts
+    Raises: ValueError for no rows, a wrong shape, a label outside 0..C-1, or names that are not C distinct
+            texts
     Lesson: 11-classification
 
-    >>> scores = classification_scores([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0], [0.5, 0.0]], [0, 0, 1, 1], ["no", "yes"])
+    >>> logits = [[2.0, 0.0], [1.0, 0.0], [0.0, 3.0], [0.5, 0.0]]
+    >>> scores = classification_scores(logits, [0, 0, 1, 1], ["no", "yes"])
     >>> scores["accuracy"], round(scores["macro_f1"], 4), scores["confusion"]
     (0.75, 0.7333, [[2, 0], [1, 1]])
     """
@@ -41,8 +43,10 @@ def classification_scores(logits_NC, labels_N, names: Sequence[str]) -> dict:
     confusion_CC = np.zeros((len(names), len(names)), dtype=np.int64)
     np.add.at(confusion_CC, (labels_N[finite_N], predicted_N[finite_N]), 1)
     support_C = np.bincount(labels_N, minlength=len(names))
-    by_class = {name: _ratios(int(confusion_CC[c, c]), int(confusion_CC[:, c].sum()), int(support_C[c]))
-                for c, name in enumerate(names)}
+    by_class = {
+        name: _ratios(int(confusion_CC[c, c]), int(confusion_CC[:, c].sum()), int(support_C[c]))
+        for c, name in enumerate(names)
+    }
     present = [row["f1"] for row in by_class.values() if row["support"] or row["predicted"]]
     log_p_NC = _log_softmax(logits_NC)
     scores = {
@@ -63,8 +67,8 @@ def classification_scores(logits_NC, labels_N, names: Sequence[str]) -> dict:
 def expected_calibration_error(probabilities_NC, labels_N, bins: int = ECE_BINS) -> float:
     """Average the gap between confidence and accuracy over bins of confidence, each weighted by its rows.
 
-    A row goes into the bin ((m - 1) / bins, m / bins] that holds its largest probability. NaN if a probability is
-    not finite.
+    A row goes into the bin ((m - 1) / bins, m / bins] that holds its largest probability. NaN if a
+    probability is not finite.
 
     Shapes: probabilities_NC (N, C), labels_N (N,)
     Raises: ValueError if bins < 1 or there are no rows
@@ -78,8 +82,10 @@ def expected_calibration_error(probabilities_NC, labels_N, bins: int = ECE_BINS)
         raise ValueError(f"expected_calibration_error: bins must be at least 1; got {bins!r}")
     probabilities_NC, labels_N = _numbers(probabilities_NC), np.asarray(labels_N)
     if probabilities_NC.ndim != 2 or labels_N.shape != probabilities_NC.shape[:1] or not labels_N.size:
-        raise ValueError("expected_calibration_error: probabilities_NC must be (N, C) with N >= 1 labels; "
-                         f"got {probabilities_NC.shape} and {labels_N.shape}")
+        raise ValueError(
+            "expected_calibration_error: probabilities_NC must be (N, C) with N >= 1 labels; "
+            f"got {probabilities_NC.shape} and {labels_N.shape}"
+        )
     if not np.isfinite(probabilities_NC).all():
         return math.nan
     confidence_N = probabilities_NC.max(axis=1)
@@ -91,10 +97,11 @@ def expected_calibration_error(probabilities_NC, labels_N, bins: int = ECE_BINS)
 
 
 def entity_scores(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict:
-    """Score predicted BIO tags by whole entities: only the same words with the same type count (strict spans).
+    """Score predicted BIO tags by whole entities: only the same words with the same type count (strict
+    spans).
 
-    An I- tag without an entity of its type before it begins one, in labels and predictions alike. "tag_accuracy"
-    is what one reads when tags are flattened and compared word by word: mostly a count of O.
+    An I- tag without an entity of its type before it begins one, in labels and predictions alike.
+    "tag_accuracy" is what one reads when tags are flattened and compared word by word: mostly a count of O.
 
     Units:  shares in [0, 1]; no entity on one side gives 0.0, see the module
     Raises: ValueError for no sentences, sentences of unequal length, or a tag that is not O, B-TYPE or I-TYPE
@@ -111,7 +118,9 @@ def entity_scores(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     found = Evaluator(true, predicted, tags=types, loader="list").evaluate()
     every = found["overall"]["strict"]
     words = sum(map(len, true))
-    same = sum(a == b for tags, said in zip(true, predicted, strict=True) for a, b in zip(tags, said, strict=True))
+    same = sum(
+        a == b for tags, said in zip(true, predicted, strict=True) for a, b in zip(tags, said, strict=True)
+    )
     by_type = {name: found["entities"][name]["strict"] for name in types}
     scores = {
         **_ratios(every.correct, every.actual, every.possible),
@@ -156,8 +165,9 @@ def failed(scores: dict, majority_share: float) -> bool:
     `majority_share` is.
 
     Raises: ValueError unless majority_share is in [0, 1]
-    Source: Mosbach et al. 2021, arXiv:2006.04884, section 3: accuracy at the end of training less than or equal
-            to that of a majority classifier; deviation: a score or loss that is not finite fails as well
+    Source: Mosbach et al. 2021, arXiv:2006.04884, section 3: accuracy at the end of training less than or
+            equal to that of a majority classifier; deviation: a score or loss that is not finite fails as
+            well
     Lesson: 11-classification
 
     >>> failed({"accuracy": 0.5}, majority_share=0.5), failed({"accuracy": 0.51}, majority_share=0.5)
@@ -172,10 +182,11 @@ def failed(scores: dict, majority_share: float) -> bool:
 
 
 def spread(scores_by_seed: Sequence[dict], key: str, *, majority_share: float | None = None) -> dict:
-    """Summarise one score over seeds: runs, mean, sample standard deviation, min and max; failed runs if asked.
+    """Summarise one score over seeds: runs, mean, sample standard deviation, min and max; failed runs if
+    asked.
 
-    The standard deviation divides by runs - 1, and is NaN for one run: one seed says nothing about spread. One
-    NaN makes every figure NaN; failed runs are counted, never left out.
+    The standard deviation divides by runs - 1, and is NaN for one run: one seed says nothing about spread.
+    One NaN makes every figure NaN; failed runs are counted, never left out.
 
     Raises: ValueError for no runs, or a run without this score
     Lesson: 11-classification
@@ -187,14 +198,21 @@ def spread(scores_by_seed: Sequence[dict], key: str, *, majority_share: float | 
         raise ValueError("spread: scores_by_seed must hold at least one run; got none")
     for run, scores in enumerate(scores_by_seed):
         if key not in scores:
-            raise ValueError(f"spread: key must be a score of every run; got {key!r}, run {run} has {sorted(scores)}")
+            raise ValueError(
+                f"spread: key must be a score of every run; got {key!r}, run {run} has {sorted(scores)}"
+            )
     values_R = np.array([scores[key] for scores in scores_by_seed], dtype=np.float64)
     count = {}
     if majority_share is not None:
         count["failed"] = sum(failed(scores, majority_share) for scores in scores_by_seed)
-    return {"runs": len(values_R), "mean": float(values_R.mean()),
-            "std": float(values_R.std(ddof=1)) if len(values_R) > 1 else math.nan,
-            "min": float(values_R.min()), "max": float(values_R.max()), **count}
+    return {
+        "runs": len(values_R),
+        "mean": float(values_R.mean()),
+        "std": float(values_R.std(ddof=1)) if len(values_R) > 1 else math.nan,
+        "min": float(values_R.min()),
+        "max": float(values_R.max()),
+        **count,
+    }
 
 
 def churn(predictions_RN) -> float:
@@ -213,8 +231,10 @@ def churn(predictions_RN) -> float:
     runs = [[_hashable(prediction) for prediction in predictions] for predictions in predictions_RN]
     lengths = sorted(set(map(len, runs)))
     if len(runs) < 2 or len(lengths) != 1 or lengths == [0]:
-        raise ValueError("churn: predictions_RN must hold two or more runs over the same inputs; "
-                         f"got {len(runs)} runs of {lengths} inputs")
+        raise ValueError(
+            "churn: predictions_RN must hold two or more runs over the same inputs; "
+            f"got {len(runs)} runs of {lengths} inputs"
+        )
     code = {prediction: n for n, prediction in enumerate(dict.fromkeys(itertools.chain.from_iterable(runs)))}
     codes_RN = np.array([[code[prediction] for prediction in predictions] for predictions in runs])
     return float(np.mean([np.mean(a_N != b_N) for a_N, b_N in itertools.combinations(codes_RN, 2)]))
@@ -247,14 +267,20 @@ def _hashable(prediction):
 
 def _check_rows(logits_NC, labels_N, names) -> None:
     if logits_NC.ndim != 2 or not logits_NC.size:
-        raise ValueError("classification_scores: logits_NC must be (N, C) with at least one row; "
-                         f"got {logits_NC.shape}. Is the split empty?")
+        raise ValueError(
+            "classification_scores: logits_NC must be (N, C) with at least one row; "
+            f"got {logits_NC.shape}. Is the split empty?"
+        )
     N, C = logits_NC.shape
     if labels_N.shape != (N,) or labels_N.dtype.kind not in "iu":
-        raise ValueError(f"classification_scores: labels_N must be {N} integers, one a row; "
-                         f"got {labels_N.dtype} {labels_N.shape}")
+        raise ValueError(
+            f"classification_scores: labels_N must be {N} integers, one a row; "
+            f"got {labels_N.dtype} {labels_N.shape}"
+        )
     if len(names) != C or len(set(names)) != C:
-        raise ValueError(f"classification_scores: names must be {C} distinct texts, one a class; got {names!r}")
+        raise ValueError(
+            f"classification_scores: names must be {C} distinct texts, one a class; got {names!r}"
+        )
     wrong = labels_N[(labels_N < 0) | (labels_N >= C)]
     if wrong.size:
         raise ValueError(f"classification_scores: labels_N must be in 0..{C - 1}; got {wrong[0]}")
@@ -262,12 +288,18 @@ def _check_rows(logits_NC, labels_N, names) -> None:
 
 def _check_tags(true, predicted) -> None:
     if not true or len(true) != len(predicted):
-        raise ValueError("entity_scores: predicted must hold the tags of as many sentences as true, one or more; "
-                         f"got {len(predicted)} and {len(true)}")
+        raise ValueError(
+            "entity_scores: predicted must hold the tags of as many sentences as true, one or more; "
+            f"got {len(predicted)} and {len(true)}"
+        )
     for row, (tags, said) in enumerate(zip(true, predicted, strict=True)):
         if len(tags) != len(said):
-            raise ValueError("entity_scores: predicted must hold one tag a word; "
-                             f"got {len(said)} tags for {len(tags)} words in sentence {row}")
+            raise ValueError(
+                "entity_scores: predicted must hold one tag a word; "
+                f"got {len(said)} tags for {len(tags)} words in sentence {row}"
+            )
         for tag in tags + said:
             if tag != "O" and not (tag[:2] in ("B-", "I-") and tag[2:]):
-                raise ValueError(f"entity_scores: a tag must be O, B-TYPE or I-TYPE; got {tag!r} in sentence {row}")
+                raise ValueError(
+                    f"entity_scores: a tag must be O, B-TYPE or I-TYPE; got {tag!r} in sentence {row}"
+                )

@@ -1,15 +1,18 @@
-"""Ctrl-C and SIGTERM: the step under way is finished, the state is saved, and the program leaves with STOPPED."""
+"""Ctrl-C and SIGTERM: the step under way is finished, the state is saved, and the program leaves with
+STOPPED."""
 
 import contextlib
 import signal
 import threading
 
 STOPPED = 75
-"""Exit code of a run that was told to stop and has saved (EX_TEMPFAIL of sysexits); `stabviz resume` goes on."""
+"""Exit code of a run that was told to stop and has saved (EX_TEMPFAIL of sysexits); `stabviz resume` goes
+on."""
 
 
 class StopRequested(Exception):
-    """Raised inside `Stop.interruptible` when the run is to stop: during a wait for data, or an evaluation."""
+    """Raised inside `Stop.interruptible` when the run is to stop: during a wait for data, or an
+    evaluation."""
 
 
 class Stop:
@@ -45,17 +48,18 @@ class Stop:
 
     def _on_signal(self, number, frame):
         if self.requested:
-            raise KeyboardInterrupt     # the second time: whoever asks twice does not want to wait
+            raise KeyboardInterrupt  # the second time: whoever asks twice does not want to wait
         self.requested = True
         if self._may_raise:
             raise StopRequested
 
     @contextlib.contextmanager
     def interruptible(self):
-        """Let a request end this block at once with StopRequested: nothing in it may change the state of the run."""
+        """Let a request end this block at once with StopRequested: nothing in it may change the state of the
+        run."""
         self._may_raise = True
         try:
-            self.check()        # it may have come just before this block
+            self.check()  # it may have come just before this block
             yield
         finally:
             self._may_raise = False

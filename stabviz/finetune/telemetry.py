@@ -1,7 +1,8 @@
 """The signals of one real training step, by layer; they stay on the device until a flush writes them.
 
 The gradient's norms cost nothing more than the total that clipping needs. What takes another pass over the
-parameters (update, moments, norms of the weights) or a look into attention is measured every `signals_every` steps.
+parameters (update, moments, norms of the weights) or a look into attention is measured every `signals_every`
+steps.
 """
 
 import math
@@ -14,7 +15,7 @@ from stabviz.finetune.optimization import Parameter, adam_direction
 from stabviz.finetune.world import World, local
 from stabviz.trace.log import MetricsLog
 
-_PIECE = 2**18      # one float32 sum over millions of squares would be off by 0.1 %
+_PIECE = 2**18  # one float32 sum over millions of squares would be off by 0.1 %
 PROBED_ROWS = 8
 """Rows of the first micro-batch whose attention is measured."""
 _QUERY_KEY = (("query", "key"), ("q_lin", "k_lin"))
@@ -44,21 +45,26 @@ class Norms:
             split = tensor.split(_PIECE) if tensor.numel() > _PIECE else (tensor,)
             pieces += split
             counts[layer] += len(split)
-        if not pieces:      # nothing has a gradient: a batch without targets
+        if not pieces:  # nothing has a gradient: a batch without targets
             return torch.zeros(1 + len(self.layers))
         norms = torch.stack([n.float() for n in torch._foreach_norm(pieces)])
-        by_layer = torch.stack([torch.linalg.vector_norm(part) for part in norms.split(list(counts.values()))])
-        if self._sharded:       # each process holds a share of every tensor
-            by_layer = self._world.total(by_layer.double().square()).sqrt().float()     # float32 squares overflow
+        by_layer = torch.stack(
+            [torch.linalg.vector_norm(part) for part in norms.split(list(counts.values()))]
+        )
+        if self._sharded:  # each process holds a share of every tensor
+            by_layer = (
+                self._world.total(by_layer.double().square()).sqrt().float()
+            )  # float32 squares overflow
         return torch.cat([torch.linalg.vector_norm(by_layer).reshape(1), by_layer])
 
 
 class AttentionProbe:
-    """Largest attention logit and mean attention entropy of a transformers model, seen through hooks for one pass.
+    """Largest attention logit and mean attention entropy of a transformers model, seen through hooks for one
+    pass.
 
-    Knows models that hold `query` and `key` (BERT, RoBERTa, ELECTRA, ...) or `q_lin` and `k_lin` (DistilBERT) beside
-    one another and attend by scaled dot product of these two. Others are passed over. Only the first PROBED_ROWS rows
-    are looked at: what is measured now and then must not set the peak of memory.
+    Knows models that hold `query` and `key` (BERT, RoBERTa, ELECTRA, ...) or `q_lin` and `k_lin` (DistilBERT)
+    beside one another and attend by scaled dot product of these two. Others are passed over. Only the first
+    PROBED_ROWS rows are looked at: what is measured now and then must not set the peak of memory.
     """
 
     def __init__(self, model: nn.Module):
@@ -75,11 +81,18 @@ class AttentionProbe:
     def __enter__(self) -> "AttentionProbe":
         for query, key, heads in self.places:
             held = {}
-            self._handles.append(query.register_forward_hook(
-                lambda module, inputs, out, held=held: held.__setitem__("query", _first_rows(out))))
-            self._handles.append(key.register_forward_hook(
-                lambda module, inputs, out, held=held, heads=heads:
-                    self._seen.append((held.pop("query"), _first_rows(out), heads))))
+            self._handles.append(
+                query.register_forward_hook(
+                    lambda module, inputs, out, held=held: held.__setitem__("query", _first_rows(out))
+                )
+            )
+            self._handles.append(
+                key.register_forward_hook(
+                    lambda module, inputs, out, held=held, heads=heads: self._seen.append(
+                        (held.pop("query"), _first_rows(out), heads)
+                    )
+                )
+            )
         return self
 
     def __exit__(self, *_):
@@ -105,14 +118,19 @@ class AttentionProbe:
         largest, entropies = [], []
         for query, key, heads in seen:
             B, L, D = query.shape
-            query_BHLK, key_BHMK = (x.float().view(B, L, heads, D // heads).transpose(1, 2) for x in (query, key))
+            query_BHLK, key_BHMK = (
+                x.float().view(B, L, heads, D // heads).transpose(1, 2) for x in (query, key)
+            )
             logits_BHLM = query_BHLK @ key_BHMK.mT / math.sqrt(D // heads)
             largest.append(logits_BHLM.abs().masked_fill(~may_BHLM, 0.0).amax())
             log_weights = logits_BHLM.masked_fill(~may_BHLM, -torch.inf).log_softmax(dim=-1)
             entropy_BHL = -(log_weights.exp() * log_weights.masked_fill(~may_BHLM, 0.0)).sum(dim=-1)
             asks_BHL = may_BHLM.any(dim=-1).expand_as(entropy_BHL)
             entropies.append(entropy_BHL[asks_BHL].mean())
-        return {"max_attention_logit": torch.stack(largest).amax(), "attention_entropy": torch.stack(entropies).mean()}
+        return {
+            "max_attention_logit": torch.stack(largest).amax(),
+            "attention_entropy": torch.stack(entropies).mean(),
+        }
 
 
 def _first_rows(out: Tensor) -> Tensor:
@@ -123,7 +141,9 @@ def _first_rows(out: Tensor) -> Tensor:
 class Telemetry:
     """Collects the signals of the steps and writes them to the log in groups."""
 
-    def __init__(self, parameters: list[Parameter], config: FinetuneConfig, world: World, log: MetricsLog | None):
+    def __init__(
+        self, parameters: list[Parameter], config: FinetuneConfig, world: World, log: MetricsLog | None
+    ):
         self.parameters, self.config, self.log = parameters, config, log
         self.norms = Norms(parameters, world)
         self._pending: list[tuple[int, dict[str, float], list[str], Tensor]] = []
@@ -137,7 +157,8 @@ class Telemetry:
 
     @torch.no_grad()
     def update_signals(self, optimizer) -> dict[str, Tensor]:
-        """Measure the update that was just made and the moments behind it; call before the gradients are dropped.
+        """Measure the update that was just made and the moments behind it; call before the gradients are
+        dropped.
 
         Shapes: -> name: (1 + layers,), over everything first
         Units:  update_rms in lr (of the layer); weight decay is not counted
@@ -152,8 +173,11 @@ class Telemetry:
             first, second, count = (local(x) for x in optimizer.moments(p))
             direction, corrected = adam_direction(first, second, count, self.config)
             directions.append(direction)
-            ratios.append(local(p.tensor.grad) / corrected.clamp(min=self.config.eps ** 2).sqrt())
-        return {"update_rms": self.norms(directions) / sizes, "second_moment_ratio": self.norms(ratios) / sizes}
+            ratios.append(local(p.tensor.grad) / corrected.clamp(min=self.config.eps**2).sqrt())
+        return {
+            "update_rms": self.norms(directions) / sizes,
+            "second_moment_ratio": self.norms(ratios) / sizes,
+        }
 
     @torch.no_grad()
     def param_norms(self) -> Tensor:
@@ -168,7 +192,8 @@ class Telemetry:
         return torch.tensor(roots, device=self.parameters[0].tensor.device)
 
     def record(self, step: int, host: dict[str, float], device: dict[str, Tensor]) -> None:
-        """Keep one step: `host` numbers are known already, `device` tensors (a scalar, or total and layers) are not."""
+        """Keep one step: `host` numbers are known already, `device` tensors (a scalar, or total and layers)
+        are not."""
         names, values = [], []
         for signal, value in device.items():
             names += self._named(signal) if value.ndim else [signal]
@@ -186,7 +211,7 @@ class Telemetry:
         numbers = torch.cat([vector for *_, vector in pending]).tolist()
         start = 0
         for step, host, names, vector in pending:
-            values = dict(zip(names, numbers[start:start + vector.numel()], strict=True))
+            values = dict(zip(names, numbers[start : start + vector.numel()], strict=True))
             start += vector.numel()
             self.log.step(step, {**host, **values})
         self.log.flush()

@@ -1,4 +1,5 @@
-"""The processes of one run: one of them without `torchrun`, several with it. PyTorch's own DDP and FSDP2, no more."""
+"""The processes of one run: one of them without `torchrun`, several with it. PyTorch's own DDP and FSDP2, no
+more."""
 
 import os
 import warnings
@@ -77,7 +78,7 @@ class World:
             except Exception as error:
                 told[1] = error
         dist.broadcast_object_list(told, src=0)
-        dist.barrier()      # gloo's threads have let go of Python's objects by now: a process may end after this
+        dist.barrier()  # gloo's threads have let go of Python's objects by now: a process may end after this
         if told[1] is not None:
             raise told[1]
         return told[0]
@@ -119,7 +120,9 @@ def share(model: nn.Module, world: World, parallel: str) -> nn.Module:
 
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise ValueError(f"share: model must hold its layers in a ModuleList for fsdp; got {type(model).__name__}")
+        raise ValueError(
+            f"share: model must hold its layers in a ModuleList for fsdp; got {type(model).__name__}"
+        )
     # it warns of edits in place of what a model returns: objectives make none
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(world.device.type, (world.size,))
@@ -136,7 +139,8 @@ def bare(model: nn.Module) -> nn.Module:
 def without_sync(model: nn.Module, last: bool):
     """Context for both passes of a micro-batch: DDP exchanges gradients at the last one only.
 
-    FSDP2 exchanges them each time: whole gradients kept until the last would take the memory that sharding saves.
+    FSDP2 exchanges them each time: whole gradients kept until the last would take the memory that sharding
+    saves.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel) and not last:
         return model.no_sync()
@@ -158,7 +162,8 @@ def assign(tensor: Tensor, value: Tensor) -> None:
     """Overwrite a tensor, shared out or not, with a whole value."""
     value = value.to(tensor.device, tensor.dtype)
     if isinstance(tensor, DTensor):
-        # every process has the value and cuts its own share: nothing is sent, and no order of names has to agree
+        # every process has the value and cuts its own share: nothing is sent, and no order of names has to
+        # agree
         value = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
     tensor.copy_(value)
 
@@ -171,8 +176,10 @@ def _device(name: str, local_rank: int) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"World: device must be auto, cpu, cuda, cuda:N or mps; got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"World: device must be one that is there; got {name!r}, and torch sees no CUDA device. "
-                         "Try --device cpu, or see On a GPU in the README")
+        raise ValueError(
+            f"World: device must be one that is there; got {name!r}, and torch sees no CUDA device. "
+            "Try --device cpu, or see On a GPU in the README"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"World: device must be one that is there; got {name!r}. Try --device cpu")
     if device.type == "cuda" and device.index is None:

@@ -18,12 +18,18 @@ class Curvature:
         self.vector_RP = start_P.to(params_RP).expand_as(params_RP).clone()
 
     def measure(
-        self, leaves: Mapping[str, Tensor], grads_RP: Tensor, optimizer, state: Mapping[str, Tensor], knob: Mapping
+        self,
+        leaves: Mapping[str, Tensor],
+        grads_RP: Tensor,
+        optimizer,
+        state: Mapping[str, Tensor],
+        knob: Mapping,
     ) -> dict[str, Tensor]:
-        """Return the sharpness of every run; for an optimizer with a second moment also the preconditioned one.
+        """Return the sharpness of every run; for an optimizer with a second moment also the preconditioned
+        one.
 
-        Preconditioned: the largest eigenvalue of D^(-1/2) H D^(-1/2) with D = sqrt(v) + eps, v the bias-corrected
-        second moment before this step.
+        Preconditioned: the largest eigenvalue of D^(-1/2) H D^(-1/2) with D = sqrt(v) + eps, v the
+        bias-corrected second moment before this step.
 
         Shapes: leaves {name: (R, ...)}, grads_RP (R, P) with a graph -> {"sharpness": (R,)} or
                 {"preconditioned_sharpness": (R,)}
@@ -35,7 +41,9 @@ class Curvature:
             length_R1 = self.vector_RP.norm(dim=1, keepdim=True)
             self.vector_RP = self.vector_RP / length_R1
             probe_RP = self.vector_RP if weights_RP is None else self.vector_RP * weights_RP
-            product = torch.autograd.grad((grads_RP * probe_RP).sum(), list(leaves.values()), retain_graph=True)
+            product = torch.autograd.grad(
+                (grads_RP * probe_RP).sum(), list(leaves.values()), retain_graph=True
+            )
             product_RP = torch.cat([part.reshape(grads_RP.shape[0], -1) for part in product], dim=1)
             product_RP = product_RP if weights_RP is None else product_RP * weights_RP
             eigenvalue_R = (self.vector_RP * product_RP).sum(dim=1)
@@ -46,12 +54,15 @@ class Curvature:
 
     @staticmethod
     def _inverse_root(optimizer, state, knob, like_RP):
-        """D^(-1/2), or None for an optimizer without a second moment. Before the first step D is the identity."""
+        """D^(-1/2), or None for an optimizer without a second moment. Before the first step D is the
+        identity."""
         if "second_moment" not in state:
             return None
         beta2, eps = (
             knob[name][:, None] if isinstance(knob[name], Tensor) else knob[name] for name in ("beta2", "eps")
         )
         step_R1 = state["step"][:, None].to(like_RP.dtype)
-        corrected_RP = state["second_moment"] / (1 - beta2**step_R1).clamp(min=torch.finfo(like_RP.dtype).tiny)
+        corrected_RP = state["second_moment"] / (1 - beta2**step_R1).clamp(
+            min=torch.finfo(like_RP.dtype).tiny
+        )
         return torch.where(step_R1 > 0, (corrected_RP.sqrt() + eps).rsqrt(), torch.ones_like(like_RP))

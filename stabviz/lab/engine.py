@@ -1,9 +1,9 @@
 """Train many runs at once and yield growing Traces.
 
-The only room with a run axis. A model, a loss, an optimizer step are written for ONE run; `torch.vmap` maps them
-over R, and one backward pass of the sum of the losses gives every run its own gradient, because no run's
-loss depends on another's parameters. The parameters of a batch of runs are one buffer (R, P), so that clipping
-and the optimizer are a handful of operations, whatever the number of tensors.
+The only room with a run axis. A model, a loss, an optimizer step are written for ONE run; `torch.vmap` maps
+them over R, and one backward pass of the sum of the losses gives every run its own gradient, because no run's
+loss depends on another's parameters. The parameters of a batch of runs are one buffer (R, P), so that
+clipping and the optimizer are a handful of operations, whatever the number of tensors.
 """
 
 import math
@@ -30,11 +30,12 @@ from stabviz.ops import (
 from stabviz.trace import Trace
 
 NUMBERS_TOGETHER = 2**20
-"""Size of the largest intermediate result of the runs that are trained as one batch on a CPU: 4 MB of float32."""
+"""Size of the largest intermediate result of the runs that are trained as one batch on a CPU: 4 MB of
+float32."""
 
 WRITTEN_STEPS = 3
-"""Steps done as they are written before one is recorded: recording takes a tenth of a second, and a first curve
-should not wait for it."""
+"""Steps done as they are written before one is recorded: recording takes a tenth of a second, and a first
+curve should not wait for it."""
 
 PLATEAU_EVERY = 10
 """Steps between two looks of the "plateau" schedule at the mean loss since the last look."""
@@ -47,7 +48,8 @@ def train(experiment: Experiment, *, device: str | None = None, measure: bool = 
     Lesson: 00-start-here
 
     >>> from stabviz.lab import grid
-    >>> trace = train(grid("bowl", optimizer="sgd", schedule="constant", warmup_steps=0, lr=[0.1, 3.0], steps=40))
+    >>> plain = dict(optimizer="sgd", schedule="constant", warmup_steps=0)
+    >>> trace = train(grid("bowl", **plain, lr=[0.1, 3.0], steps=40))
     >>> [bool(loss < 1) for loss in trace.final()]
     [True, False]
     """
@@ -66,8 +68,9 @@ def stream(
     """Train all runs together and yield the Trace so far, every `every` steps and at the end.
 
     A run whose loss or gradient goes non-finite is recorded and frozen at that step (or what its knob
-    `on_non_finite` says); its neighbours do not notice. `cancelled` is asked before each step; when it answers True,
-    what was done is yielded and the run is over. `measure=False` leaves only loss, rate and gradient norm.
+    `on_non_finite` says); its neighbours do not notice. `cancelled` is asked before each step; when it
+    answers True, what was done is yielded and the run is over. `measure=False` leaves only loss, rate and
+    gradient norm.
 
     Shapes: signals (R, steps so far), R in the order of experiment.runs
     Raises: ValueError if every < 1; RuntimeError if the device asked for is not there
@@ -129,7 +132,9 @@ class _Batch:
         self.knob = {name: self._knob(name, dtype) for name in _KNOBS}
         self.optimizer = OPTIMIZERS[first.optimizer]
         state = torch.vmap(self.optimizer.init)(self.params_RP)
-        self.state = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+        self.state = {
+            name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()
+        }
         self.lr_SR = torch.stack([_rates(run) for run in runs], dim=1).to(device, dtype)
         self.plateau = _Plateau(len(runs), device) if first.schedule == "plateau" else None
         self.curvature = Curvature(self.params_RP) if first.sharpness else None
@@ -193,7 +198,9 @@ class _Batch:
 
     def losses(self, params: dict[str, Tensor], batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of every run, (R,), and what was measured."""
-        varying = {name: self.knob[name] for name in self.problem.knobs if isinstance(self.knob[name], Tensor)}
+        varying = {
+            name: self.knob[name] for name in self.problem.knobs if isinstance(self.knob[name], Tensor)
+        }
 
         def one(params, batch, varying):
             return self.problem.loss(params, batch, self.knob | varying, self.measure)
@@ -223,7 +230,9 @@ class _Batch:
             record = {"loss_nats": objective_R.detach(), "lr": lr_R, "grad_norm_preclip": norm_R}
             if self.measure:
                 record |= {name: value.detach() for name, value in measured.items()}
-                record |= self._norms_by_layer(grads_RP) | {"clipped": self._was_clipped(grads_RP, clipped_RP, norm_R)}
+                record |= self._norms_by_layer(grads_RP) | {
+                    "clipped": self._was_clipped(grads_RP, clipped_RP, norm_R)
+                }
             news, update = self._update(clipped_RP, lr_R)
             self._write(record | (update if self.measure else {}))
             goes_R = self.alive_R & (finite_R | (self.runs[0].on_non_finite == "apply"))
@@ -234,7 +243,8 @@ class _Batch:
 
     @torch.no_grad()
     def _commit(self, news: dict[str, Tensor], goes_R: Tensor) -> None:
-        """Take over the new parameters and state of every run that goes on; the others keep theirs to the bit."""
+        """Take over the new parameters and state of every run that goes on; the others keep theirs to the
+        bit."""
         # Only a CPU may look: a GPU would have to wait for it. Copying is five times as fast as choosing.
         all_go = self.device.type == "cpu" and bool(goes_R.all())
         for name, old in ({"param": self.params_RP} | self.state).items():
@@ -249,11 +259,18 @@ class _Batch:
         return torch.where(self.step_index == at, scale, torch.ones_like(scale)).expand(len(self.runs))
 
     def _clip(self, grads_RP):
-        """Clip by the rules that are on: unit by unit, then by value, then by norm. The norm is that before all."""
+        """Clip by the rules that are on: unit by unit, then by value, then by norm. The norm is that before
+        all."""
         norm_R, clipped_RP = None, grads_RP
         if _on(self.knob["clip_adaptive"]):
-            grads, params, factor_R = self.views(clipped_RP), self.views(self.params_RP), self._each("clip_adaptive")
-            pieces = [torch.vmap(clip_adaptive)(grads[name], params[name], factor_R)[0] for name in self.shapes]
+            grads, params, factor_R = (
+                self.views(clipped_RP),
+                self.views(self.params_RP),
+                self._each("clip_adaptive"),
+            )
+            pieces = [
+                torch.vmap(clip_adaptive)(grads[name], params[name], factor_R)[0] for name in self.shapes
+            ]
             clipped_RP = torch.cat([piece.reshape(len(self.runs), -1) for piece in pieces], dim=1)
             norm_R = torch.linalg.vector_norm(grads_RP, dim=1)
         for rule, name in ((clip_by_value, "clip_value"), (clip_by_global_norm, "clip_norm")):
@@ -265,7 +282,8 @@ class _Batch:
         return clipped_RP, norm_R
 
     def _was_clipped(self, grads_RP, clipped_RP, norm_R):
-        """1 for each run that a rule touched. The norm alone tells it where only the rule of the norm is on."""
+        """1 for each run that a rule touched. The norm alone tells it where only the rule of the norm is
+        on."""
         if clipped_RP is grads_RP:
             return torch.zeros_like(norm_R)
         if _on(self.knob["clip_adaptive"]) or _on(self.knob["clip_value"]):
@@ -274,7 +292,9 @@ class _Batch:
 
     def _each(self, name: str) -> Tensor:
         """A knob as one value per run, whether it varies or not."""
-        return torch.as_tensor(self.knob[name], device=self.device, dtype=self.params_RP.dtype).expand(len(self.runs))
+        return torch.as_tensor(self.knob[name], device=self.device, dtype=self.params_RP.dtype).expand(
+            len(self.runs)
+        )
 
     def _norms_by_layer(self, grads_RP):
         squares = grads_RP.square().split([size for _, size in self.layers], dim=1)
@@ -313,7 +333,8 @@ class _Batch:
         state |= {name: torch.cat([result[1][name] for result in results], dim=1) for name in moments}
         weights = torch.tensor(sizes, dtype=self.params_RP.dtype, device=self.device) / sum(sizes)
         measured = [
-            (torch.stack([result[2][field].square() for result in results], dim=1) @ weights).sqrt() for field in (0, 1)
+            (torch.stack([result[2][field].square() for result in results], dim=1) @ weights).sqrt()
+            for field in (0, 1)
         ]
         return torch.cat([result[0] for result in results], dim=1), state, type(results[0][2])(*measured)
 
@@ -322,15 +343,29 @@ class _Batch:
         steps = self.lr_SR.shape[0]
         for name, value_R in record.items():
             if name not in self.signals:
-                self.signals[name] = torch.full((steps, len(self.runs)), math.nan, device=self.device,
-                                                dtype=self.params_RP.dtype)
+                self.signals[name] = torch.full(
+                    (steps, len(self.runs)), math.nan, device=self.device, dtype=self.params_RP.dtype
+                )
             row_1R = torch.where(self.alive_R, value_R.to(self.params_RP.dtype), math.nan)[None]
             self.signals[name].index_copy_(0, self.step_index[None], row_1R)
 
 
 _KNOBS = (
-    "clip_norm", "clip_value", "clip_adaptive", "beta1", "beta2", "eps", "weight_decay", "bias_correction",
-    "label_smoothing", "z_loss", "softcap", "gradient_scale", "poison_step", "poison_scale", "condition",
+    "clip_norm",
+    "clip_value",
+    "clip_adaptive",
+    "beta1",
+    "beta2",
+    "eps",
+    "weight_decay",
+    "bias_correction",
+    "label_smoothing",
+    "z_loss",
+    "softcap",
+    "gradient_scale",
+    "poison_step",
+    "poison_scale",
+    "condition",
 )
 
 
@@ -395,7 +430,9 @@ def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RuntimeError(f"stream: device must be one that this machine has; got {name!r}. Try device='cpu'.")
+        raise RuntimeError(
+            f"stream: device must be one that this machine has; got {name!r}. Try device='cpu'."
+        )
     return torch.device(name)
 
 
@@ -415,7 +452,10 @@ def _trace(experiment: Experiment, groups: list[list[int]], batches: list[_Batch
     config = experiment.shared | {"device": str(batches[0].device)}
     config |= {"floor_nats": first.floor_nats, "chance_nats": first.chance_nats, "loss_unit": first.loss_unit}
     return Trace(
-        config=config, steps=np.arange(done), signals=signals, runs=[dict(label) for label in experiment.labels],
+        config=config,
+        steps=np.arange(done),
+        signals=signals,
+        runs=[dict(label) for label in experiment.labels],
         events=_events(signals, experiment),
     )
 

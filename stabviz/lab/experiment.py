@@ -13,12 +13,35 @@ SEQUENCES = ("text", "markov", "copy")
 MODELS = ("transformer", "lstm")
 ON_NON_FINITE = ("freeze", "skip", "apply")
 
-NUMERIC = frozenset({
-    "seed", "lr", "warmup_steps", "final_lr_share", "clip_norm", "clip_value", "clip_adaptive", "beta1", "beta2", "eps",
-    "weight_decay", "bias_correction", "label_smoothing", "z_loss", "init_scale", "softcap", "gradient_scale",
-    "poison_step", "poison_scale", "condition", "start_x", "start_y", "noise_scale",
-})
-"""Knobs that runs trained as one batch may differ in. Runs that differ in another knob form batches of their own."""
+NUMERIC = frozenset(
+    {
+        "seed",
+        "lr",
+        "warmup_steps",
+        "final_lr_share",
+        "clip_norm",
+        "clip_value",
+        "clip_adaptive",
+        "beta1",
+        "beta2",
+        "eps",
+        "weight_decay",
+        "bias_correction",
+        "label_smoothing",
+        "z_loss",
+        "init_scale",
+        "softcap",
+        "gradient_scale",
+        "poison_step",
+        "poison_scale",
+        "condition",
+        "start_x",
+        "start_y",
+        "noise_scale",
+    }
+)
+"""Knobs that runs trained as one batch may differ in. Runs that differ in another knob form batches of their
+own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +111,8 @@ class Run:
     poison_scale: float = 1e3
     """Factor of the planted fault; nan plants a NaN."""
     on_non_finite: str = "freeze"
-    """What a non-finite loss or gradient does: "freeze" the run, "skip" the step, or "apply" it as loops do."""
+    """What a non-finite loss or gradient does: "freeze" the run, "skip" the step, or "apply" it as loops
+    do."""
     condition: float = 20.0
     """Curvature across the ravine, in units of that along it."""
     start_x: float = 10.0
@@ -96,9 +120,11 @@ class Run:
     start_y: float = 1.0
     """Second coordinate, of the ravine."""
     noise_scale: float = 0.0
-    """Scale of the Student-t(1.5) noise added to the gradient on a surface: heavy tails, infinite variance."""
+    """Scale of the Student-t(1.5) noise added to the gradient on a surface: heavy tails, infinite
+    variance."""
     sharpness: bool = False
-    """Measure the largest eigenvalue of the Hessian (preconditioned for the Adam family): task "regression" only."""
+    """Measure the largest eigenvalue of the Hessian (preconditioned for the Adam family): task "regression"
+    only."""
     dtype: str = "float32"
     """"float32" or "float64"."""
 
@@ -106,7 +132,9 @@ class Run:
         _check_names(self)
         _check_numbers(self)
         if self.sharpness and self.task != "regression":
-            raise ValueError(f"Run: sharpness must be False unless task is 'regression'; got task {self.task!r}")
+            raise ValueError(
+                f"Run: sharpness must be False unless task is 'regression'; got task {self.task!r}"
+            )
 
     @property
     def structure(self) -> tuple:
@@ -116,8 +144,13 @@ class Run:
 
 def _check_names(run: Run) -> None:
     choices = {
-        "task": TASKS, "model": MODELS, "optimizer": tuple(OPTIMIZERS), "schedule": (*SCHEDULES, "plateau"),
-        "norm": ("pre", "post"), "on_non_finite": ON_NON_FINITE, "dtype": ("float32", "float64"),
+        "task": TASKS,
+        "model": MODELS,
+        "optimizer": tuple(OPTIMIZERS),
+        "schedule": (*SCHEDULES, "plateau"),
+        "norm": ("pre", "post"),
+        "on_non_finite": ON_NON_FINITE,
+        "dtype": ("float32", "float64"),
     }
     for name, allowed in choices.items():
         if getattr(run, name) not in allowed:
@@ -162,7 +195,9 @@ class Experiment:
                 f"got {len(self.runs)!r} runs, {len(self.labels)!r} labels"
             )
         if len({run.steps for run in self.runs}) > 1:
-            raise ValueError("Experiment: steps must be equal for all runs; got several values. Make two experiments.")
+            raise ValueError(
+                "Experiment: steps must be equal for all runs; got several values. Make two experiments."
+            )
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -195,7 +230,9 @@ def grid(task: str = "text", **knobs: Any) -> Experiment:
     known = {f.name for f in fields(Run)}
     for name in knobs:
         if name not in known:
-            raise ValueError(f"grid: knob must be a field of Run; got {name!r}. Known: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"grid: knob must be a field of Run; got {name!r}. Known: {', '.join(sorted(known))}"
+            )
     knobs = {"task": task, **knobs}
     varying = {name: values for name, value in knobs.items() if (values := _listed(value)) is not None}
     shared = {name: value for name, value in knobs.items() if name not in varying}

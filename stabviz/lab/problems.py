@@ -1,4 +1,5 @@
-"""What one run minimises: initial parameters, batches, and a loss that knows ONE run. The engine adds the run axis."""
+"""What one run minimises: initial parameters, batches, and a loss that knows ONE run. The engine adds the run
+axis."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -49,9 +50,12 @@ class Problem(Protocol):
         """Initial parameters of one run, drawn from its seed."""
 
     def batches(self, runs: Sequence[Run], device: torch.device) -> Callable[[Tensor], Batch]:
-        """A function from the step, a () int64 tensor, to that step's batch, each tensor with a leading run axis."""
+        """A function from the step, a () int64 tensor, to that step's batch, each tensor with a leading run
+        axis."""
 
-    def loss(self, params: Mapping[str, Tensor], batch: Batch, knobs: Knobs, measure: bool) -> tuple[Tensor, Batch]:
+    def loss(
+        self, params: Mapping[str, Tensor], batch: Batch, knobs: Knobs, measure: bool
+    ) -> tuple[Tensor, Batch]:
         """Loss of one run on one batch, and what was measured on the way."""
 
 
@@ -93,8 +97,13 @@ class SequenceProblem:
             self.knobs = ("label_smoothing", "z_loss")
         else:
             self.config = TransformerConfig(
-                vocab_size=vocab_size, width=run.width, layers=run.layers, heads=run.heads, context=run.context,
-                norm=run.norm, qk_norm=run.qk_norm,
+                vocab_size=vocab_size,
+                width=run.width,
+                layers=run.layers,
+                heads=run.heads,
+                context=run.context,
+                norm=run.norm,
+                qk_norm=run.qk_norm,
             )
             self.knobs = ("label_smoothing", "z_loss", "softcap")
 
@@ -105,6 +114,7 @@ class SequenceProblem:
     def batches(self, runs, device):
         batch, context, steps = self.run.batch, self.run.context, self.run.steps
         if self.corpus is None:
+
             def draw_rows(run):
                 return copy_tokens(steps, batch, context, _generator(run, 1)).to(torch.uint8)
 
@@ -142,8 +152,10 @@ class SequenceProblem:
                 params, batch["tokens"], self.config, softcap=softcap, measure=measure
             )
         loss_nats, seen = cross_entropy(
-            logits_BLV.flatten(0, 1), batch["targets"].flatten(),
-            label_smoothing=knobs["label_smoothing"], z_loss=knobs["z_loss"],
+            logits_BLV.flatten(0, 1),
+            batch["targets"].flatten(),
+            label_smoothing=knobs["label_smoothing"],
+            z_loss=knobs["z_loss"],
         )
         return loss_nats, measured | ({"log_z": seen.log_z} if measure else {})
 
@@ -182,7 +194,11 @@ class SurfaceProblem:
     def loss(self, params, batch, knobs, measure):
         position = params["position"]
         surfaces = {"quartic": quartic, "bowl": bowl}
-        loss = ravine(position, knobs["condition"]) if self.run.task == "ravine" else surfaces[self.run.task](position)
+        loss = (
+            ravine(position, knobs["condition"])
+            if self.run.task == "ravine"
+            else surfaces[self.run.task](position)
+        )
         measured = dict(zip(("x", "y"), position.detach().unbind(-1), strict=False)) if measure else {}
         if "noise" in batch:
             # Noise on the gradient, none on the loss that is reported: its value is that of a zero.

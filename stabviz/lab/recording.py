@@ -1,13 +1,14 @@
 """Record the tensor operations of one training step, and replay them: what a CUDA graph does, for a CPU.
 
-A step of tiny models is hundreds of operations of a few microseconds each. Finding out which operation comes next
-(Python, vmap, autograd) and asking for fresh memory for its result take longer than the arithmetic. But the list is
-the same at every step, so it is written down once. From then on each operation is called with the very tensors of
-the first time: inputs where they were, the result written to its place. Results that are no longer needed give
-their place to later ones, so that a step asks for no fresh memory and touches as little of it as it can.
+A step of tiny models is hundreds of operations of a few microseconds each. Finding out which operation comes
+next (Python, vmap, autograd) and asking for fresh memory for its result take longer than the arithmetic. But
+the list is the same at every step, so it is written down once. From then on each operation is called with the
+very tensors of the first time: inputs where they were, the result written to its place. Results that are no
+longer needed give their place to later ones, so that a step asks for no fresh memory and touches as little of
+it as it can.
 
-The price is what a CUDA graph asks for too: what lasts from step to step (parameters, state, counters) must be edited
-in place, and nothing may branch on the value of a tensor.
+The price is what a CUDA graph asks for too: what lasts from step to step (parameters, state, counters) must
+be edited in place, and nothing may branch on the value of a tensor.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,8 +23,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 Action = Callable[[], Any]
 
-_READS_NO_VALUES = {getattr(torch.ops.aten, name) for name in (
-    "new_full", "new_zeros", "new_ones", "full_like", "zeros_like", "ones_like")}
+_READS_NO_VALUES = {
+    getattr(torch.ops.aten, name)
+    for name in ("new_full", "new_zeros", "new_ones", "full_like", "zeros_like", "ones_like")
+}
 """Operations that look at the shape of a tensor alone."""
 
 
@@ -59,7 +62,7 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls):
-        return False        # else torch imports its compiler first, which takes a second
+        return False  # else torch imports its compiler first, which takes a second
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -67,12 +70,21 @@ class _Recorder(TorchDispatchMode):
         inputs, given_detached = tree_map_only(Tensor, torch.Tensor.detach, ((args, kwargs), given))
         results = tuple(x for x in tree_leaves(given_detached) if isinstance(x, Tensor))
         if function is torch.ops.aten._local_scalar_dense.default:
-            raise NotReplayable(f"{function} gave {given!r} to Python: a step must not look at a tensor's value")
+            raise NotReplayable(
+                f"{function} gave {given!r} to Python: a step must not look at a tensor's value"
+            )
         mutates = _written(function, *inputs)
         if function not in self.writers:
             self.writers[function] = None if mutates else _writer(function, *inputs, results)
-        self.calls.append(_Call(function=function, inputs=inputs, results=results, mutates=mutates,
-                                writer=self.writers[function]))
+        self.calls.append(
+            _Call(
+                function=function,
+                inputs=inputs,
+                results=results,
+                mutates=mutates,
+                writer=self.writers[function],
+            )
+        )
         return given
 
 
@@ -118,7 +130,9 @@ def _without_constants(calls: list[_Call], changing: set[int]) -> list[_Call]:
     kept = []
     for call in calls:
         results = {_memory(x) for x in call.results}
-        reads = set() if call.function.overloadpacket in _READS_NO_VALUES else {_memory(x) for x in call.reads}
+        reads = (
+            set() if call.function.overloadpacket in _READS_NO_VALUES else {_memory(x) for x in call.reads}
+        )
         if changing & (results | reads):
             changing |= results
             kept.append(call)
@@ -126,7 +140,8 @@ def _without_constants(calls: list[_Call], changing: set[int]) -> list[_Call]:
 
 
 def _places(calls: list[_Call], keep: set[int]) -> Callable[[Tensor], Tensor]:
-    """Give every passing result a place in memory that no other living one has, and return tensor -> place."""
+    """Give every passing result a place in memory that no other living one has, and return tensor ->
+    place."""
     made: dict[int, int] = {}
     last_use: dict[int, int] = {}
     for index, call in enumerate(calls):
@@ -177,7 +192,8 @@ def _action(call: _Call, place: Callable[[Tensor], Tensor]) -> Action:
 
 
 def _writer(function, args, kwargs, results) -> Callable | None:
-    """What computes the same and writes it to `out`: torch's public function, or the operator's form with out."""
+    """What computes the same and writes it to `out`: torch's public function, or the operator's form with
+    out."""
     if len(results) != 1:
         return None
     packet = function.overloadpacket

@@ -37,7 +37,7 @@ class Corpus:
 
 def _conditional_entropy(text: str, order: int) -> float:
     """Plug-in entropy, in nats, of a character given the `order` before it."""
-    pairs = Counter(text[i:i + order + 1] for i in range(len(text) - order))
+    pairs = Counter(text[i : i + order + 1] for i in range(len(text) - order))
     contexts: Counter = Counter()
     for gram, count in pairs.items():
         contexts[gram[:-1]] += count
@@ -47,11 +47,13 @@ def _conditional_entropy(text: str, order: int) -> float:
 
 @cache
 def text_corpus() -> Corpus:
-    """Return the characters of the language reference that CPython carries in `pydoc_data.topics`: real English.
+    """Return the characters of the language reference that CPython carries in `pydoc_data.topics`: real
+    English.
 
-    The floor is the plug-in entropy of a character given the six before it, counted on this very text. A context
-    that occurs once counts as certain, so it is biased low: a level that short runs stay above, not the entropy
-    of English. The text differs a little between Python versions, and figures in their last digits with it.
+    The floor is the plug-in entropy of a character given the six before it, counted on this very text. A
+    context that occurs once counts as certain, so it is biased low: a level that short runs stay above, not
+    the entropy of English. The text differs a little between Python versions, and figures in their last
+    digits with it.
 
     Shapes: -> tokens_N (about 500,000,)
     Units:  floor and chance in nats per character
@@ -69,16 +71,22 @@ def text_corpus() -> Corpus:
     text = "".join(c for c in "\n\n".join(topics[name] for name in sorted(topics)).lower() if c in known)
     ids = {symbol: token for token, symbol in enumerate(ALPHABET)}
     return Corpus(
-        name="text", tokens_N=torch.tensor([ids[c] for c in text]), symbols=tuple(ALPHABET),
-        floor_nats=_conditional_entropy(text, 6), chance_nats=math.log(len(ALPHABET)),
+        name="text",
+        tokens_N=torch.tensor([ids[c] for c in text]),
+        symbols=tuple(ALPHABET),
+        floor_nats=_conditional_entropy(text, 6),
+        chance_nats=math.log(len(ALPHABET)),
     )
 
 
 @cache
-def markov_corpus(n_symbols: int = 64, concentration: float = 0.12, length: int = 200_000, seed: int = 0) -> Corpus:
+def markov_corpus(
+    n_symbols: int = 64, concentration: float = 0.12, length: int = 200_000, seed: int = 0
+) -> Corpus:
     """Return a first-order Markov chain; its floor is its entropy rate, known exactly.
 
-    Each row of the transition matrix is one Dirichlet(concentration) draw: small is predictable, large is noise.
+    Each row of the transition matrix is one Dirichlet(concentration) draw: small is predictable, large is
+    noise.
 
     Shapes: -> tokens_N (length,), V = n_symbols
     Units:  floor (entropy rate) and chance (ln V) in nats per symbol
@@ -110,12 +118,17 @@ def markov_corpus(n_symbols: int = 64, concentration: float = 0.12, length: int 
         state = int(np.searchsorted(cumulative_VV[state], draws_N[position], side="right"))
         tokens_N[position] = state
     return Corpus(
-        name="markov", tokens_N=torch.from_numpy(tokens_N), symbols=tuple(f"<{i}>" for i in range(n_symbols)),
-        floor_nats=float(stationary_V @ row_entropy_V), chance_nats=math.log(n_symbols),
+        name="markov",
+        tokens_N=torch.from_numpy(tokens_N),
+        symbols=tuple(f"<{i}>" for i in range(n_symbols)),
+        floor_nats=float(stationary_V @ row_entropy_V),
+        chance_nats=math.log(n_symbols),
     )
 
 
-def copy_tokens(steps: int, batch: int, context: int, generator: torch.Generator, n_symbols: int = 16) -> Tensor:
+def copy_tokens(
+    steps: int, batch: int, context: int, generator: torch.Generator, n_symbols: int = 16
+) -> Tensor:
     """Draw sequences whose second half repeats the first: only who looks back half the context can know it.
 
     Token 0 stands between the halves and is never drawn; ids 1..n_symbols are the symbols.
@@ -162,7 +175,8 @@ def quartic(position_D: Tensor) -> Tensor:
 
 
 def bowl(position_D: Tensor) -> Tensor:
-    """Return x^2 / 2: the simplest landscape; what is hard about it is the noise that a run adds to its gradient.
+    """Return x^2 / 2: the simplest landscape; what is hard about it is the noise that a run adds to its
+    gradient.
 
     Shapes: position_D (D,) -> ()
     Lesson: 04-gradient-clipping

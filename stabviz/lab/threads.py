@@ -11,13 +11,14 @@ import torch
 
 
 class Threads(AbstractContextManager):
-    """Calls a function on every item with one torch thread or with all, and finds out with a stopwatch which is faster.
+    """Calls a function on every item with one torch thread or with all, and finds out with a stopwatch which
+    is faster.
 
-    A step of tiny models is hundreds of short operations. All threads halve its time on a machine of one's own; on one
-    that others use, threads that wait for one another can cost far more than they bring. Their number does not change
-    a result by a bit (a test holds it to that), so a stopwatch may decide: TRIALS of every PERIOD rounds alternate, and
-    the faster number does the rest. Python threads that share the runs were tried and were slower: they hand the
-    interpreter's lock to and fro at every operation.
+    A step of tiny models is hundreds of short operations. All threads halve its time on a machine of one's
+    own; on one that others use, threads that wait for one another can cost far more than they bring. Their
+    number does not change a result by a bit (a test holds it to that), so a stopwatch may decide: TRIALS of
+    every PERIOD rounds alternate, and the faster number does the rest. Python threads that share the runs
+    were tried and were slower: they hand the interpreter's lock to and fro at every operation.
     """
 
     TRIALS, PERIOD = 6, 100
@@ -43,7 +44,11 @@ class Threads(AbstractContextManager):
         if place == 0:
             self.seconds = dict.fromkeys(self.counts, math.inf)
         trial = place < self.TRIALS
-        count = self.counts[place % len(self.counts)] if trial else min(self.seconds, key=self.seconds.__getitem__)
+        count = (
+            self.counts[place % len(self.counts)]
+            if trial
+            else min(self.seconds, key=self.seconds.__getitem__)
+        )
         if torch.get_num_threads() != count:
             torch.set_num_threads(count)
         start = time.perf_counter()
@@ -56,10 +61,11 @@ class Threads(AbstractContextManager):
 def _keep_freed_memory(megabytes: int = 512) -> None:
     """Ask glibc to keep what a step frees for the next step: fresh pages cost 5 to 15 % of a step here.
 
-    Without it each tensor above 128 kB is mapped and unmapped every time. Elsewhere than on glibc nothing is done.
+    Without it each tensor above 128 kB is mapped and unmapped every time. Elsewhere than on glibc nothing is
+    done.
     """
     if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
         return
     mallopt = ctypes.CDLL(None).mallopt
-    mallopt(-3, 32 * 2**20)             # M_MMAP_THRESHOLD, at most 32 MiB
-    mallopt(-1, megabytes * 2**20)      # M_TRIM_THRESHOLD
+    mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, at most 32 MiB
+    mallopt(-1, megabytes * 2**20)  # M_TRIM_THRESHOLD

@@ -3,7 +3,8 @@
     params = init_transformer(config, generator)                       {name: Tensor}
     logits_BLV, measured = transformer_logits(params, tokens_BL, config)
 
-Names order the parameters by depth: everything before the first "." is the layer ("embedding", "block0", "head").
+Names order the parameters by depth: everything before the first "." is the layer ("embedding", "block0",
+"head").
 
 `Bert` holds such a dict under transformers' names and reads and writes its checkpoint folders.
 """

@@ -4,8 +4,8 @@
     params = init_bert(config, "base")                                          {name: Tensor}
     output = bert_outputs(params, input_ids_BL, config=config, kind="base")
 
-Parameters and settings have the names that transformers gives them, so that a checkpoint folder of either is one of
-the other. Post-LN, as in 2018: each layer norm stands on the sum of the stream and a branch.
+Parameters and settings have the names that transformers gives them, so that a checkpoint folder of either is
+one of the other. Post-LN, as in 2018: each layer norm stands on the sum of the stream and a branch.
 """
 
 import dataclasses
@@ -66,22 +66,34 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     """Epsilon inside the root of the layer norms."""
     pad_token_id: int | None = 0
-    """The token whose embedding is 0 at first and takes no gradient where it is looked up; None: no such token."""
+    """The token whose embedding is 0 at first and takes no gradient where it is looked up; None: no such
+    token."""
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     """Names of the classes or tags, for the kinds that have them; id = position."""
 
     def __post_init__(self):
         object.__setattr__(self, "labels", tuple(self.labels))
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                     "max_position_embeddings", "type_vocab_size"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"BertConfig: {name} must be a whole number of at least 1; got {value!r}")
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"BertConfig: hidden_size must be a multiple of num_attention_heads = "
-                             f"{self.num_attention_heads}; got {self.hidden_size!r}")
+            raise ValueError(
+                f"BertConfig: hidden_size must be a multiple of num_attention_heads = "
+                f"{self.num_attention_heads}; got {self.hidden_size!r}"
+            )
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"BertConfig: hidden_act must be one of {tuple(ACTIVATIONS)}; got {self.hidden_act!r}")
+            raise ValueError(
+                f"BertConfig: hidden_act must be one of {tuple(ACTIVATIONS)}; got {self.hidden_act!r}"
+            )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
             if not (name == "classifier_dropout" and value is None) and not 0 <= value < 1:
@@ -92,7 +104,8 @@ class BertConfig:
         if share is None:
             return self
         return dataclasses.replace(
-            self, hidden_dropout_prob=share, attention_probs_dropout_prob=share, classifier_dropout=share)
+            self, hidden_dropout_prob=share, attention_probs_dropout_prob=share, classifier_dropout=share
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +113,8 @@ class BertOutput:
     """What a BERT says, and what was measured on the way."""
 
     logits: Tensor | None
-    """(B, C) for classes, (B, L, C) for tags, over the vocabulary (B, L, V) or (N, V) for the pretraining kinds."""
+    """(B, C) for classes, (B, L, C) for tags, over the vocabulary (B, L, V) or (N, V) for the pretraining
+    kinds."""
     hidden: Tensor
     """The last hidden states. (B, L, D)"""
     pooled: Tensor | None
@@ -116,14 +130,18 @@ def _check_kind(function: str, kind: str) -> None:
         raise ValueError(f"{function}: kind must be one of {tuple(ARCHITECTURES)}; got {kind!r}")
 
 
-def init_bert(config: BertConfig, kind: str = "base", generator: Generator | None = None) -> dict[str, Tensor]:
-    """Draw the parameters of one BERT: weights normal, biases 0, layer norms at identity, the padding's embedding 0.
+def init_bert(
+    config: BertConfig, kind: str = "base", generator: Generator | None = None
+) -> dict[str, Tensor]:
+    """Draw the parameters of one BERT: weights normal, biases 0, layer norms at identity, the padding's
+    embedding 0.
 
     A kind with a vocabulary head has no matrix for it: it is the word embedding ("tied").
 
     Shapes: -> {transformers' name: float32 tensor}; linear weights (out, in)
     Raises: ValueError if there is no such kind
-    Source: Devlin et al. 2019, arXiv:1810.04805; standard deviation initializer_range everywhere, as in its code
+    Source: Devlin et al. 2019, arXiv:1810.04805; standard deviation initializer_range everywhere, as in its
+            code
     Lesson: 07-transformer
     """
     _check_kind("init_bert", kind)
@@ -168,13 +186,18 @@ def init_bert(config: BertConfig, kind: str = "base", generator: Generator | Non
 
 
 def _norm(params, name, x, config):
-    weight = params[f"{name}.weight"]       # float32 under autocast too, and so is the stream
+    weight = params[f"{name}.weight"]  # float32 under autocast too, and so is the stream
     return layer_norm(x.to(weight.dtype), weight, params[f"{name}.bias"], eps=config.layer_norm_eps)
 
 
 def bert_embeddings(
-    params: Mapping[str, Tensor], input_ids_BL: Tensor, config: BertConfig, *,
-    token_type_ids_BL: Tensor | None = None, position_ids_BL: Tensor | None = None, training: bool = False,
+    params: Mapping[str, Tensor],
+    input_ids_BL: Tensor,
+    config: BertConfig,
+    *,
+    token_type_ids_BL: Tensor | None = None,
+    position_ids_BL: Tensor | None = None,
+    training: bool = False,
 ) -> Tensor:
     """Sum the embeddings of word, type and position, normalise, drop out.
 
@@ -185,11 +208,15 @@ def bert_embeddings(
     """
     L = input_ids_BL.shape[1]
     if L > config.max_position_embeddings:
-        raise ValueError(f"bert_embeddings: input_ids_BL must be at most max_position_embeddings = "
-                         f"{config.max_position_embeddings} long; got {L!r}. Truncate the texts.")
+        raise ValueError(
+            f"bert_embeddings: input_ids_BL must be at most max_position_embeddings = "
+            f"{config.max_position_embeddings} long; got {L!r}. Truncate the texts."
+        )
     words_BLD = embedding(params["word_embeddings.weight"], input_ids_BL)
-    if config.pad_token_id is not None:     # padding's row takes no gradient here, as nn.Embedding's padding_idx
-        words_BLD = torch.where((input_ids_BL == config.pad_token_id)[..., None], words_BLD.detach(), words_BLD)
+    if config.pad_token_id is not None:  # padding's row takes no gradient here, as nn.Embedding's padding_idx
+        words_BLD = torch.where(
+            (input_ids_BL == config.pad_token_id)[..., None], words_BLD.detach(), words_BLD
+        )
     types, places = params["token_type_embeddings.weight"], params["position_embeddings.weight"]
     stream_BLD = words_BLD + (types[0] if token_type_ids_BL is None else embedding(types, token_type_ids_BL))
     stream_BLD = stream_BLD + (places[:L] if position_ids_BL is None else embedding(places, position_ids_BL))
@@ -197,19 +224,28 @@ def bert_embeddings(
 
 
 def bert_layer(
-    params: Mapping[str, Tensor], stream_BLD: Tensor, mask: Tensor | None, config: BertConfig, *,
-    training: bool = False, measure: bool = False,
+    params: Mapping[str, Tensor],
+    stream_BLD: Tensor,
+    mask: Tensor | None,
+    config: BertConfig,
+    *,
+    training: bool = False,
+    measure: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run one layer: attention and feed-forward, each added to the stream and normalised after (post-LN).
 
     Shapes: params "attention.self.query.weight" (D, D), ...; stream_BLD (B, L, D), mask bool broadcastable to
-            (B, H, L, L), True = may attend -> stream_BLD, largest |logit| by head (H,), mean entropy by head (H,)
+            (B, H, L, L), True = may attend -> stream_BLD, largest |logit| by head (H,), mean entropy by head
+            (H,)
     Units:  entropy in nats
     Source: Devlin et al. 2019, arXiv:1810.04805; Vaswani et al. 2017, arXiv:1706.03762, sections 3.1 to 3.3
     Lesson: 07-transformer
     """
-    attention = {f"{name}.{kind}": params[f"attention.self.{name}.{kind}"]
-                 for name in ("query", "key", "value") for kind in ("weight", "bias")}
+    attention = {
+        f"{name}.{kind}": params[f"attention.self.{name}.{kind}"]
+        for name in ("query", "key", "value")
+        for kind in ("weight", "bias")
+    }
     attention |= {f"output.{kind}": params[f"attention.output.dense.{kind}"] for kind in ("weight", "bias")}
     wide = {f"up.{kind}": params[f"intermediate.dense.{kind}"] for kind in ("weight", "bias")}
     wide |= {f"down.{kind}": params[f"output.dense.{kind}"] for kind in ("weight", "bias")}
@@ -220,7 +256,13 @@ def bert_layer(
         ones = stream_BLD.new_ones(B, config.num_attention_heads, L, L)
         kept_BHLM = F.dropout(ones, config.attention_probs_dropout_prob)
     attended, seen = multi_head_attention(
-        attention, stream_BLD, heads=config.num_attention_heads, mask=mask, weight_scale=kept_BHLM, measure=measure)
+        attention,
+        stream_BLD,
+        heads=config.num_attention_heads,
+        mask=mask,
+        weight_scale=kept_BHLM,
+        measure=measure,
+    )
     attended = F.dropout(attended, config.hidden_dropout_prob, training)
     stream_BLD = _norm(params, "attention.output.LayerNorm", stream_BLD + attended, config)
     fed = feed_forward(wide, stream_BLD, ACTIVATIONS[config.hidden_act])
@@ -231,8 +273,8 @@ def bert_layer(
 def bert_mask(attention_mask: Tensor | None) -> Tensor | None:
     """Turn transformers' attention mask into ours: bool, True = may attend.
 
-    Shapes: (B, M) with 1 at real tokens, or (B, 1 or H, L, M) bool, 1 and 0, or float with 0 and -inf (or nearly)
-            -> bool broadcastable to (B, H, L, M), or None
+    Shapes: (B, M) with 1 at real tokens, or (B, 1 or H, L, M) bool, 1 and 0, or float with 0 and -inf (or
+            nearly) -> bool broadcastable to (B, H, L, M), or None
     Raises: ValueError for another number of axes, or a float mask with values between
     Lesson: 07-transformer
     """
@@ -241,13 +283,17 @@ def bert_mask(attention_mask: Tensor | None) -> Tensor | None:
     if attention_mask.ndim == 2:
         return (attention_mask != 0)[:, None, None, :]
     if attention_mask.ndim != 4:
-        raise ValueError("bert_mask: attention_mask must be (B, M), or (B, 1, L, M) for each pair; "
-                         f"got shape {tuple(attention_mask.shape)!r}")
+        raise ValueError(
+            "bert_mask: attention_mask must be (B, M), or (B, 1, L, M) for each pair; "
+            f"got shape {tuple(attention_mask.shape)!r}"
+        )
     if not attention_mask.is_floating_point():
         return attention_mask != 0
     if bool(((attention_mask != 0) & (attention_mask > -1e4)).any()):
-        raise ValueError("bert_mask: a float attention_mask of 4 axes must hold 0 (may attend) and -inf (may not); "
-                         "got values between. Pass bool.")
+        raise ValueError(
+            "bert_mask: a float attention_mask of 4 axes must hold 0 (may attend) and -inf (may not); "
+            "got values between. Pass bool."
+        )
     return attention_mask == 0
 
 
@@ -267,9 +313,9 @@ def bert_outputs(
 ) -> BertOutput:
     """Run a BERT with its head; dropout, if `training`, comes from torch's default generator.
 
-    `predict_at` names the positions whose word a vocabulary head is asked for: logits (N, V) of these alone, which
-    saves most of the work of a masked language model. `layers` replaces the functions (stream, mask) -> (stream,
-    largest logits, entropies) that are made from params by default.
+    `predict_at` names the positions whose word a vocabulary head is asked for: logits (N, V) of these alone,
+    which saves most of the work of a masked language model. `layers` replaces the functions (stream, mask) ->
+    (stream, largest logits, entropies) that are made from params by default.
 
     Shapes: input_ids_BL (B, L), attention_mask as in bert_mask, the other ids (B, L), predict_at (B, L) bool
     Raises: ValueError as bert_embeddings and bert_mask, or if there is no such kind
@@ -282,8 +328,13 @@ def bert_outputs(
         one = partial(bert_layer, config=config, training=training, measure=measure)
         layers = [partial(one, part(body, f"encoder.layer.{i}")) for i in range(config.num_hidden_layers)]
     hidden_BLD = bert_embeddings(
-        part(body, "embeddings"), input_ids_BL, config,
-        token_type_ids_BL=token_type_ids, position_ids_BL=position_ids, training=training)
+        part(body, "embeddings"),
+        input_ids_BL,
+        config,
+        token_type_ids_BL=token_type_ids,
+        position_ids_BL=position_ids,
+        training=training,
+    )
     mask, largest, entropies = bert_mask(attention_mask), [], []
     for layer in layers:
         hidden_BLD, max_logit_H, entropy_H = layer(hidden_BLD, mask)
@@ -291,12 +342,25 @@ def bert_outputs(
         entropies.append(entropy_H)
     pooled_BD = None
     if kind in POOLED:
-        pooled_BD = torch.tanh(linear(hidden_BLD[:, 0], body["pooler.dense.weight"], body["pooler.dense.bias"]))
+        pooled_BD = torch.tanh(
+            linear(hidden_BLD[:, 0], body["pooler.dense.weight"], body["pooler.dense.bias"])
+        )
     logits, next_sentence = _head(params, body, hidden_BLD, pooled_BD, config, kind, training, predict_at)
-    measured = {} if not measure else {
-        "max_attention_logit": torch.stack(largest).amax(), "attention_entropy": torch.stack(entropies).mean()}
+    measured = (
+        {}
+        if not measure
+        else {
+            "max_attention_logit": torch.stack(largest).amax(),
+            "attention_entropy": torch.stack(entropies).mean(),
+        }
+    )
     return BertOutput(
-        logits=logits, hidden=hidden_BLD, pooled=pooled_BD, next_sentence_logits=next_sentence, measured=measured)
+        logits=logits,
+        hidden=hidden_BLD,
+        pooled=pooled_BD,
+        next_sentence_logits=next_sentence,
+        measured=measured,
+    )
 
 
 def _head(params, body, hidden_BLD, pooled_BD, config, kind, training, predict_at):
@@ -392,10 +456,16 @@ class Bert(_Held):
 
     @classmethod
     def from_config(
-        cls, config: Any, *, kind: str = "base", labels: Sequence[str] = (), dropout: float | None = None,
+        cls,
+        config: Any,
+        *,
+        kind: str = "base",
+        labels: Sequence[str] = (),
+        dropout: float | None = None,
         generator: Generator | None = None,
     ) -> "Bert":
-        """Draw a fresh BERT from a BertConfig, ours or transformers'; labels and dropout, if given, replace its own."""
+        """Draw a fresh BERT from a BertConfig, ours or transformers'; labels and dropout, if given, replace
+        its own."""
         if not isinstance(config, BertConfig):
             from stabviz.models.bert_files import bert_config_from_dict
 
@@ -405,10 +475,16 @@ class Bert(_Held):
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, *, kind: str = "base", labels: Sequence[str] = (), dropout: float | None = None,
+        cls,
+        folder: str | Path,
+        *,
+        kind: str = "base",
+        labels: Sequence[str] = (),
+        dropout: float | None = None,
         generator: Generator | None = None,
     ) -> "Bert":
-        """Load a checkpoint folder of any BERT as float32; what it lacks (a head, a pooler) is drawn anew and reported.
+        """Load a checkpoint folder of any BERT as float32; what it lacks (a head, a pooler) is drawn anew and
+        reported.
 
         Raises: ValueError if the folder holds no BERT, lacks a part of its body, or a shape does not fit;
                 FileNotFoundError if config.json or the weights are missing
@@ -421,24 +497,40 @@ class Bert(_Held):
         return model
 
     def save_pretrained(self, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Write config.json and model.safetensors, as transformers reads them; `state_dict`: weights not its own."""
+        """Write config.json and model.safetensors, as transformers reads them; `state_dict`: weights not its
+        own."""
         from stabviz.models.bert_files import write_bert_folder
 
-        write_bert_folder(folder, self.config, self.kind, self.state_dict() if state_dict is None else state_dict)
+        write_bert_folder(
+            folder, self.config, self.kind, self.state_dict() if state_dict is None else state_dict
+        )
 
     def gradient_checkpointing_enable(self) -> None:
         """Turn activation checkpointing on, under transformers' name."""
         self.checkpointing = True
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None, predict_at: Tensor | None = None,
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        predict_at: Tensor | None = None,
     ) -> BertOutput:
         """Run `bert_outputs`; dropout in train mode, measures if `self.measure`."""
         return bert_outputs(
-            self.held(), input_ids, attention_mask, token_type_ids, position_ids, config=self.config, kind=self.kind,
-            training=self.training, measure=self.measure, predict_at=predict_at,
-            layers=[self._runner(layer) for layer in self.layers])
+            self.held(),
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            config=self.config,
+            kind=self.kind,
+            training=self.training,
+            measure=self.measure,
+            predict_at=predict_at,
+            layers=[self._runner(layer) for layer in self.layers],
+        )
 
     def _runner(self, layer: BertLayer) -> Callable:
         if self.checkpointing and self.training:

@@ -1,4 +1,5 @@
-"""BERT checkpoint folders: transformers' config.json and safetensors, read and written. No code of a file is run."""
+"""BERT checkpoint folders: transformers' config.json and safetensors, read and written. No code of a file is
+run."""
 
 import json
 import logging
@@ -21,14 +22,21 @@ OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm
 def bert_config_from_dict(plain: Mapping[str, Any]) -> BertConfig:
     """Read the settings of a config.json; what it leaves out has transformers' default.
 
-    Raises: ValueError if it describes another model, or a variant of BERT that is not an encoder with learned positions
+    Raises: ValueError if it describes another model, or a variant of BERT that is not an encoder with learned
+            positions
     Lesson: 07-transformer
     """
     if plain.get("model_type", "bert") != "bert":
-        raise ValueError(f"bert_config_from_dict: model_type must be 'bert'; got {plain['model_type']!r}. "
-                         "Use the implementation of transformers for other models.")
-    unsupported = {"is_decoder": (False,), "add_cross_attention": (False,), "tie_word_embeddings": (True,),
-                   "position_embedding_type": ("absolute", None)}
+        raise ValueError(
+            f"bert_config_from_dict: model_type must be 'bert'; got {plain['model_type']!r}. "
+            "Use the implementation of transformers for other models."
+        )
+    unsupported = {
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,),
+        "position_embedding_type": ("absolute", None),
+    }
     for name, allowed in unsupported.items():
         if plain.get(name, allowed[0]) not in allowed:
             raise ValueError(f"bert_config_from_dict: {name} must be {allowed[0]!r}; got {plain[name]!r}")
@@ -56,8 +64,10 @@ def read_bert_folder(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"Bert.from_folder: folder must hold config.json; got {str(folder)!r}")
     stored = bert_config_from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    config = BertConfig(**{field.name: getattr(stored, field.name) for field in fields(BertConfig)}
-                        | {"labels": labels or stored.labels})
+    config = BertConfig(
+        **{field.name: getattr(stored, field.name) for field in fields(BertConfig)}
+        | {"labels": labels or stored.labels}
+    )
     found = _renamed(_read_tensors(folder), kind)
     if config.labels != stored.labels and not all(name.startswith("LABEL_") for name in stored.labels):
         found = {name: tensor for name, tensor in found.items() if not name.startswith("classifier.")}
@@ -68,20 +78,27 @@ def read_bert_folder(
         if name not in found or resized_head:
             missing.append(name)
         elif found[name].shape != fresh.shape:
-            raise ValueError(f"Bert.from_folder: {name} of {folder} must have shape {tuple(fresh.shape)} by its "
-                             f"config.json; got {tuple(found[name].shape)!r}")
+            raise ValueError(
+                f"Bert.from_folder: {name} of {folder} must have shape {tuple(fresh.shape)} by its "
+                f"config.json; got {tuple(found[name].shape)!r}"
+            )
         else:
             params[name] = found[name].float()
     body_missing = [name for name in missing if ".embeddings." in f".{name}" or ".encoder." in f".{name}"]
     if body_missing:
-        raise ValueError(f"Bert.from_folder: {folder} must hold every parameter of the body; {len(body_missing)} are "
-                         f"missing: {_some(body_missing)}")
+        raise ValueError(
+            f"Bert.from_folder: {folder} must hold every parameter of the body; {len(body_missing)} are "
+            f"missing: {_some(body_missing)}"
+        )
     return config, params, _report(folder, missing, [name for name in found if name not in params])
 
 
 def _report(folder, missing, unused):
-    parts = [f"{len(names)} {what}: {_some(names)}"
-             for names, what in ((missing, "drawn anew"), (unused, "of the file not used")) if names]
+    parts = [
+        f"{len(names)} {what}: {_some(names)}"
+        for names, what in ((missing, "drawn anew"), (unused, "of the file not used"))
+        if names
+    ]
     line = f"{folder.name}: {'; '.join(parts)}" if parts else ""
     if line:
         LOGGER.warning(line)
@@ -100,15 +117,20 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return {name: tensor for file in files for name, tensor in load_file(folder / Path(file).name).items()}
+        return {
+            name: tensor for file in files for name, tensor in load_file(folder / Path(file).name).items()
+        }
     if (folder / "pytorch_model.bin").is_file():
         return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    raise FileNotFoundError(f"Bert.from_folder: {folder} must hold model.safetensors; it has "
-                            f"{sorted(path.name for path in folder.iterdir())}")
+    raise FileNotFoundError(
+        f"Bert.from_folder: {folder} must hold model.safetensors; it has "
+        f"{sorted(path.name for path in folder.iterdir())}"
+    )
 
 
 def _renamed(found: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """Give today's names, with or without the prefix "bert." as the kind asks; drop buffers and tied copies."""
+    """Give today's names, with or without the prefix "bert." as the kind asks; drop buffers and tied
+    copies."""
     renamed = {}
     for name, tensor in found.items():
         for old, new in OLD_NAMES.items():
@@ -120,26 +142,38 @@ def _renamed(found: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     decoder = renamed.pop("cls.predictions.decoder.weight", None)
     words = renamed.get("bert.embeddings.word_embeddings.weight")
     if decoder is not None and words is not None and not torch.equal(decoder, words):
-        raise ValueError("Bert.from_folder: cls.predictions.decoder.weight must be the word embedding (tied); "
-                         "this checkpoint has a matrix of its own")
+        raise ValueError(
+            "Bert.from_folder: cls.predictions.decoder.weight must be the word embedding (tied); "
+            "this checkpoint has a matrix of its own"
+        )
     bias = renamed.pop("cls.predictions.decoder.bias", None)
     if bias is not None:
         renamed.setdefault("cls.predictions.bias", bias)
     return {name: tensor for name, tensor in renamed.items() if not name.endswith("embeddings.position_ids")}
 
 
-def write_bert_folder(folder: str | Path, config: BertConfig, kind: str, tensors: Mapping[str, Tensor]) -> None:
+def write_bert_folder(
+    folder: str | Path, config: BertConfig, kind: str, tensors: Mapping[str, Tensor]
+) -> None:
     """Write config.json and model.safetensors with transformers' names and metadata."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {field.name: getattr(config, field.name) for field in fields(BertConfig) if field.name != "labels"}
+    plain = {
+        field.name: getattr(config, field.name) for field in fields(BertConfig) if field.name != "labels"
+    }
     dtype = next(iter(tensors.values())).dtype
-    plain |= {"architectures": [ARCHITECTURES[kind]], "model_type": "bert", "dtype": str(dtype).removeprefix("torch.")}
+    plain |= {
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": "bert",
+        "dtype": str(dtype).removeprefix("torch."),
+    }
     if kind in ("classes", "tags"):
-        plain |= {"id2label": {str(i): name for i, name in enumerate(config.labels)},
-                  "label2id": {name: i for i, name in enumerate(config.labels)}}
+        plain |= {
+            "id2label": {str(i): name for i, name in enumerate(config.labels)},
+            "label2id": {name: i for i, name in enumerate(config.labels)},
+        }
     (folder / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})

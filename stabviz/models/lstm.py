@@ -28,11 +28,14 @@ class LstmConfig:
 
 
 def init_lstm(config: LstmConfig, generator: Generator, init_scale: float = 1.0) -> dict[str, Tensor]:
-    """Draw the parameters; recurrent weights have standard deviation init_scale / sqrt(width), forget bias is 1.
+    """Draw the parameters; recurrent weights have standard deviation init_scale / sqrt(width), forget bias is
+    1.
 
-    Shapes: -> {name: float32 tensor}; "layer0.input.weight" (4 D, D), gates in torch's order: in, forget, cell, out
+    Shapes: -> {name: float32 tensor}; "layer0.input.weight" (4 D, D), gates in torch's order: in, forget,
+            cell, out
     Raises: ValueError if init_scale <= 0
-    Source: forget bias 1: Jozefowicz et al. 2015 (An Empirical Exploration of Recurrent Network Architectures)
+    Source: forget bias 1: Jozefowicz et al. 2015 (An Empirical Exploration of Recurrent Network
+            Architectures)
     Lesson: 04-gradient-clipping
     """
     if not init_scale > 0:
@@ -41,9 +44,11 @@ def init_lstm(config: LstmConfig, generator: Generator, init_scale: float = 1.0)
     params = {"embedding.token": torch.randn(V, D, generator=generator) * init_scale}
     for layer in range(config.layers):
         for name in ("input", "recurrent"):
-            params[f"layer{layer}.{name}.weight"] = torch.randn(4 * D, D, generator=generator) * init_scale / D**0.5
+            params[f"layer{layer}.{name}.weight"] = (
+                torch.randn(4 * D, D, generator=generator) * init_scale / D**0.5
+            )
         bias = torch.zeros(4 * D)
-        bias[D:2 * D] = 1.0
+        bias[D : 2 * D] = 1.0
         params[f"layer{layer}.input.bias"] = bias
     params["head.weight"] = torch.randn(V, D, generator=generator) * init_scale / D**0.5
     return params
@@ -61,7 +66,9 @@ def lstm_logits(
     """
     states_BLD = embedding(params["embedding.token"], tokens_BL)
     for layer in range(config.layers):
-        weights = tuple(params[f"layer{layer}.{name}"] for name in ("input.weight", "input.bias", "recurrent.weight"))
+        weights = tuple(
+            params[f"layer{layer}.{name}"] for name in ("input.weight", "input.bias", "recurrent.weight")
+        )
         states_BLD = _lstm_layer(states_BLD, *weights)
     return linear(states_BLD, params["head.weight"]), {}
 

@@ -41,7 +41,9 @@ def init_mlp(config: MlpConfig, generator: Generator, init_scale: float = 1.0) -
     widths = [config.inputs] + [config.width] * (config.layers - 1) + [config.outputs]
     params = {}
     for layer, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-        params[f"layer{layer}.weight"] = torch.randn(outputs, inputs, generator=generator) * init_scale / inputs**0.5
+        params[f"layer{layer}.weight"] = (
+            torch.randn(outputs, inputs, generator=generator) * init_scale / inputs**0.5
+        )
         params[f"layer{layer}.bias"] = torch.zeros(outputs)
     return params
 
@@ -53,5 +55,7 @@ def mlp_outputs(params: Mapping[str, Tensor], x: Tensor, config: MlpConfig) -> T
     Lesson: 03-gradient-descent-to-adam
     """
     for layer in range(config.layers):
-        x = linear(x if layer == 0 else torch.tanh(x), params[f"layer{layer}.weight"], params[f"layer{layer}.bias"])
+        x = linear(
+            x if layer == 0 else torch.tanh(x), params[f"layer{layer}.weight"], params[f"layer{layer}.bias"]
+        )
     return x

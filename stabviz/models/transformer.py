@@ -44,7 +44,9 @@ class TransformerConfig:
         for name in ("vocab_size", "width", "layers", "heads", "context", "feed_forward_multiple"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"TransformerConfig: {name} must be a whole number of at least 1; got {value!r}")
+                raise ValueError(
+                    f"TransformerConfig: {name} must be a whole number of at least 1; got {value!r}"
+                )
         if self.width % self.heads:
             raise ValueError(
                 f"TransformerConfig: width must be a multiple of heads = {self.heads}; got {self.width!r}"
@@ -57,15 +59,19 @@ class TransformerConfig:
             )
 
 
-def init_transformer(config: TransformerConfig, generator: Generator, init_scale: float = 1.0) -> dict[str, Tensor]:
+def init_transformer(
+    config: TransformerConfig, generator: Generator, init_scale: float = 1.0
+) -> dict[str, Tensor]:
     """Draw the parameters of one transformer: weights normal, layer norms at identity, biases at zero.
 
-    Linear weights have standard deviation init_scale / sqrt(inputs); the two that write to the residual stream are
-    divided by sqrt(2 layers) more in a pre-LN transformer, whose stream is a sum of that many branches.
+    Linear weights have standard deviation init_scale / sqrt(inputs); the two that write to the residual
+    stream are divided by sqrt(2 layers) more in a pre-LN transformer, whose stream is a sum of that many
+    branches.
 
     Shapes: -> {name: float32 tensor}; linear weights (out, in)
     Raises: ValueError if init_scale <= 0
-    Source: the division by sqrt(2 layers): Radford et al. 2019 (GPT-2), section 2.3, as 1/sqrt(N) for N residual layers
+    Source: the division by sqrt(2 layers): Radford et al. 2019 (GPT-2), section 2.3, as 1/sqrt(N) for N
+            residual layers
     Lesson: 07-transformer
     """
     if not init_scale > 0:
@@ -111,7 +117,9 @@ def part(params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     >>> list(part({"block0.up.weight": torch.ones(1), "head.weight": torch.ones(1)}, "block0"))
     ['up.weight']
     """
-    return {name[len(prefix) + 1:]: tensor for name, tensor in params.items() if name.startswith(prefix + ".")}
+    return {
+        name[len(prefix) + 1 :]: tensor for name, tensor in params.items() if name.startswith(prefix + ".")
+    }
 
 
 def transformer_logits(
@@ -123,18 +131,23 @@ def transformer_logits(
     softcap: float | Tensor | None = None,
     measure: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run the transformer on token ids; measured are the largest attention logit and the mean attention entropy.
+    """Run the transformer on token ids; measured are the largest attention logit and the mean attention
+    entropy.
 
     Shapes: tokens_BL (B, L) integer, L <= context; mask bool broadcastable to (B, H, L, L), True = may attend
-            -> logits_BLV (B, L, V), {"max_attention_logit": (), "attention_entropy": ()}, or {} if not measure
+            -> logits_BLV (B, L, V), {"max_attention_logit": (), "attention_entropy": ()}, or {} if not
+            measure
     Units:  attention_entropy in nats
     Raises: ValueError if L > context
-    Source: Vaswani et al. 2017, arXiv:1706.03762, with learned positions; pre-LN: Xiong et al. 2020, arXiv:2002.04745
+    Source: Vaswani et al. 2017, arXiv:1706.03762, with learned positions; pre-LN: Xiong et al. 2020,
+            arXiv:2002.04745
     Lesson: 07-transformer
     """
     L = tokens_BL.shape[-1]
     if L > config.context:
-        raise ValueError(f"transformer_logits: tokens_BL must be at most context = {config.context} long; got {L!r}")
+        raise ValueError(
+            f"transformer_logits: tokens_BL must be at most context = {config.context} long; got {L!r}"
+        )
     stream_BLD = embedding(params["embedding.token"], tokens_BL) + params["embedding.position"][:L]
     largest, entropies = [], []
     for block in range(config.layers):
@@ -154,13 +167,19 @@ def transformer_logits(
 
 def _block(params, stream_BLD, config, mask, softcap, measure):
     """One block: attention, then feed-forward, each on a branch of the residual stream."""
+
     def norm(name, x):
         return layer_norm(x, params[f"{name}.weight"], params[f"{name}.bias"])
 
     def attend(x):
         return multi_head_attention(
-            part(params, "attention"), x, heads=config.heads, mask=mask, causal=config.causal,
-            softcap=softcap, measure=measure,
+            part(params, "attention"),
+            x,
+            heads=config.heads,
+            mask=mask,
+            causal=config.causal,
+            softcap=softcap,
+            measure=measure,
         )
 
     def feed(x):

@@ -30,15 +30,7 @@ from stabviz.ops.contrastive import (
     info_nce_symmetric,
     uniformity,
 )
-from stabviz.ops.layers import (
-    embedding,
-    feed_forward,
-    gelu,
-    layer_norm,
-    linear,
-    relu,
-    rms_norm,
-)
+from stabviz.ops.layers import embedding, feed_forward, gelu, layer_norm, linear, relu, rms_norm
 from stabviz.ops.losses import (
     CrossEntropyMeasures,
     binary_cross_entropy_with_logits,

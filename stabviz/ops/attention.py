@@ -116,7 +116,7 @@ def _mask_terms(mask: Tensor | None, scores: Tensor):
     """From a bool mask: 1 and 0 to multiply by, 0 and -inf to add, and True for rows without any key."""
     if mask is None:
         return None, None, None
-    keep = mask.to(scores.dtype)        # arithmetic with a float mask is far faster on a CPU than masked_fill
+    keep = mask.to(scores.dtype)  # arithmetic with a float mask is far faster on a CPU than masked_fill
     bias = torch.where(mask, 0.0, -torch.inf).to(scores.dtype)
     return keep, bias, ~mask.any(dim=-1, keepdim=True)
 
@@ -125,7 +125,9 @@ def _times(weights: Tensor, weight_scale: Tensor | None) -> Tensor:
     return weights if weight_scale is None else weights * weight_scale
 
 
-def _measured_entropy(shifted: Tensor, exponentials: Tensor, normaliser: Tensor, empty: Tensor | None) -> Tensor:
+def _measured_entropy(
+    shifted: Tensor, exponentials: Tensor, normaliser: Tensor, empty: Tensor | None
+) -> Tensor:
     """Mean over rows of log Z - sum(w s), s less the row's maximum: exact for a sharp row; overwrites s."""
     expected = shifted.mul_(exponentials).sum(dim=-1, keepdim=True).div_(normaliser)
     entropy = normaliser.log().sub_(expected)
@@ -141,16 +143,16 @@ class _Attention(Function):
     @staticmethod
     def forward(query, key, value, mask, softcap, weight_scale, measure):
         scores = _scores(query, key, softcap)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))    # itself, unless half precision
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # itself, unless half precision
         keep, bias, empty = _mask_terms(mask, scores)
         if keep is not None:
             if measure:
-                lowest = scores.mul_(keep).amin(dim=(-4, -2, -1))    # a 0 at what is masked changes no |logit|
+                lowest = scores.mul_(keep).amin(dim=(-4, -2, -1))  # a 0 at what is masked changes no |logit|
             scores.add_(bias)
         elif measure:
             lowest = scores.amin(dim=(-4, -2, -1))
         row_max = scores.amax(dim=-1, keepdim=True)
-        if empty is not None:       # only a row without any key may have its -inf replaced: NaN must stay
+        if empty is not None:  # only a row without any key may have its -inf replaced: NaN must stay
             row_max.masked_fill_(empty, 0.0)
         shifted = scores.sub_(row_max).clamp_min_(exp_floor(scores.dtype))
         exponentials = shifted.exp() if measure else shifted.exp_()
@@ -199,7 +201,7 @@ class _Attention(Function):
         if grad_scores is None:
             return (None,) * 7
         grad_scores = grad_scores * exponentials
-        if softcap is not None:     # d(cap tanh(s / cap))/ds = 1 - tanh^2; recomputed, not stored
+        if softcap is not None:  # d(cap tanh(s / cap))/ds = 1 - tanh^2; recomputed, not stored
             cap = torch.as_tensor(softcap, dtype=query.dtype, device=query.device)
             grad_scores = grad_scores * (1 - torch.tanh((query @ key.mT) / cap).square())
         return grad_scores @ key, grad_scores.mT @ query, grad_value, None, None, None, None
@@ -218,7 +220,8 @@ class _Attention(Function):
 
 
 def _apply_attention(query, key, value, *options):
-    """Apply _Attention with autocast off: a backward runs without autocast, so its forward must not have any."""
+    """Apply _Attention with autocast off: a backward runs without autocast, so its forward must not have
+    any."""
     device = query.device.type
     if not torch.is_autocast_enabled(device):
         return _Attention.apply(query, key, value, *options)
@@ -273,9 +276,10 @@ def scaled_dot_product_attention(
 
     A non-finite query or key gives NaN, even a masked one: nothing is hidden. `softcap` bounds the logits by
     cap tanh(logit / cap); None and inf are off, and a tensor holds one cap (no gradient goes to it).
-    `weight_scale` multiplies the weights after the softmax, for dropout: 0 and 1/(1-p), drawn by the caller (no
-    gradient goes to it either); what is measured is measured before it. `measure=False` saves about four passes over
-    the weights and leaves both measures None. Half precision is exponentiated and summed in float32.
+    `weight_scale` multiplies the weights after the softmax, for dropout: 0 and 1/(1-p), drawn by the caller
+    (no gradient goes to it either); what is measured is measured before it. `measure=False` saves about four
+    passes over the weights and leaves both measures None. Half precision is exponentiated and summed in
+    float32.
 
     Shapes: query_BHLK (B, H, L, K), key_BHMK (B, H, M, K), value_BHMK (B, H, M, K), mask bool broadcastable
             to (B, H, L, M), True = may attend, weight_scale broadcastable to the same
@@ -330,7 +334,9 @@ def attention_weights(
     """
     query = _prepare("attention_weights", query_BHLK, key_BHMK, key_BHMK, mask, causal, scale)
     mask = _joined_mask(mask, causal, query)
-    _, exponentials, normaliser, _, _ = _apply_attention(query, key_BHMK, key_BHMK, mask, softcap, None, False)
+    _, exponentials, normaliser, _, _ = _apply_attention(
+        query, key_BHMK, key_BHMK, mask, softcap, None, False
+    )
     return exponentials / normaliser
 
 
@@ -385,7 +391,14 @@ def multi_head_attention(
     if normed[0]:
         query, key = rms_norm(query, params["query_norm.weight"]), rms_norm(key, params["key_norm.weight"])
     mixed, measures = scaled_dot_product_attention(
-        query, key, value, mask=mask, causal=causal, softcap=softcap, weight_scale=weight_scale, measure=measure
+        query,
+        key,
+        value,
+        mask=mask,
+        causal=causal,
+        softcap=softcap,
+        weight_scale=weight_scale,
+        measure=measure,
     )
     out = linear(mixed.transpose(1, 2).flatten(2), params["output.weight"], params.get("output.bias"))
     return out, measures

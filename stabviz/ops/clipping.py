@@ -32,7 +32,9 @@ def global_norm(grad: Grads) -> Tensor:
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
-def clip_by_global_norm(grad: Grads, max_norm: float | Tensor, *, out: Grads | None = None) -> tuple[Grads, Tensor]:
+def clip_by_global_norm(
+    grad: Grads, max_norm: float | Tensor, *, out: Grads | None = None
+) -> tuple[Grads, Tensor]:
     """Scale the gradient to L2 norm <= max_norm: g * min(1, max_norm / norm); unchanged below the threshold.
 
     Non-finite stays non-finite: ONE NaN makes every element NaN, one inf makes itself NaN and the others 0.
@@ -105,10 +107,13 @@ def clip_adaptive(
     return [_clip_units(x, p, clip_factor, eps) for x, p in zip(grad, param, strict=True)], norm_preclip
 
 
-def _clip_units(grad_OI: Tensor, param_OI: Tensor, clip_factor: float | Tensor, eps: float | Tensor) -> Tensor:
+def _clip_units(
+    grad_OI: Tensor, param_OI: Tensor, clip_factor: float | Tensor, eps: float | Tensor
+) -> Tensor:
     if grad_OI.shape != param_OI.shape:
         raise ValueError(
-            f"clip_adaptive: param must be of grad's shape {tuple(grad_OI.shape)}; got {tuple(param_OI.shape)!r}"
+            f"clip_adaptive: param must be of grad's shape {tuple(grad_OI.shape)}; got "
+            f"{tuple(param_OI.shape)!r}"
         )
     axes = tuple(range(1, grad_OI.ndim)) if grad_OI.ndim >= 2 else None
     grad_norm = torch.linalg.vector_norm(grad_OI, dim=axes, keepdim=True)

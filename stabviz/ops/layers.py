@@ -94,7 +94,7 @@ class _Standardise(_Rowwise):
             return None, None, None
         grad = torch.zeros_like(z) if grad is None else grad
         along_z = (grad * z).mean(dim=-1, keepdim=True)
-        if grad_inv_std is not None:        # second derivatives: d(1/std)/dx = -z / (std^2 width)
+        if grad_inv_std is not None:  # second derivatives: d(1/std)/dx = -z / (std^2 width)
             along_z = along_z + grad_inv_std * inv_std / z.shape[-1]
         if ctx.centre:
             grad = grad - grad.mean(dim=-1, keepdim=True)

@@ -61,8 +61,9 @@ def _per_row(x: Tensor | float | None) -> Tensor | float | None:
 class _CrossEntropy(Function):
     """Mean over kept rows of log Z - sum(target logits) + z_loss (log Z)^2. Axes (..., N, V).
 
-    Going back by hand: (softmax (1 + 2 z_loss log Z) - target) / kept: one pass over the logits and a scatter.
-    The outputs after the third are there for second derivatives; the row maximum in them counts as a constant.
+    Going back by hand: (softmax (1 + 2 z_loss log Z) - target) / kept: one pass over the logits and a
+    scatter. The outputs after the third are there for second derivatives; the row maximum in them counts as a
+    constant.
     """
 
     @staticmethod
@@ -76,7 +77,7 @@ class _CrossEntropy(Function):
         if label_smoothing is not None:
             smooth = _per_row(label_smoothing)
             target_N = (1 - smooth) * target_N + smooth * logits_NV.mean(dim=-1)
-        loss_N = log_sum_N - (target_N - max_N)     # log Z - target would round a small loss at large logits
+        loss_N = log_sum_N - (target_N - max_N)  # log Z - target would round a small loss at large logits
         if z_loss is not None:
             loss_N = loss_N + _per_row(z_loss) * log_z_N.square()
         loss_nats = torch.where(keep_N, loss_N, 0.0).sum(dim=-1) / kept
@@ -232,7 +233,7 @@ class _BinaryCrossEntropy(_Rowwise):
 
     @staticmethod
     def forward(logits: Tensor) -> tuple[Tensor, Tensor]:
-        small = (-logits.abs()).exp()       # in (0, 1]: neither branch can overflow
+        small = (-logits.abs()).exp()  # in (0, 1]: neither branch can overflow
         sigmoid = torch.where(logits >= 0, 1.0, small) / (1 + small)
         return logits.clamp_min(0.0) + small.log1p(), sigmoid
 

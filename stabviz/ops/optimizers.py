@@ -335,7 +335,9 @@ def amsgrad_step(
     >>> amsgrad_step(first, torch.tensor([-1.0]), state, lr=0.3, **no_memory)[0]     # 0.9 + 0.3 * 1/3
     tensor([1.])
     """
-    grad = _checked("amsgrad_step", param, grad, state, amsgrad_init, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
+    grad = _checked(
+        "amsgrad_step", param, grad, state, amsgrad_init, lr=lr, beta1=beta1, beta2=beta2, eps=eps
+    )
     largest = state["largest_second_moment"]
     state = _next_moments(grad, state, beta1, beta2, out)
     largest = torch.maximum(largest, state["second_moment"], out=_place(out, "largest_second_moment"))
@@ -471,8 +473,15 @@ def _adam_way(grad, second_moment, state, beta1, beta2, eps, bias_correction) ->
     root_scale = c2**0.5
     eps = _like(eps * root_scale, grad)
     root = second_moment.sqrt()
-    return _Way(along=state["first_moment"], below=root + eps, gain=root_scale / c1, grad=grad, root=root, eps=eps,
-                root_scale=root_scale)
+    return _Way(
+        along=state["first_moment"],
+        below=root + eps,
+        gain=root_scale / c1,
+        grad=grad,
+        root=root,
+        eps=eps,
+        root_scale=root_scale,
+    )
 
 
 def _correction(beta: Scalar, step: Scalar, bias_correction: bool | Tensor) -> Scalar:
@@ -546,7 +555,9 @@ def _like(value: Scalar, other: Tensor) -> Scalar:
 def _checked(function: str, param: Tensor, grad: Tensor, state: State, init, **hyperparameters) -> Tensor:
     """Refuse what cannot work and return the gradient in the parameter's dtype."""
     if grad.shape != param.shape:
-        raise ValueError(f"{function}: grad must be of param's shape {tuple(param.shape)}; got {tuple(grad.shape)!r}")
+        raise ValueError(
+            f"{function}: grad must be of param's shape {tuple(param.shape)}; got {tuple(grad.shape)!r}"
+        )
     if state.keys() != (expected := _STATE_KEYS[init]):
         raise ValueError(
             f"{function}: state must be a dict of {sorted(expected)}; got {sorted(state)!r}. "
@@ -563,5 +574,6 @@ def _checked(function: str, param: Tensor, grad: Tensor, state: State, init, **h
 
 
 _STATE_KEYS = {
-    init: init(torch.zeros(())).keys() for init in (sgd_init, momentum_init, rmsprop_init, adam_init, amsgrad_init)
+    init: init(torch.zeros(())).keys()
+    for init in (sgd_init, momentum_init, rmsprop_init, adam_init, amsgrad_init)
 }

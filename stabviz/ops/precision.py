@@ -62,7 +62,8 @@ def stochastic_round_to_bf16(
         noise = torch.rand(x.shape, generator=generator, device=x.device)
     if noise.shape != x.shape:
         raise ValueError(
-            f"stochastic_round_to_bf16: noise must be of x's shape {tuple(x.shape)}; got {tuple(noise.shape)!r}"
+            f"stochastic_round_to_bf16: noise must be of x's shape {tuple(x.shape)}; got "
+            f"{tuple(noise.shape)!r}"
         )
     bits = x.detach().view(torch.int32) + (noise * 65536).to(torch.int32)
     rounded = (bits & -65536).view(torch.float32)

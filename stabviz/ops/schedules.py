@@ -42,7 +42,9 @@ def linear_warmup(step: Steps, warmup_steps: Steps) -> Tensor:
     return ((step + 1) / warmup_steps.clamp(min=1)).clamp(max=1)
 
 
-def cosine(step: Steps, total_steps: Steps, warmup_steps: Steps = 0, final_share: float | Tensor = 0.0) -> Tensor:
+def cosine(
+    step: Steps, total_steps: Steps, warmup_steps: Steps = 0, final_share: float | Tensor = 0.0
+) -> Tensor:
     """Warm up, then fall along half a cosine to `final_share`, reached at step = total_steps and kept.
 
     The last of total_steps updates has step total_steps - 1 and is therefore just above the end.
@@ -88,7 +90,9 @@ def linear_decay(step: Steps, total_steps: Steps, warmup_steps: Steps = 0) -> Te
     tensor([1.0000, 0.5000, 0.0000, 0.0000])
     """
     step = _step("linear_decay", step)
-    return linear_warmup(step, warmup_steps) * (1 - _progress("linear_decay", step, total_steps, warmup_steps))
+    return linear_warmup(step, warmup_steps) * (
+        1 - _progress("linear_decay", step, total_steps, warmup_steps)
+    )
 
 
 def plateau_state(device: torch.device | str | None = None) -> State:
@@ -161,7 +165,9 @@ SCHEDULES = {
 
 def _step(function: str, step: Steps) -> Tensor:
     if not isinstance(step, Tensor) and step < 0:
-        raise ValueError(f"{function}: step must be at least 0; got {step!r}. It counts updates already taken.")
+        raise ValueError(
+            f"{function}: step must be at least 0; got {step!r}. It counts updates already taken."
+        )
     step = torch.as_tensor(step)
     return step if step.is_floating_point() else step.to(torch.get_default_dtype())
 

@@ -46,7 +46,7 @@ class _TiledAttention(Function):
             normaliser = normaliser * rescale + exponentials.sum(dim=-1, keepdim=True)
             weighted = weighted.mul_(rescale).add_(exponentials @ value[..., start:stop, :])
             row_max = new_max
-        if empty is not None:       # these alone may end with 0 / 1; a row of legitimate -inf stays NaN
+        if empty is not None:  # these alone may end with 0 / 1; a row of legitimate -inf stays NaN
             normaliser = normaliser.masked_fill(empty, 1.0)
             row_max = row_max.masked_fill(empty, 0.0)
         return weighted / normaliser, row_max + normaliser.log()
@@ -69,8 +69,8 @@ class _TiledAttention(Function):
         grad_row = (grad_out * out).sum(dim=-1, keepdim=True)
         if grad_log_z is not None:
             grad_row = grad_row - grad_log_z
-        # Buffers, not lists of tiles: small results kept between large temporaries fragment the heap to 1 GiB.
-        # Made from grad_row, so that they carry the axis of whichever argument a vmap has batched.
+        # Buffers, not lists of tiles: small results kept between large temporaries fragment the heap to 1
+        # GiB. Made from grad_row, so that they carry the axis of whichever argument a vmap has batched.
         grad_query, grad_key, grad_value = (grad_row.new_zeros(x.shape) for x in (query, key, value))
         for start in range(0, key.shape[-2], ctx.tile):
             stop = start + ctx.tile

@@ -11,5 +11,20 @@ from stabviz.trace.signals import SIGNALS, Signal, signal_of
 from stabviz.trace.trace import Trace, concatenate
 from stabviz.trace.verdicts import Spike, Verdict, find_spikes, lr_sensitivity, verdict, verdicts
 
-__all__ = ["SIGNALS", "Diagnosis", "Signal", "Spike", "Trace", "Verdict", "concatenate", "diagnose", "find_spikes",
-           "lr_sensitivity", "read_metrics", "read_run", "signal_of", "verdict", "verdicts"]
+__all__ = [
+    "SIGNALS",
+    "Diagnosis",
+    "Signal",
+    "Spike",
+    "Trace",
+    "Verdict",
+    "concatenate",
+    "diagnose",
+    "find_spikes",
+    "lr_sensitivity",
+    "read_metrics",
+    "read_run",
+    "signal_of",
+    "verdict",
+    "verdicts",
+]

@@ -1,8 +1,8 @@
 """What went wrong in a run, told from its signals: `diagnose` names it, with evidence, remedy and lesson.
 
-Rules are asked in the order of RULES: what can be proved from one signal first, then what ruined a run, then what
-only held-out data shows. The first that answers names the kind. What was not measured is said, and nothing is
-concluded from it: a log of losses alone can be told to have diverged, not why.
+Rules are asked in the order of RULES: what can be proved from one signal first, then what ruined a run, then
+what only held-out data shows. The first that answers names the kind. What was not measured is said, and
+nothing is concluded from it: a log of losses alone can be told to have diverged, not why.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,20 @@ from stabviz.trace.symptoms import Finding, Seen
 from stabviz.trace.trace import Trace
 
 Kind = Literal[
-    "rate_too_high", "no_warmup", "missing_bias_correction", "explosion", "hidden_nan", "fp16_overflow",
-    "attention_logit_growth", "epsilon_too_large", "stall", "overfit", "label_noise", "healthy", "not_known"]
+    "rate_too_high",
+    "no_warmup",
+    "missing_bias_correction",
+    "explosion",
+    "hidden_nan",
+    "fp16_overflow",
+    "attention_logit_growth",
+    "epsilon_too_large",
+    "stall",
+    "overfit",
+    "label_noise",
+    "healthy",
+    "not_known",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,34 +64,69 @@ RULES: tuple[tuple[Kind, Callable[[Seen], Finding | None]], ...] = (
 )
 
 _REMEDIES: dict[Kind, tuple[str, str]] = {
-    "rate_too_high": ("Divide the learning rate by 3 to 10, or sweep it on a logarithmic grid and keep the left edge "
-                      "of the best region; lesson 05-schedules.", "05-schedules"),
-    "no_warmup": ("Let the rate rise linearly over the first 5 to 10 % of the steps; if that is not enough, lower "
-                  "it; lesson 05-schedules.", "05-schedules"),
-    "missing_bias_correction": ("Use an Adam that corrects its moments for starting at zero (torch's AdamW does); "
-                                "lesson 03-gradient-descent-to-adam.", "03-gradient-descent-to-adam"),
-    "explosion": ("Clip the gradient by its global norm, at about its usual size, before the optimizer's step; "
-                  "lesson 04-gradient-clipping.", "04-gradient-clipping"),
-    "hidden_nan": ("Check loss and gradient norm for finiteness at every step, skip such a step before it reaches the "
-                   "weights, log the raw value, and look at that batch (empty targets, log 0, 0/0); "
-                   "lesson 04-gradient-clipping.", "04-gradient-clipping"),
-    "fp16_overflow": ("Use bfloat16, or keep what overflows (large activations, sums, softmax) in float32: no loss "
-                      "scale helps a forward pass that overflows; lesson 10-precision-and-memory.",
-                      "10-precision-and-memory"),
-    "attention_logit_growth": ("Normalise queries and keys (QK-norm) or cap the logits, or lower the rate; "
-                               "lesson 08-attention-logits.", "08-attention-logits"),
-    "epsilon_too_large": ("Lower Adam's epsilon below the gradient's size (1e-8 to 1e-15), or mend the loss whose "
-                          "gradients are so small; lesson 03-gradient-descent-to-adam.", "03-gradient-descent-to-adam"),
-    "stall": ("Raise the rate by 10; if the loss then still stays, see whether gradients reach all layers (post-LN in "
-              "depth, frozen parameters) and whether inputs and labels belong together; lesson 07-transformer.",
-              "07-transformer"),
-    "overfit": ("Keep the weights of the best evaluation (early stopping), then more data, augmentation, dropout or "
-                "weight decay; lesson 13-generalisation.", "13-generalisation"),
-    "label_noise": ("Read the training rows with the highest loss and mend their labels; label smoothing and early "
-                    "stopping limit the harm; lesson 13-generalisation.", "13-generalisation"),
+    "rate_too_high": (
+        "Divide the learning rate by 3 to 10, or sweep it on a logarithmic grid and keep the left edge "
+        "of the best region; lesson 05-schedules.",
+        "05-schedules",
+    ),
+    "no_warmup": (
+        "Let the rate rise linearly over the first 5 to 10 % of the steps; if that is not enough, lower "
+        "it; lesson 05-schedules.",
+        "05-schedules",
+    ),
+    "missing_bias_correction": (
+        "Use an Adam that corrects its moments for starting at zero (torch's AdamW does); "
+        "lesson 03-gradient-descent-to-adam.",
+        "03-gradient-descent-to-adam",
+    ),
+    "explosion": (
+        "Clip the gradient by its global norm, at about its usual size, before the optimizer's step; "
+        "lesson 04-gradient-clipping.",
+        "04-gradient-clipping",
+    ),
+    "hidden_nan": (
+        "Check loss and gradient norm for finiteness at every step, skip such a step before it reaches the "
+        "weights, log the raw value, and look at that batch (empty targets, log 0, 0/0); "
+        "lesson 04-gradient-clipping.",
+        "04-gradient-clipping",
+    ),
+    "fp16_overflow": (
+        "Use bfloat16, or keep what overflows (large activations, sums, softmax) in float32: no loss "
+        "scale helps a forward pass that overflows; lesson 10-precision-and-memory.",
+        "10-precision-and-memory",
+    ),
+    "attention_logit_growth": (
+        "Normalise queries and keys (QK-norm) or cap the logits, or lower the rate; "
+        "lesson 08-attention-logits.",
+        "08-attention-logits",
+    ),
+    "epsilon_too_large": (
+        "Lower Adam's epsilon below the gradient's size (1e-8 to 1e-15), or mend the loss whose "
+        "gradients are so small; lesson 03-gradient-descent-to-adam.",
+        "03-gradient-descent-to-adam",
+    ),
+    "stall": (
+        "Raise the rate by 10; if the loss then still stays, see whether gradients reach all layers "
+        "(post-LN in "
+        "depth, frozen parameters) and whether inputs and labels belong together; lesson 07-transformer.",
+        "07-transformer",
+    ),
+    "overfit": (
+        "Keep the weights of the best evaluation (early stopping), then more data, augmentation, dropout or "
+        "weight decay; lesson 13-generalisation.",
+        "13-generalisation",
+    ),
+    "label_noise": (
+        "Read the training rows with the highest loss and mend their labels; label smoothing and early "
+        "stopping limit the harm; lesson 13-generalisation.",
+        "13-generalisation",
+    ),
     "healthy": ("Nothing to mend.", ""),
-    "not_known": ("Log the gradient norm before clipping, the rate and the raw loss of every step, and look again; "
-                  "lesson 21-rescue.", "21-rescue"),
+    "not_known": (
+        "Log the gradient norm before clipping, the rate and the raw loss of every step, and look again; "
+        "lesson 21-rescue.",
+        "21-rescue",
+    ),
 }
 
 _LOOKED_AT = {
@@ -96,8 +143,9 @@ _LOOKED_AT = {
 def diagnose(trace: Trace, run: int = 0) -> Diagnosis:
     """Name what went wrong in one run, with the evidence, the remedy and the lesson.
 
-    Rests on the signals that were measured; settings are asked only which optimizer was in use and whether labels
-    were smoothed. A run that a skipped step or a single spike did not harm is healthy, and the evidence mentions it.
+    Rests on the signals that were measured; settings are asked only which optimizer was in use and whether
+    labels were smoothed. A run that a skipped step or a single spike did not harm is healthy, and the
+    evidence mentions it.
 
     Raises: ValueError if run is out of range
     Lesson: 21-rescue
@@ -111,7 +159,9 @@ def diagnose(trace: Trace, run: int = 0) -> Diagnosis:
     seen = Seen(trace=trace, run=int(run))
     about = _looked_at(seen)
     if "loss_nats" not in trace or trace.n_steps < symptoms.ENOUGH_STEPS:
-        short = f"a diagnosis needs a loss at {symptoms.ENOUGH_STEPS} steps or more; got {trace.n_steps} steps"
+        short = (
+            f"a diagnosis needs a loss at {symptoms.ENOUGH_STEPS} steps or more; got {trace.n_steps} steps"
+        )
         return _diagnosis("not_known", None, (short, *about))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         for kind, rule in RULES:
@@ -133,6 +183,9 @@ def _diagnosis(kind: Kind, step: int | None, evidence: tuple[str, ...]) -> Diagn
 def _looked_at(seen: Seen) -> tuple[str, ...]:
     there = [name for name in ("loss_nats", *_LOOKED_AT) if seen.has(name)]
     lines = [f"looked at {', '.join(there)}" if there else "no signal that a rule knows was measured"]
-    lines += [f"{name} was not measured: not known whether {what} had a part in it"
-              for name, what in _LOOKED_AT.items() if not seen.has(name)]
+    lines += [
+        f"{name} was not measured: not known whether {what} had a part in it"
+        for name, what in _LOOKED_AT.items()
+        if not seen.has(name)
+    ]
     return tuple(lines)

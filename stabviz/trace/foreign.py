@@ -1,9 +1,9 @@
 """Runs that other programs recorded, as Traces: transformers' Trainer, TensorBoard, CSV; `read_run` chooses.
 
-What stands in the file is kept. Its step numbers are kept too, but for the Trainer's, which count the update that
-was just made: its line "step 10" becomes step 9, the update before which the loss was measured. A value that was
-logged between two losses (an evaluation) goes to the loss before it; how many met on one row and gave way to the
-last is in config["thinned"].
+What stands in the file is kept. Its step numbers are kept too, but for the Trainer's, which count the update
+that was just made: its line "step 10" becomes step 9, the update before which the loss was measured. A value
+that was logged between two losses (an evaluation) goes to the loss before it; how many met on one row and
+gave way to the last is in config["thinned"].
 """
 
 import csv
@@ -19,12 +19,29 @@ from stabviz.trace.trace import Trace
 
 SYNONYMS = {
     "loss_nats": ("train_loss", "loss", "training_loss", "train_loss_step", "loss_train", "loss_step"),
-    "grad_norm_preclip": ("grad_norm", "train_grad_norm", "gradient_norm", "total_grad_norm", "grad_norm_total",
-                          "global_grad_norm", "grad_2_0_norm_total"),
+    "grad_norm_preclip": (
+        "grad_norm",
+        "train_grad_norm",
+        "gradient_norm",
+        "total_grad_norm",
+        "grad_norm_total",
+        "global_grad_norm",
+        "grad_2_0_norm_total",
+    ),
     "lr": ("learning_rate", "train_learning_rate", "train_lr", "lr_adamw", "lr_adam", "lr_sgd"),
     "validation_loss_nats": ("val_loss", "valid_loss", "validation_loss", "eval_loss", "dev_loss"),
-    "validation_score": ("val_accuracy", "val_acc", "valid_accuracy", "validation_accuracy", "eval_accuracy",
-                         "eval_f1", "val_f1", "validation_f1", "eval_macro_f1", "val_macro_f1"),
+    "validation_score": (
+        "val_accuracy",
+        "val_acc",
+        "valid_accuracy",
+        "validation_accuracy",
+        "eval_accuracy",
+        "eval_f1",
+        "val_f1",
+        "validation_f1",
+        "eval_macro_f1",
+        "val_macro_f1",
+    ),
     "accuracy": ("train_accuracy", "train_acc", "acc"),
     "loss_scale": ("grad_scale", "scale", "train_loss_scale"),
     "max_attention_logit": ("max_attn_logit",),
@@ -33,16 +50,16 @@ SYNONYMS = {
 STEP_COLUMNS = ("step", "global_step", "train_global_step", "iteration", "iter", "steps", "update", "epoch")
 _TIMES = re.compile(r"runtime|per_second|flos|wall_time|^epoch$")
 GRADIENT_SHARE = 0.5
-"""With a gradient norm on at least half of the losses, the other losses are left out rather than a gap be read as
-a NaN; with fewer, the norm is set aside as "grad_norm_sparse"."""
+"""With a gradient norm on at least half of the losses, the other losses are left out rather than a gap be
+read as a NaN; with fewer, the norm is set aside as "grad_norm_sparse"."""
 
 
 def from_trainer_state(path: str | Path) -> Trace:
     """Read transformers' trainer_state.json, or the newest one in a folder of checkpoints.
 
-    A logged loss is the mean since the line before; with the Trainer's filter on (its default) steps with a NaN loss
-    are left out of it, and 0.0 stands where all were NaN. That 0.0 is kept, and an event "filtered_loss" says so
-    wherever the gradient norm beside a finite loss is not finite.
+    A logged loss is the mean since the line before; with the Trainer's filter on (its default) steps with a
+    NaN loss are left out of it, and 0.0 stands where all were NaN. That 0.0 is kept, and an event
+    "filtered_loss" says so wherever the gradient norm beside a finite loss is not finite.
 
     Raises: ValueError that names file and line for what is no such state
     Source: transformers 5.23, Trainer._maybe_log_save_evaluate and the filter in Trainer._run_epoch
@@ -52,20 +69,24 @@ def from_trainer_state(path: str | Path) -> Trace:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"from_trainer_state: {path} line {error.lineno}: must be JSON ({error.msg})") from error
+        raise ValueError(
+            f"from_trainer_state: {path} line {error.lineno}: must be JSON ({error.msg})"
+        ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"from_trainer_state: {path}: must be UTF-8 text ({error})") from error
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list):
-        raise ValueError(f"from_trainer_state: {path}: must hold a list log_history; got none. "
-                         "Is it the trainer_state.json of a checkpoint?")
+        raise ValueError(
+            f"from_trainer_state: {path}: must hold a list log_history; got none. "
+            "Is it the trainer_state.json of a checkpoint?"
+        )
     columns: dict[str, dict[int, float]] = {}
     summary = {}
     for place, line in enumerate(history):
         where = f"{path} log_history[{place}]"
         if not isinstance(line, dict) or type(line.get("step")) is not int:
             raise ValueError(f"from_trainer_state: {where}: must have a whole number 'step'; got {line!r}")
-        if "train_runtime" in line:     # the summary after the last step
+        if "train_runtime" in line:  # the summary after the last step
             summary = {"train_loss_mean": line.get("train_loss")}
             continue
         for name, value in line.items():
@@ -74,29 +95,36 @@ def from_trainer_state(path: str | Path) -> Trace:
             elif name in ("loss", "grad_norm", "learning_rate", "eval_loss"):
                 raise ValueError(f"from_trainer_state: {where}: {name} must be a number; got {value!r}")
     kept = ("logging_steps", "eval_steps", "max_steps", "num_train_epochs", "train_batch_size", "best_metric")
-    config = {"source": "trainer_state.json", "loss_is": "mean since the line before, perhaps without NaN steps",
-              **{name: state[name] for name in kept if name in state}, **summary}
+    config = {
+        "source": "trainer_state.json",
+        "loss_is": "mean since the line before, perhaps without NaN steps",
+        **{name: state[name] for name in kept if name in state},
+        **summary,
+    }
     return _assembled("from_trainer_state", path, columns, config)
 
 
 def from_tensorboard(path: str | Path) -> Trace:
     """Read the scalars of a TensorBoard event file or of a folder of them (one run).
 
-    Raises: RuntimeError where tensorboard is not installed; ValueError without a loss, or with several runs inside
+    Raises: RuntimeError where tensorboard is not installed; ValueError without a loss, or with several runs
+            inside
     Lesson: 11-classification
     """
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
-        raise RuntimeError("from_tensorboard: tensorboard must be installed to read event files; "
-                           "pip install tensorboard, or export the scalars as CSV") from error
+        raise RuntimeError(
+            "from_tensorboard: tensorboard must be installed to read event files; "
+            "pip install tensorboard, or export the scalars as CSV"
+        ) from error
     path = Path(path)
     folder = path if path.is_file() else _events_folder(path)
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})     # 0: all of them
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})  # 0: all of them
     events.Reload()
     columns = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
-    for tag in events.Tags()["tensors"]:    # what TensorFlow 2 writes for a scalar
+    for tag in events.Tags()["tensors"]:  # what TensorFlow 2 writes for a scalar
         values = {e.step: make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}
         if all(value.size == 1 and value.dtype.kind in "fiu" for value in values.values()):
             columns[tag] = {step: float(value) for step, value in values.items()}
@@ -124,13 +152,19 @@ def from_csv(path: str | Path) -> Trace:
     plain = [_plain(name) for name in names]
     step_column = next((column for column in STEP_COLUMNS if column in plain), None)
     if step_column is None or len(set(names)) != len(names):
-        raise ValueError(f"from_csv: {path} line 1: must name each column once, a step among them; got {names!r}")
+        raise ValueError(
+            f"from_csv: {path} line 1: must name each column once, a step among them; got {names!r}"
+        )
     columns, text_columns = _read_rows(path, reader, names, names[plain.index(step_column)])
     config = {"source": "csv", "step_column": names[plain.index(step_column)]}
-    return _assembled("from_csv", path, columns, config | ({"text_columns": text_columns} if text_columns else {}))
+    return _assembled(
+        "from_csv", path, columns, config | ({"text_columns": text_columns} if text_columns else {})
+    )
 
 
-def _read_rows(path: Path, reader, names: list[str], step_name: str) -> tuple[dict[str, dict[int, float]], list[str]]:
+def _read_rows(
+    path: Path, reader, names: list[str], step_name: str
+) -> tuple[dict[str, dict[int, float]], list[str]]:
     """Name -> step -> number, and the names of columns that we do not know and that hold text."""
     ours = _chosen(names)
     columns: dict[str, dict[int, float]] = {name: {} for name in names if name != step_name}
@@ -144,8 +178,9 @@ def _read_rows(path: Path, reader, names: list[str], step_name: str) -> tuple[di
         row = dict(zip(names, (cell.strip() for cell in cells), strict=True))
         step = _step(where, step_name, row.pop(step_name))
         if step < last:
-            raise ValueError(f"{where}, column {step_name!r}: must not fall, a file holds one run; "
-                             f"got {step} after {last}")
+            raise ValueError(
+                f"{where}, column {step_name!r}: must not fall, a file holds one run; got {step} after {last}"
+            )
         last = step
         for name, cell in row.items():
             try:
@@ -161,8 +196,8 @@ def _read_rows(path: Path, reader, names: list[str], step_name: str) -> tuple[di
 def read_run(path: str | Path) -> Trace:
     """Read one run, whatever recorded it: a file, or a folder that holds one.
 
-    Looks for metrics.jsonl, a saved Trace (.jsonl, .parquet), trainer_state.json (also in checkpoint-*), TensorBoard
-    events, CSV, in this order.
+    Looks for metrics.jsonl, a saved Trace (.jsonl, .parquet), trainer_state.json (also in checkpoint-*),
+    TensorBoard events, CSV, in this order.
 
     Raises: FileNotFoundError, or ValueError that says what was found instead
     Lesson: 21-rescue
@@ -175,7 +210,9 @@ def read_run(path: str | Path) -> Trace:
     inside = sorted(path.iterdir())
     found = [path / "metrics.jsonl"] if (path / "metrics.jsonl").exists() else []
     found = found or [p for p in inside if p.suffix == ".parquet" or p.suffix == ".jsonl" and _is_trace(p)]
-    if not found and (path / "trainer_state.json" in inside or list(path.glob("checkpoint-*/trainer_state.json"))):
+    if not found and (
+        path / "trainer_state.json" in inside or list(path.glob("checkpoint-*/trainer_state.json"))
+    ):
         return from_trainer_state(path)
     if not found and next(path.rglob("*tfevents*"), None):
         return from_tensorboard(path)
@@ -195,11 +232,14 @@ def _read_file(path: Path) -> Trace:
         return from_csv(path)
     if path.suffix == ".jsonl" and not _is_trace(path):
         from stabviz.trace.log import read_metrics
+
         return read_metrics(path)
     if path.suffix in (".jsonl", ".parquet"):
         return Trace.load(path)
-    raise ValueError(f"read_run: path must be metrics.jsonl, trainer_state.json, TensorBoard events, .csv or a saved "
-                     f"Trace; got {str(path)!r}")
+    raise ValueError(
+        f"read_run: path must be metrics.jsonl, trainer_state.json, TensorBoard events, .csv or a saved "
+        f"Trace; got {str(path)!r}"
+    )
 
 
 def _is_trace(path: Path) -> bool:
@@ -212,11 +252,13 @@ def _newest_state(path: Path) -> Path:
         return path
     if (path / "trainer_state.json").exists():
         return path / "trainer_state.json"
-    states = sorted(path.glob("checkpoint-*/trainer_state.json"),
-                    key=lambda p: int(re.sub(r"\D", "", p.parent.name) or 0))
+    states = sorted(
+        path.glob("checkpoint-*/trainer_state.json"), key=lambda p: int(re.sub(r"\D", "", p.parent.name) or 0)
+    )
     if not states:
-        raise FileNotFoundError(f"from_trainer_state: path must be a trainer_state.json or a folder with one; "
-                                f"got {str(path)!r}")
+        raise FileNotFoundError(
+            f"from_trainer_state: path must be a trainer_state.json or a folder with one; got {str(path)!r}"
+        )
     return states[-1]
 
 
@@ -225,7 +267,9 @@ def _events_folder(path: Path) -> Path:
     if not folders:
         raise FileNotFoundError(f"from_tensorboard: path must hold an event file; got {str(path)!r}")
     if len(folders) > 1:
-        raise ValueError(f"from_tensorboard: path must hold one run; got {[str(f) for f in folders][:9]}. Name one")
+        raise ValueError(
+            f"from_tensorboard: path must hold one run; got {[str(f) for f in folders][:9]}. Name one"
+        )
     return folders[0]
 
 
@@ -260,8 +304,10 @@ def _assembled(function: str, path: Path, columns: dict[str, dict[int, float]], 
     chosen = _chosen(columns)
     series = {chosen.get(name, name): values for name, values in columns.items()}
     if not series.get("loss_nats"):
-        raise ValueError(f"{function}: {path}: must have a loss, under one of {SYNONYMS['loss_nats']}; "
-                         f"got {sorted(columns)[:20]}")
+        raise ValueError(
+            f"{function}: {path}: must have a loss, under one of {SYNONYMS['loss_nats']}; "
+            f"got {sorted(columns)[:20]}"
+        )
     steps, norm = sorted(series["loss_nats"]), series.get("grad_norm_preclip", {})
     both = [step for step in steps if step in norm]
     if norm and len(both) >= GRADIENT_SHARE * len(steps):
@@ -276,7 +322,7 @@ def _assembled(function: str, path: Path, columns: dict[str, dict[int, float]], 
         logged = np.array(sorted(values.items()))
         at = np.maximum(np.searchsorted(steps, logged[:, 0], side="right") - 1, 0)
         row = np.full(len(steps), np.nan)
-        row[at] = logged[:, 1]      # of several on one row the last stays
+        row[at] = logged[:, 1]  # of several on one row the last stays
         signals[name] = row[None]
         if len(set(at)) < len(at):
             thinned[name] = len(at) - len(set(at))
@@ -290,5 +336,13 @@ def _events(steps, signals) -> list[dict]:
     if "grad_norm_preclip" not in signals:
         return []
     hidden_S = np.isfinite(signals["loss_nats"][0]) & ~np.isfinite(signals["grad_norm_preclip"][0])
-    return [{"run": 0, "step": int(steps[s]), "kind": "filtered_loss", "signal": "loss_nats",
-             "logged": float(signals["loss_nats"][0][s])} for s in np.flatnonzero(hidden_S)]
+    return [
+        {
+            "run": 0,
+            "step": int(steps[s]),
+            "kind": "filtered_loss",
+            "signal": "loss_nats",
+            "logged": float(signals["loss_nats"][0][s]),
+        }
+        for s in np.flatnonzero(hidden_S)
+    ]

@@ -5,9 +5,9 @@
     {"step": 12, "event": "non_finite", "rows": [81, 407]}
     {"step": 49, "evaluation": {"validation_loss_nats": 0.8, "validation_score": 0.71}}
 
-`step` counts the batches that were taken, so that it only ever grows; a skipped step has its line like any other,
-with the raw values. NaN and infinity are written as text, because JSON has no such numbers. The file holds no
-clock: the same seed writes the same bytes.
+`step` counts the batches that were taken, so that it only ever grows; a skipped step has its line like any
+other, with the raw values. NaN and infinity are written as text, because JSON has no such numbers. The file
+holds no clock: the same seed writes the same bytes.
 """
 
 import json
@@ -35,7 +35,9 @@ class MetricsLog:
         else:
             size = self.path.stat().st_size
             if size < keep_bytes:
-                raise ValueError(f"MetricsLog: {self.path} must hold at least {keep_bytes} bytes to go on; got {size}")
+                raise ValueError(
+                    f"MetricsLog: {self.path} must hold at least {keep_bytes} bytes to go on; got {size}"
+                )
             os.truncate(self.path, keep_bytes)
             self._file = open(self.path, "a", encoding="utf-8", newline="\n")
         self.flush()
@@ -58,7 +60,8 @@ class MetricsLog:
         return self._file.tell()
 
     def sync(self) -> int:
-        """Put everything on the disk, so that no power cut takes what a checkpoint counts on; return the size."""
+        """Put everything on the disk, so that no power cut takes what a checkpoint counts on; return the
+        size."""
         size = self.flush()
         os.fsync(self._file.fileno())
         return size
@@ -94,20 +97,25 @@ def read_metrics(path: str | Path) -> Trace:
             else:
                 raise KeyError("values, event or evaluation")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"read_metrics: {path} line {number}: must be a step, an event or an evaluation "
-                             f"({error})") from error
+            raise ValueError(
+                f"read_metrics: {path} line {number}: must be a step, an event or an evaluation ({error})"
+            ) from error
     order = sorted(steps)
     names = list(dict.fromkeys(name for step in order for name in steps[step]))
-    signals = {name: np.array([[steps[step].get(name, math.nan) for step in order]]).reshape(1, len(order))
-               for name in names}
+    signals = {
+        name: np.array([[steps[step].get(name, math.nan) for step in order]]).reshape(1, len(order))
+        for name in names
+    }
     config = {name: _number(value) for name, value in header.get("config", {}).items()}
     label = {"seed": config["seed"]} if "seed" in config else {}
-    return Trace(steps=np.array(order, dtype=np.int64), signals=signals, runs=[label], config=config, events=events)
+    return Trace(
+        steps=np.array(order, dtype=np.int64), signals=signals, runs=[label], config=config, events=events
+    )
 
 
 def _lines(path: Path) -> tuple[dict, list[tuple[int, dict]]]:
     raw = path.read_bytes().split(b"\n")
-    whole, last = raw[:-1], raw[-1]     # what stands after the last newline was cut short, or is empty
+    whole, last = raw[:-1], raw[-1]  # what stands after the last newline was cut short, or is empty
     if not whole:
         raise ValueError(f"read_metrics: {path} line 1: must be the header of a run; got {last[:60]!r}")
     parsed = []

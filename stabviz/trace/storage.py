@@ -44,17 +44,28 @@ def _format(path: Path, function: str):
 
 
 def _header(trace: Trace) -> str:
-    header = {"schema": SCHEMA, "n_runs": trace.n_runs, "n_steps": trace.n_steps,
-              "signals": {name: str(values_RS.dtype) for name, values_RS in trace.signals.items()},
-              "config": _encode(trace.config), "runs": _encode(trace.runs), "events": _encode(trace.events)}
+    header = {
+        "schema": SCHEMA,
+        "n_runs": trace.n_runs,
+        "n_steps": trace.n_steps,
+        "signals": {name: str(values_RS.dtype) for name, values_RS in trace.signals.items()},
+        "config": _encode(trace.config),
+        "runs": _encode(trace.runs),
+        "events": _encode(trace.events),
+    }
     return json.dumps(header, allow_nan=False)
 
 
 def _trace(path: Path, header: dict, steps, signals: dict) -> Trace:
     try:
         arrays = {name: np.asarray(signals[name], dtype=dtype) for name, dtype in header["signals"].items()}
-        return Trace(steps=np.asarray(steps, dtype=np.int64), signals=arrays, runs=_decode(header["runs"]),
-                     config=_decode(header["config"]), events=_decode(header["events"]))
+        return Trace(
+            steps=np.asarray(steps, dtype=np.int64),
+            signals=arrays,
+            runs=_decode(header["runs"]),
+            config=_decode(header["config"]),
+            events=_decode(header["events"]),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"Trace.load: {path} line 1: header must describe what follows ({error})") from error
 
@@ -66,8 +77,10 @@ def _read_header(path: Path, text: str) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"Trace.load: {path} line 1: must be a Trace header; got {text[:60]!r}") from error
     if not known:
-        raise ValueError(f"Trace.load: {path} line 1: schema must be {SCHEMA!r}; got {header['schema']!r}. "
-                         "The file comes from another version of stabviz")
+        raise ValueError(
+            f"Trace.load: {path} line 1: schema must be {SCHEMA!r}; got {header['schema']!r}. "
+            "The file comes from another version of stabviz"
+        )
     missing = {"n_runs", "n_steps", "signals", "config", "runs", "events"} - set(header)
     if missing:
         raise ValueError(f"Trace.load: {path} line 1: header must be whole; got none of {sorted(missing)}")
@@ -91,15 +104,18 @@ def _read_jsonl(path: Path) -> Trace:
     header = _read_header(path, lines[0])
     rows = [line for line in lines[1:] if line]
     if len(rows) != header["n_steps"]:
-        raise ValueError(f"Trace.load: {path} line {len(rows) + 2}: must hold {header['n_steps']} steps; "
-                         f"got {len(rows)}. The file was cut short or added to")
+        raise ValueError(
+            f"Trace.load: {path} line {len(rows) + 2}: must hold {header['n_steps']} steps; "
+            f"got {len(rows)}. The file was cut short or added to"
+        )
     steps, columns = [], {name: [] for name in header["signals"]}
     for number, line in enumerate(rows, start=2):
         try:
             step, values = _row(line, header)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"Trace.load: {path} line {number}: must be one whole step; got {line[:60]!r} "
-                             f"({error})") from error
+            raise ValueError(
+                f"Trace.load: {path} line {number}: must be one whole step; got {line[:60]!r} ({error})"
+            ) from error
         steps.append(step)
         for name, column in columns.items():
             column.append(values[name])
@@ -110,8 +126,10 @@ def _read_jsonl(path: Path) -> Trace:
 
 def _row(line: str, header: dict) -> tuple[int, dict[str, list[float]]]:
     row = _strict_json(line)
-    values = {name: [_NAMES[v] if isinstance(v, str) else float(v) for v in row["values"][name]]
-              for name in header["signals"]}
+    values = {
+        name: [_NAMES[v] if isinstance(v, str) else float(v) for v in row["values"][name]]
+        for name in header["signals"]
+    }
     for name, numbers in values.items():
         if len(numbers) != header["n_runs"]:
             raise ValueError(f"{name} has {len(numbers)} values for {header['n_runs']} runs")
@@ -152,7 +170,7 @@ def _read_parquet(path: Path) -> Trace:
         raise ValueError(f"Trace.load: {path}: must hold runs x steps = {shape} rows; got {table.num_rows}")
     present = [name for name in header["signals"] if name in table.column_names]
     signals = {name: table[name].to_numpy().reshape(shape) for name in present}
-    return _trace(path, header, table["step"].to_numpy()[:shape[1]], signals)
+    return _trace(path, header, table["step"].to_numpy()[: shape[1]], signals)
 
 
 def _number(value: float):
@@ -182,4 +200,5 @@ def _decode(value):
 def _strict_json(text: str):
     def refuse(name):
         raise ValueError(f"{name} is not JSON")
+
     return json.loads(text, parse_constant=refuse)

@@ -74,8 +74,10 @@ class Trace:
         return signal in self.signals
 
     def __repr__(self) -> str:
-        return (f"Trace({self.n_runs} runs, {self.n_steps} steps, labels {self.label_keys}, "
-                f"signals {sorted(self.signals)})")
+        return (
+            f"Trace({self.n_runs} runs, {self.n_steps} steps, labels {self.label_keys}, "
+            f"signals {sorted(self.signals)})"
+        )
 
     @property
     def label_keys(self) -> list[str]:
@@ -101,8 +103,11 @@ class Trace:
         """The runs whose labels match; a list means any of its values. Numbers match to six digits."""
         for key in labels:
             self.labels(key)
-        keep = [r for r, run in enumerate(self.runs)
-                if all(_matches(run.get(key), wanted) for key, wanted in labels.items())]
+        keep = [
+            r
+            for r, run in enumerate(self.runs)
+            if all(_matches(run.get(key), wanted) for key, wanted in labels.items())
+        ]
         if not keep:
             known = {key: list(dict.fromkeys(map(str, self.labels(key).tolist())))[:9] for key in labels}
             raise ValueError(f"Trace.select: labels must match a run; got {labels!r}, known {known}")
@@ -111,10 +116,16 @@ class Trace:
     def take(self, runs: Sequence[int]) -> "Trace":
         """The runs with these indices, in this order; events come along under their new index."""
         new_index = {old: new for new, old in enumerate(runs)}
-        events = [{**event, "run": new_index[event["run"]]}
-                  for event in self.events if event["run"] in new_index]
-        return Trace(steps=self.steps, config=self.config, runs=[self.runs[r] for r in runs], events=events,
-                     signals={name: values_RS[list(runs)] for name, values_RS in self.signals.items()})
+        events = [
+            {**event, "run": new_index[event["run"]]} for event in self.events if event["run"] in new_index
+        ]
+        return Trace(
+            steps=self.steps,
+            config=self.config,
+            runs=[self.runs[r] for r in runs],
+            events=events,
+            signals={name: values_RS[list(runs)] for name, values_RS in self.signals.items()},
+        )
 
     def non_finite_step(self, run: int) -> int | None:
         """Step from which the run's loss or gradient norm stayed non-finite to its end, or None.
@@ -140,7 +151,7 @@ class Trace:
             raise ValueError(f"Trace.final: share must be in (0, 1]; got {share!r}")
         if not self.n_steps:
             raise ValueError("Trace.final: the trace must hold at least one step; got 0")
-        tail_RS = self[signal][:, -max(1, round(share * self.n_steps)):].astype(np.float64)
+        tail_RS = self[signal][:, -max(1, round(share * self.n_steps)) :].astype(np.float64)
         kept_RS = np.isfinite(tail_RS)
         total_R = np.where(kept_RS, tail_RS, 0.0).sum(axis=1)
         with np.errstate(invalid="ignore"):
@@ -165,25 +176,34 @@ class Trace:
         if not isinstance(other, Trace) or list(self.signals) != list(other.signals):
             return False
         plain = all(_same_plain(getattr(self, k), getattr(other, k)) for k in ("config", "runs", "events"))
-        return plain and np.array_equal(self.steps, other.steps) and all(
-            self.signals[k].dtype == other.signals[k].dtype
-            and np.array_equal(self.signals[k], other.signals[k], equal_nan=True) for k in self.signals)
+        return (
+            plain
+            and np.array_equal(self.steps, other.steps)
+            and all(
+                self.signals[k].dtype == other.signals[k].dtype
+                and np.array_equal(self.signals[k], other.signals[k], equal_nan=True)
+                for k in self.signals
+            )
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write .jsonl or .parquet, whole or not at all; the round trip through `load` is exact."""
         from stabviz.trace.storage import save
+
         return save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
         """Read what `save` wrote; a damaged file raises ValueError that names file and line."""
         from stabviz.trace.storage import load
+
         return load(path)
 
     @classmethod
     def from_trainer_state(cls, path: str | Path) -> "Trace":
         """Read the trainer_state.json of a run of transformers' Trainer; see `stabviz.trace.foreign`."""
         from stabviz.trace.foreign import from_trainer_state
+
         return from_trainer_state(path)
 
 
@@ -202,8 +222,10 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
     first = traces[0]
     for i, trace in enumerate(traces):
         if not np.array_equal(trace.steps, first.steps):
-            raise ValueError(f"concatenate: traces must have equal steps; got {trace.n_steps} in trace {i}, "
-                             f"{first.n_steps} in trace 0 (or other step numbers)")
+            raise ValueError(
+                f"concatenate: traces must have equal steps; got {trace.n_steps} in trace {i}, "
+                f"{first.n_steps} in trace 0 (or other step numbers)"
+            )
         if set(trace.signals) != set(first.signals):
             odd = sorted(set(trace.signals) ^ set(first.signals))
             raise ValueError(f"concatenate: traces must have equal signals; only one of 0 and {i} has {odd}")
@@ -214,9 +236,13 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
         events += [{**event, "run": event["run"] + len(runs)} for event in trace.events]
         own = {k: trace.config[k] for k in varying if k in trace.config}
         runs += [{**own, **run} for run in trace.runs]
-    return Trace(steps=first.steps, runs=runs, events=events,
-                 config={k: v for k, v in first.config.items() if k not in varying},
-                 signals={name: np.concatenate([t[name] for t in traces]) for name in first.signals})
+    return Trace(
+        steps=first.steps,
+        runs=runs,
+        events=events,
+        config={k: v for k, v in first.config.items() if k not in varying},
+        signals={name: np.concatenate([t[name] for t in traces]) for name in first.signals},
+    )
 
 
 def _steps(steps) -> np.ndarray:
@@ -226,7 +252,7 @@ def _steps(steps) -> np.ndarray:
     steps_S = np.array(steps_S, dtype=np.int64)
     if np.any(np.diff(steps_S) <= 0):
         at = int(np.flatnonzero(np.diff(steps_S) <= 0)[0])
-        pair = steps_S[at:at + 2].tolist()
+        pair = steps_S[at : at + 2].tolist()
         raise ValueError(f"Trace: steps must increase strictly; got {pair} at position {at}")
     steps_S.flags.writeable = False
     return steps_S
@@ -244,11 +270,14 @@ def _array(name: str, values, shape: tuple[int, int]) -> np.ndarray:
         dtype = values_RS.dtype if values_RS.dtype in (np.float32, np.float64) else np.float64
         values_RS = np.array(values_RS, dtype=dtype, order="C")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"Trace: signals[{name!r}] must be an array of numbers on the CPU; "
-                         f"got {type(values).__name__} ({error})") from error
+        raise ValueError(
+            f"Trace: signals[{name!r}] must be an array of numbers on the CPU; "
+            f"got {type(values).__name__} ({error})"
+        ) from error
     if values_RS.shape != shape:
-        raise ValueError(f"Trace: signals[{name!r}] must have shape (R, S) = {shape}, runs by steps; "
-                         f"got {values_RS.shape}")
+        raise ValueError(
+            f"Trace: signals[{name!r}] must have shape (R, S) = {shape}, runs by steps; got {values_RS.shape}"
+        )
     values_RS.flags.writeable = False
     return values_RS
 

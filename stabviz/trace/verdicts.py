@@ -71,13 +71,15 @@ class Spike:
     expected: float
     """Level just before it: median of the five values before its first step."""
     sigmas: float
-    """Greatest height above the window's median, in robust deviations (1.4826 x median absolute deviation)."""
+    """Greatest height above the window's median, in robust deviations (1.4826 x median absolute
+    deviation)."""
     recovered: bool
     """Whether a later value came back within half of the excursion."""
 
 
-def find_spikes(values_S, *, sigmas: float = SPIKE_SIGMAS, window: int = SPIKE_WINDOW,
-                min_height: float = 0.0) -> list[Spike]:
+def find_spikes(
+    values_S, *, sigmas: float = SPIKE_SIGMAS, window: int = SPIKE_WINDOW, min_height: float = 0.0
+) -> list[Spike]:
     """Find upward jumps beyond `sigmas` robust deviations of the running window before each value.
 
     Median and median absolute deviation are used because a mean and a standard deviation are moved by the
@@ -112,14 +114,19 @@ def find_spikes(values_S, *, sigmas: float = SPIKE_SIGMAS, window: int = SPIKE_W
     high_S[high_S] = height_S[high_S] > sigmas * sigma_S[high_S]
     found = []
     for first, last in _stretches(high_S):
-        top = int(first) + int(np.nanargmax(values_S[first:last + 1]))
+        top = int(first) + int(np.nanargmax(values_S[first : last + 1]))
         before = values_S[:first]
         expected = float(np.median(before[np.isfinite(before)][-5:]))
         limit = expected + (values_S[top] - expected) / 2
-        found.append(Spike(
-            index=top, value=float(values_S[top]), expected=expected,
-            sigmas=_most_deviations(height_S[first:last + 1], sigma_S[first:last + 1]),
-            recovered=bool(np.any(values_S[top + 1:] <= limit))))
+        found.append(
+            Spike(
+                index=top,
+                value=float(values_S[top]),
+                expected=expected,
+                sigmas=_most_deviations(height_S[first : last + 1], sigma_S[first : last + 1]),
+                recovered=bool(np.any(values_S[top + 1 :] <= limit)),
+            )
+        )
     return found
 
 
@@ -150,7 +157,7 @@ def verdict(trace: Trace, run: int, *, floor: float | None = None, chance: float
     chance = trace.setting(run, "chance_nats") if chance is None else chance
     floor = 0.0 if floor is None else float(floor)
     alive_S = loss_S[np.isfinite(loss_S)]
-    tail_S = loss_S[-max(1, round(FINAL_SHARE * len(loss_S))):]  # its last value is finite: the run lives
+    tail_S = loss_S[-max(1, round(FINAL_SHARE * len(loss_S))) :]  # its last value is finite: the run lives
     initial, final = float(alive_S[0]), float(tail_S[np.isfinite(tail_S)].mean())
     if chance is not None and not floor < chance:
         raise ValueError(f"verdict: floor must be below chance = {chance!r}; got {floor!r}")
@@ -158,10 +165,12 @@ def verdict(trace: Trace, run: int, *, floor: float | None = None, chance: float
     way = level - floor if level > floor else max(abs(level), 1.0)
     unit = trace.config.get("loss_unit", "nats")
     named = f"{'initial loss' if chance is None else 'chance'} {level:.3g}"
-    return (_lost(trace, loss_S, initial, final, level, way, f"{named} {unit}")
-            or _stalled(final, level, way, f"{named} {unit}")
-            or _spiked(trace, run, loss_S, way, unit)
-            or _healthy(trace, run, initial, final, level, way, floor, named, unit))
+    return (
+        _lost(trace, loss_S, initial, final, level, way, f"{named} {unit}")
+        or _stalled(final, level, way, f"{named} {unit}")
+        or _spiked(trace, run, loss_S, way, unit)
+        or _healthy(trace, run, initial, final, level, way, floor, named, unit)
+    )
 
 
 def verdicts(trace: Trace, *, floor: float | None = None, chance: float | None = None) -> list[Verdict]:
@@ -189,8 +198,10 @@ def lr_sensitivity(lrs: Sequence[float], losses: Sequence[float], initial_loss: 
     if lrs.ndim != 1 or lrs.size < 2 or np.unique(lrs).size != lrs.size or not np.all(lrs > 0):
         raise ValueError(f"lr_sensitivity: lrs must be 2 or more distinct rates > 0; got {lrs.tolist()}")
     if losses.shape != lrs.shape:
-        raise ValueError(f"lr_sensitivity: losses must be one per rate, {lrs.shape}; got {losses.shape}. "
-                         "Average over the seeds first")
+        raise ValueError(
+            f"lr_sensitivity: losses must be one per rate, {lrs.shape}; got {losses.shape}. "
+            "Average over the seeds first"
+        )
     if not np.isfinite(initial_loss):
         raise ValueError(f"lr_sensitivity: initial_loss must be finite; got {initial_loss!r}")
     capped = np.where(np.isfinite(losses), np.minimum(losses, initial_loss), initial_loss)
@@ -214,15 +225,26 @@ def _lost(trace, loss_S, initial, final, level, way, named) -> Verdict | None:
     if final > max(level, initial) + DIVERGED_MARGIN * way:
         above = np.flatnonzero(np.nan_to_num(loss_S, nan=np.inf) <= max(level, initial))
         step = int(trace.steps[above[-1]]) if above.size else int(trace.steps[0])
-        return Verdict(kind="diverged", step=step, evidence=(
-            f"final loss {final:.3g} is above {named} and initial loss {initial:.3g}, since step {step}"))
+        return Verdict(
+            kind="diverged",
+            step=step,
+            evidence=(
+                f"final loss {final:.3g} is above {named} and initial loss {initial:.3g}, since step {step}"
+            ),
+        )
     smooth_S = _trailing_mean(loss_S, max(1, round(FINAL_SHARE * len(loss_S))))
     best_at = int(np.nanargmin(smooth_S))
     best = float(smooth_S[best_at])
     if level - best >= LEARNED_SHARE * way and final - best > LOST_SHARE * (level - best):
         step = int(trace.steps[best_at])
-        return Verdict(kind="diverged", step=step, evidence=(
-            f"loss had come down to {best:.3g} by step {step}, then rose to {final:.3g} and stayed; {named}"))
+        return Verdict(
+            kind="diverged",
+            step=step,
+            evidence=(
+                f"loss had come down to {best:.3g} by step {step}, then rose to {final:.3g} and "
+                f"stayed; {named}"
+            ),
+        )
     return None
 
 
@@ -230,9 +252,14 @@ def _stalled(final, level, way, named) -> Verdict | None:
     covered = (level - final) / way
     if covered >= STALLED_SHARE:
         return None
-    return Verdict(kind="stalled", step=None, evidence=(
-        f"final loss {final:.3g} has left {named} by {max(covered, 0):.1%} of the way to the floor; "
-        f"{STALLED_SHARE:.0%} would count as learning"))
+    return Verdict(
+        kind="stalled",
+        step=None,
+        evidence=(
+            f"final loss {final:.3g} has left {named} by {max(covered, 0):.1%} of the way to the floor; "
+            f"{STALLED_SHARE:.0%} would count as learning"
+        ),
+    )
 
 
 def _spiked(trace, run, loss_S, way, unit) -> Verdict | None:
@@ -264,12 +291,24 @@ def _spike_verdict(trace, spikes, top, what) -> Verdict:
 
 
 def _healthy(trace, run, initial, final, level, way, floor, named, unit) -> Verdict:
-    skipped = sum(1 for s in range(trace.n_steps) if any(
-        not np.isfinite(trace[name][run, s]) for name in ("loss_nats", "grad_norm_preclip") if name in trace))
+    skipped = sum(
+        1
+        for s in range(trace.n_steps)
+        if any(
+            not np.isfinite(trace[name][run, s])
+            for name in ("loss_nats", "grad_norm_preclip")
+            if name in trace
+        )
+    )
     note = f"; {skipped} non-finite steps were skipped" if skipped else ""
-    return Verdict(kind="healthy", step=None, evidence=(
-        f"loss went from {initial:.3g} to {final:.3g} {unit}, {(level - final) / way:.0%} of the way "
-        f"from {named} to the floor {floor:.3g}{note}"))
+    return Verdict(
+        kind="healthy",
+        step=None,
+        evidence=(
+            f"loss went from {initial:.3g} to {final:.3g} {unit}, {(level - final) / way:.0%} of the way "
+            f"from {named} to the floor {floor:.3g}{note}"
+        ),
+    )
 
 
 def _most_deviations(height_S, sigma_S) -> float:

@@ -16,6 +16,24 @@ from stabviz.views.report import html_report
 from stabviz.views.svg import curve_points, figure_svg, show
 from stabviz.views.text import describe, table_of, text_table
 
-__all__ = ["Choice", "Knob", "Panel", "curve_points", "describe", "figure_svg", "html_report", "new_figure",
-           "panel", "plot_attention", "plot_gradient_norm", "plot_layer_norms", "plot_loss_fan", "plot_loss_surface",
-           "plot_lr_curve", "plot_stability_map", "show", "table_of", "text_table"]
+__all__ = [
+    "Choice",
+    "Knob",
+    "Panel",
+    "curve_points",
+    "describe",
+    "figure_svg",
+    "html_report",
+    "new_figure",
+    "panel",
+    "plot_attention",
+    "plot_gradient_norm",
+    "plot_layer_norms",
+    "plot_loss_fan",
+    "plot_loss_surface",
+    "plot_lr_curve",
+    "plot_stability_map",
+    "show",
+    "table_of",
+    "text_table",
+]

@@ -1,9 +1,10 @@
 """Give the cores to the panel: idle OpenMP threads of the notebook's main thread slow a panel's worker down.
 
-torch keeps one pool of OpenMP threads for every Python thread that ever computed. With the pool of the main thread
-waiting, the two pools together have more threads than there are cores, and the OpenMP runtime then holds every pool
-back: eight runs of 200 steps took a panel 5.6 s instead of 3.8 s (two cores, torch 2.13). So after each cell, and while
-a cell waits for a panel, the main thread hands its pool back. It comes again by itself with the next large operation.
+torch keeps one pool of OpenMP threads for every Python thread that ever computed. With the pool of the main
+thread waiting, the two pools together have more threads than there are cores, and the OpenMP runtime then
+holds every pool back: eight runs of 200 steps took a panel 5.6 s instead of 3.8 s (two cores, torch 2.13). So
+after each cell, and while a cell waits for a panel, the main thread hands its pool back. It comes again by
+itself with the next large operation.
 """
 
 import ctypes
@@ -17,13 +18,15 @@ _SOFT = 1
 
 
 def release_idle_threads(*_) -> bool:
-    """Free the calling thread's OpenMP pool; False where the runtime does not offer it (nothing is lost then)."""
+    """Free the calling thread's OpenMP pool; False where the runtime does not offer it (nothing is lost
+    then)."""
     pause = _pause_function()
     return pause is not None and pause(_SOFT) == 0
 
 
 def release_after_each_cell() -> None:
-    """Ask IPython, where there is one, to release the main thread's pool after every cell. Asking twice is once."""
+    """Ask IPython, where there is one, to release the main thread's pool after every cell. Asking twice is
+    once."""
     try:
         from IPython import get_ipython
     except ImportError:

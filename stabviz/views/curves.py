@@ -1,7 +1,7 @@
 """The curves of real runs beside each other: each Trace one run, with its own steps and its own signals.
 
-A costly signal that is measured every few steps is drawn through its measured points. Run r keeps colour and line
-style r in every picture, so that one legend serves a page. Nothing here knows pyplot.
+A costly signal that is measured every few steps is drawn through its measured points. Run r keeps colour and
+line style r in every picture, so that one legend serves a page. Nothing here knows pyplot.
 """
 
 import textwrap
@@ -48,13 +48,15 @@ MOST_LAYER_PICTURES = 5
 EVENT_MARKERS = {"rewind": "<", "spike": "^", "out_of_memory": "s", "oom": "s", "overflow": "v", "other": "d"}
 """Marker of a kind of event on the step axis; a non-finite step has its x in the curve."""
 MOST_MARKS = 200
-SMALL = {"lr": ("Learning rate", False, False),
-         "update_rms": ("Size of the update", True, True),
-         "second_moment_ratio": ("Gradient against its second moment", True, True),
-         "max_attention_logit": ("Largest attention logit", True, True),
-         "attention_entropy": ("Attention entropy", False, True),
-         "log_z": ("Output normaliser", False, True),
-         "loss_scale": ("Loss scale", True, False)}
+SMALL = {
+    "lr": ("Learning rate", False, False),
+    "update_rms": ("Size of the update", True, True),
+    "second_moment_ratio": ("Gradient against its second moment", True, True),
+    "max_attention_logit": ("Largest attention logit", True, True),
+    "attention_entropy": ("Attention entropy", False, True),
+    "log_z": ("Output normaliser", False, True),
+    "loss_scale": ("Loss scale", True, False),
+}
 """Signals with a small figure each: title, logarithmic, with a running median."""
 
 
@@ -69,42 +71,78 @@ class ReportFigure:
 
 
 def report_figures(traces: Sequence[Trace], names: Sequence[str]) -> list[ReportFigure]:
-    """Draw what the runs measured, in the order of a training step; a signal that nobody measured has no picture.
+    """Draw what the runs measured, in the order of a training step; a signal that nobody measured has no
+    picture.
 
     Raises: ValueError if a Trace holds several runs
     """
     for name, trace in zip(names, traces, strict=True):
         if trace.n_runs != 1:
-            raise ValueError(f"report_figures: each Trace must hold one run, see Trace.take; "
-                             f"got {trace.n_runs} in {name!r}")
+            raise ValueError(
+                f"report_figures: each Trace must hold one run, see Trace.take; "
+                f"got {trace.n_runs} in {name!r}"
+            )
     found = []
     if _known(traces, "loss_nats"):
         found.append(_figure("Loss", plot_learning, traces, finding=_loss_finding(traces, names), wide=True))
     if _known(traces, "validation_score"):
-        found.append(_figure("Score of the evaluations", plot_runs, traces, signal="validation_score", best=True,
-                             finding=_finding(traces, names, "validation_score")))
+        found.append(
+            _figure(
+                "Score of the evaluations",
+                plot_runs,
+                traces,
+                signal="validation_score",
+                best=True,
+                finding=_finding(traces, names, "validation_score"),
+            )
+        )
     if _known(traces, "grad_norm_preclip"):
-        found.append(_figure("Gradient norm before clipping", _gradient, traces,
-                             finding=_gradient_finding(traces, names)))
+        found.append(
+            _figure(
+                "Gradient norm before clipping", _gradient, traces, finding=_gradient_finding(traces, names)
+            )
+        )
     for signal, (title, log, smooth) in SMALL.items():
         if _known(traces, signal):
-            found.append(_figure(title, plot_runs, traces, signal=signal, log=log, smooth=smooth,
-                                 finding=_finding(traces, names, signal)))
+            found.append(
+                _figure(
+                    title,
+                    plot_runs,
+                    traces,
+                    signal=signal,
+                    log=log,
+                    smooth=smooth,
+                    finding=_finding(traces, names, signal),
+                )
+            )
     layered = [r for r, trace in enumerate(traces) if layers_of(trace)]
     for r in layered[:MOST_LAYER_PICTURES]:
         of = f": {names[r]}" if len(traces) > 1 else ""
-        found.append(_figure(f"Gradient norm by layer{of}", _layers, traces[r], finding=_layer_finding(traces[r])))
+        found.append(
+            _figure(f"Gradient norm by layer{of}", _layers, traces[r], finding=_layer_finding(traces[r]))
+        )
     return found
 
 
 def layers_of(trace: Trace) -> list[str]:
     """Names of the layers whose gradient norm was measured at least once."""
-    return [name.partition("/")[2] for name in trace.signals
-            if name.startswith("grad_norm_preclip/") and np.isfinite(trace[name]).any()]
+    return [
+        name.partition("/")[2]
+        for name in trace.signals
+        if name.startswith("grad_norm_preclip/") and np.isfinite(trace[name]).any()
+    ]
 
 
-def plot_runs(axes: Axes, traces: Sequence[Trace], *, signal: str, log: bool = False, levels: Sequence[float] = (),
-              smooth: bool = False, best: bool = False) -> Axes:
+def plot_runs(
+    axes: Axes,
+    traces: Sequence[Trace],
+    *,
+    signal: str,
+    log: bool = False,
+    levels: Sequence[float] = (),
+    smooth: bool = False,
+    best: bool = False,
+) -> Axes:
     """Draw one curve a run through its measured points; `best` rings the highest of each.
 
     With `smooth` a long curve is drawn thin, and its running median thick.
@@ -120,8 +158,16 @@ def plot_runs(axes: Axes, traces: Sequence[Trace], *, signal: str, log: bool = F
         steps, values_S = _points(trace, signal)
         if best and np.isfinite(values_S).any():
             at = int(np.nanargmax(values_S))
-            axes.plot(steps[at], values_S[at], marker="o", markersize=10, markerfacecolor="none",
-                      color=style(r)["color"], gid=f"best-{signal}-{r}", zorder=4)
+            axes.plot(
+                steps[at],
+                values_S[at],
+                marker="o",
+                markersize=10,
+                markerfacecolor="none",
+                color=style(r)["color"],
+                gid=f"best-{signal}-{r}",
+                zorder=4,
+            )
     _finish(axes, traces, log=log, levels=levels)
     return axes
 
@@ -139,9 +185,18 @@ def plot_learning(axes: Axes, traces: Sequence[Trace]) -> Axes:
             _draw_run(axes, trace, r, "loss_nats", True, labelled=len(traces) == 1)
         if "validation_loss_nats" in trace:
             steps, values_S = _points(trace, "validation_loss_nats")
-            axes.plot(*thin(steps, values_S), color=style(r)["color"], linestyle=(0, (1, 1.2)), linewidth=1.6,
-                      marker="o", markersize=5.5, markeredgecolor="white", gid=f"curve-validation_loss_nats-{r}",
-                      label="validation" if len(traces) == 1 else None, zorder=4)
+            axes.plot(
+                *thin(steps, values_S),
+                color=style(r)["color"],
+                linestyle=(0, (1, 1.2)),
+                linewidth=1.6,
+                marker="o",
+                markersize=5.5,
+                markeredgecolor="white",
+                gid=f"curve-validation_loss_nats-{r}",
+                label="validation" if len(traces) == 1 else None,
+                zorder=4,
+            )
     _finish(axes, traces, log=log)
     mark_events(axes, traces)
     if len(traces) == 1:
@@ -153,11 +208,24 @@ def mark_events(axes: Axes, traces: Sequence[Trace]) -> Axes:
     """Mark what happened on the step axis, one marker a kind, in the colour of the run."""
     for r, trace in enumerate(traces):
         for kind, marker in EVENT_MARKERS.items():
-            steps = [event["step"] for event in trace.events if _marker_kind(event["kind"]) == kind][:MOST_MARKS]
+            steps = [event["step"] for event in trace.events if _marker_kind(event["kind"]) == kind][
+                :MOST_MARKS
+            ]
             if steps:
-                axes.plot(steps, [0.0] * len(steps), linestyle="none", marker=marker, markersize=8, clip_on=False,
-                          color=style(r)["color"], markeredgecolor=INK, markeredgewidth=0.6, zorder=6,
-                          transform=axes.get_xaxis_transform(), gid=f"event-{kind}-{r}")
+                axes.plot(
+                    steps,
+                    [0.0] * len(steps),
+                    linestyle="none",
+                    marker=marker,
+                    markersize=8,
+                    clip_on=False,
+                    color=style(r)["color"],
+                    markeredgecolor=INK,
+                    markeredgewidth=0.6,
+                    zorder=6,
+                    transform=axes.get_xaxis_transform(),
+                    gid=f"event-{kind}-{r}",
+                )
     return axes
 
 
@@ -166,19 +234,41 @@ def _draw_run(axes, trace, r, signal, smooth, *, labelled: bool = False):
     look_of = style(r)
     width = _width(len(steps)) if smooth else 1
     if width > 1:
-        axes.plot(*thin(steps, values_S), color=look_of["color"], linewidth=0.8, alpha=0.4,
-                  gid=f"curve-{signal}-{r}", label="each step" if labelled else None)
-        axes.plot(*thin(steps, running_median(values_S, width, gaps=True)), **look_of, linewidth=1.8, zorder=3,
-                  gid=f"smooth-{signal}-{r}", label=f"median of {width} steps" if labelled else None)
+        axes.plot(
+            *thin(steps, values_S),
+            color=look_of["color"],
+            linewidth=0.8,
+            alpha=0.4,
+            gid=f"curve-{signal}-{r}",
+            label="each step" if labelled else None,
+        )
+        axes.plot(
+            *thin(steps, running_median(values_S, width, gaps=True)),
+            **look_of,
+            linewidth=1.8,
+            zorder=3,
+            gid=f"smooth-{signal}-{r}",
+            label=f"median of {width} steps" if labelled else None,
+        )
     else:
-        axes.plot(*thin(steps, values_S), **look_of, linewidth=1.5, marker="o" if len(steps) <= MOST_DOTS else None,
-                  markersize=3.5, gid=f"curve-{signal}-{r}", label="training" if labelled else None, zorder=3)
+        axes.plot(
+            *thin(steps, values_S),
+            **look_of,
+            linewidth=1.5,
+            marker="o" if len(steps) <= MOST_DOTS else None,
+            markersize=3.5,
+            gid=f"curve-{signal}-{r}",
+            label="training" if labelled else None,
+            zorder=3,
+        )
     mark_non_finite(axes, non_finite_marks(trace, 0, signal), look_of["color"], f"nonfinite-{signal}-{r}")
 
 
 def _gradient(axes: Axes, traces: Sequence[Trace]) -> None:
     clips = [trace.config.get("clip_norm") for trace in traces]
-    levels = sorted({float(clip) for clip in clips if isinstance(clip, int | float) and is_finite(clip) and clip > 0})
+    levels = sorted(
+        {float(clip) for clip in clips if isinstance(clip, int | float) and is_finite(clip) and clip > 0}
+    )
     for value in levels:
         level(axes, value, f"clip at {value:.3g}", gid="level-clip", colour=INK)
     plot_runs(axes, traces, signal="grad_norm_preclip", log=True, levels=levels, smooth=True)
@@ -240,7 +330,9 @@ def _gradient_finding(traces, names) -> str:
         clip = trace.config.get("clip_norm")
         if isinstance(clip, int | float) and is_finite(clip) and "grad_norm_preclip" in trace:
             norms = trace["grad_norm_preclip"][0]
-            shares.append(float(np.mean(norms[np.isfinite(norms)] > clip)) if np.isfinite(norms).any() else 0.0)
+            shares.append(
+                float(np.mean(norms[np.isfinite(norms)] > clip)) if np.isfinite(norms).any() else 0.0
+            )
     if not shares:
         return words
     low, high = min(shares), max(shares)
@@ -291,5 +383,8 @@ def _layer_finding(trace) -> str:
         values_S = trace[f"grad_norm_preclip/{layer}"][0]
         norms[layer] = float(np.median(values_S[np.isfinite(values_S)]))
     top, low = max(norms, key=norms.get), min(norms, key=norms.get)
-    words = f"Median gradient norm by layer: largest in {top}, {norms[top]:.3g}; smallest in {low}, {norms[low]:.3g}"
+    words = (
+        f"Median gradient norm by layer: largest in {top}, {norms[top]:.3g}; "
+        f"smallest in {low}, {norms[low]:.3g}"
+    )
     return words + (f", a factor of {norms[top] / norms[low]:.3g}." if norms[low] > 0 else ".")

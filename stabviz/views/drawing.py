@@ -16,10 +16,30 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from stabviz.trace import Trace
 
-COLOURS = ("#3f90da", "#bd1f01", "#832db6", "#e76300", "#717581",
-           "#a96b59", "#ffa90e", "#8c8034", "#5e7c78", "#2f9ea3")
-LINE_STYLES = ("-", "--", "-.", ":", (0, (7, 2)),
-               (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)), (0, (9, 2, 2, 2)), (0, (2, 3)))
+COLOURS = (
+    "#3f90da",
+    "#bd1f01",
+    "#832db6",
+    "#e76300",
+    "#717581",
+    "#a96b59",
+    "#ffa90e",
+    "#8c8034",
+    "#5e7c78",
+    "#2f9ea3",
+)
+LINE_STYLES = (
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (7, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (5, 1)),
+    (0, (1, 1)),
+    (0, (9, 2, 2, 2)),
+    (0, (2, 3)),
+)
 INK = "#222222"
 QUIET = "#666666"
 GRID = "#e4e4e4"
@@ -96,8 +116,15 @@ def group_runs(trace: Trace, by: str | Sequence[str] | None, *, apart: Sequence[
     groups = []
     for values in sorted(found, key=lambda values: tuple(map(_order, values))):
         name = ", ".join(f"{key}={_short(value)}" for key, value in zip(keys, values, strict=True))
-        groups.append(Group(name=name or "all runs", key=(name or "all").replace(", ", ",").replace(" ", "_"),
-                            values=values, runs=tuple(found[values]), noun=noun))
+        groups.append(
+            Group(
+                name=name or "all runs",
+                key=(name or "all").replace(", ", ",").replace(" ", "_"),
+                values=values,
+                runs=tuple(found[values]),
+                noun=noun,
+            )
+        )
     return groups
 
 
@@ -129,8 +156,10 @@ def thin(x_S: np.ndarray, y_S: np.ndarray, most: int = MOST_POINTS) -> tuple[np.
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         part = y_S[low:high]
         if np.isfinite(part).any():
-            keep |= {low + int(np.nanargmin(np.where(np.isfinite(part), part, np.nan))),
-                     low + int(np.nanargmax(np.where(np.isfinite(part), part, np.nan)))}
+            keep |= {
+                low + int(np.nanargmin(np.where(np.isfinite(part), part, np.nan))),
+                low + int(np.nanargmax(np.where(np.isfinite(part), part, np.nan))),
+            }
         else:
             keep.add(int(low))
     at = np.array(sorted(keep))
@@ -168,8 +197,8 @@ def thin_band(x_S, low_S, high_S, most: int = MOST_POINTS):
 def measured(trace: Trace, run: int, signal: str) -> np.ndarray:
     """At which steps a run measured a signal, (S,) bool: a costly one is NaN where nobody looked.
 
-    NaN of the loss or the total gradient norm is a measurement. For any other signal NaN is one only where the run
-    ended non-finite, and for scores of an evaluation never. Infinity always is one.
+    NaN of the loss or the total gradient norm is a measurement. For any other signal NaN is one only where
+    the run ended non-finite, and for scores of an evaluation never. Infinity always is one.
     """
     values_S = trace[signal][run]
     if signal in WATCHED:
@@ -201,19 +230,36 @@ def non_finite_marks(trace: Trace, run: int, signal: str) -> list[tuple[float, f
     return marks
 
 
-def level(axes: Axes, value: float, words: str, *, gid: str, colour: str = QUIET, below: bool = False,
-          left: bool = False) -> None:
+def level(
+    axes: Axes,
+    value: float,
+    words: str,
+    *,
+    gid: str,
+    colour: str = QUIET,
+    below: bool = False,
+    left: bool = False,
+) -> None:
     """Draw a level across the axes, with its words at one end: above the line, or below where curves end."""
     axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (4, 3)), gid=gid, zorder=2)
-    text = axes.annotate(words, (0 if left else 1, value), xycoords=("axes fraction", "data"),
-                         xytext=(3 if left else -3, -2 if below else 2), textcoords="offset points",
-                         ha="left" if left else "right", va="top" if below else "bottom", fontsize=8.5,
-                         color=colour, zorder=4)
+    text = axes.annotate(
+        words,
+        (0 if left else 1, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(3 if left else -3, -2 if below else 2),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="top" if below else "bottom",
+        fontsize=8.5,
+        color=colour,
+        zorder=4,
+    )
     text.set_gid(f"words-{gid}")
 
 
-def task_levels(axes: Axes, trace: Trace, chance: float | None, floor: float | None, *,
-                left: bool = False) -> list[float]:
+def task_levels(
+    axes: Axes, trace: Trace, chance: float | None, floor: float | None, *, left: bool = False
+) -> list[float]:
     """Draw chance and floor, the task's where None is given; NaN draws none. Returns what was drawn."""
     chance = trace.config.get("chance_nats") if chance is None else chance
     floor = trace.config.get("floor_nats") if floor is None else floor
@@ -245,8 +291,9 @@ def is_finite(value) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def place_legend(axes: Axes, title: str | None = None, *, loc: str = "upper right",
-                 mark: str = "went non-finite") -> None:
+def place_legend(
+    axes: Axes, title: str | None = None, *, loc: str = "upper right", mark: str = "went non-finite"
+) -> None:
     """Legend inside for a few curves, beside the axes for many; an x is explained where one is drawn."""
     handles, names = axes.get_legend_handles_labels()
     marks = [line for line in axes.lines if (line.get_gid() or "").startswith("nonfinite-")]
@@ -259,8 +306,19 @@ def place_legend(axes: Axes, title: str | None = None, *, loc: str = "upper righ
         return
     inside = loc != "upper right" or len(handles) <= 4 and not marks and _corner_is_free(axes)
     place = {"loc": loc} if inside else {"loc": "upper left", "bbox_to_anchor": (1.005, 1)}
-    box = axes.legend(handles, names, title=title, fontsize=9, title_fontsize=8.5, frameon=inside,
-                      framealpha=0.9, edgecolor="none", handlelength=2.6, borderaxespad=0.2, **place)
+    box = axes.legend(
+        handles,
+        names,
+        title=title,
+        fontsize=9,
+        title_fontsize=8.5,
+        frameon=inside,
+        framealpha=0.9,
+        edgecolor="none",
+        handlelength=2.6,
+        borderaxespad=0.2,
+        **place,
+    )
     box.get_title().set_color(QUIET)
     box.set_zorder(6)
     if inside and loc == "upper right":  # the words of the upper level would lie under the box

@@ -48,13 +48,17 @@ class Knob:
         if isinstance(self.default, bool):
             return
         if self.low is None or self.high is None or not self.low < self.high:
-            raise ValueError(f"Knob: low and high of {self.name!r} must be numbers with low < high; "
-                             f"got {self.low!r} and {self.high!r}. A switch needs a bool default.")
+            raise ValueError(
+                f"Knob: low and high of {self.name!r} must be numbers with low < high; "
+                f"got {self.low!r} and {self.high!r}. A switch needs a bool default."
+            )
         if self.log and self.low <= 0:
             raise ValueError(f"Knob: low of {self.name!r} must be > 0 with log=True; got {self.low!r}")
         if not self.low <= self.default <= self.high:
-            raise ValueError(f"Knob: default of {self.name!r} must be in [{self.low:g}, {self.high:g}]; "
-                             f"got {self.default!r}")
+            raise ValueError(
+                f"Knob: default of {self.name!r} must be in [{self.low:g}, {self.high:g}]; "
+                f"got {self.default!r}"
+            )
 
     @property
     def kind(self) -> str:
@@ -140,8 +144,9 @@ class Control:
         self.knob, self._on_move, self._assigning = knob, on_move, False
         self._slider, note = None, ""
         if isinstance(knob, Choice):
-            self._field = ipywidgets.Dropdown(options=[(str(option), option) for option in knob.options],
-                                              value=knob.default)
+            self._field = ipywidgets.Dropdown(
+                options=[(str(option), option) for option in knob.options], value=knob.default
+            )
         elif knob.kind == "switch":
             self._field = ipywidgets.Checkbox(value=knob.default, indent=False)
         else:
@@ -178,7 +183,7 @@ class Control:
 
     def _slider_moved(self, change):
         if not self._assigning:
-            self._field.value = self.knob._tidy(change["new"])   # the field's own callback reports the move
+            self._field.value = self.knob._tidy(change["new"])  # the field's own callback reports the move
 
     def _field_moved(self, change):
         if self._assigning:
@@ -196,8 +201,15 @@ def _number_and_slider(knob: Knob):
         return number, ipywidgets.IntSlider(**bounds, step=step, continuous_update=False, readout=False)
     if knob.log:
         low, high = math.log10(knob.low), math.log10(knob.high)
-        slider = ipywidgets.FloatLogSlider(min=low, max=high, step=knob.step or (high - low) / 40, base=10,
-                                           value=knob.default, continuous_update=False, readout=False)
+        slider = ipywidgets.FloatLogSlider(
+            min=low,
+            max=high,
+            step=knob.step or (high - low) / 40,
+            base=10,
+            value=knob.default,
+            continuous_update=False,
+            readout=False,
+        )
         if knob.kind == "integer":
             return ipywidgets.BoundedIntText(**bounds), slider
         return ipywidgets.BoundedFloatText(**bounds, step=float(f"{knob.low:.0e}")), slider

@@ -65,7 +65,7 @@ def outcome(trace: Trace, note: str) -> str:
 
 def table_html(groups: list[dict], runs: list[dict]) -> str:
     """Return the text behind a picture: one row for each curve, then one for each run."""
-    return ("<h4>Each curve</h4>" + _rows_html(groups) + "<h4>Each run</h4>" + _rows_html(runs))
+    return "<h4>Each curve</h4>" + _rows_html(groups) + "<h4>Each run</h4>" + _rows_html(runs)
 
 
 def _rows_html(rows: list[dict], most: int = 64) -> str:
@@ -73,8 +73,9 @@ def _rows_html(rows: list[dict], most: int = 64) -> str:
         return ""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     head = "".join(f'<th scope="col">{html.escape(key.replace("_", " "))}</th>' for key in keys)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(key))}</td>" for key in keys) + "</tr>"
-                   for row in rows[:most])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_cell(row.get(key))}</td>" for key in keys) + "</tr>" for row in rows[:most]
+    )
     more = f"<p>and {len(rows) - most} more</p>" if len(rows) > most else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
 

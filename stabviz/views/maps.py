@@ -10,13 +10,18 @@ from matplotlib.patches import Rectangle
 from stabviz.trace import Trace, verdicts
 from stabviz.views.drawing import INK, group_runs, look, place_legend, style
 
-VERDICT_LOOKS = {"healthy": ("#3f90da", "✓"), "spiked": ("#ffa90e", "▲"),
-                 "stalled": ("#b8bdc4", "–"), "diverged": ("#bd1f01", "✕")}
+VERDICT_LOOKS = {
+    "healthy": ("#3f90da", "✓"),
+    "spiked": ("#ffa90e", "▲"),
+    "stalled": ("#b8bdc4", "–"),
+    "diverged": ("#bd1f01", "✕"),
+}
 """Verdict -> colour and symbol, from best to gravest; the symbol alone tells them apart."""
 
 
-def plot_stability_map(axes: Axes, trace: Trace, *, x: str = "lr", y: str | None = None,
-                       legend: bool = True) -> Axes:
+def plot_stability_map(
+    axes: Axes, trace: Trace, *, x: str = "lr", y: str | None = None, legend: bool = True
+) -> Axes:
     """Draw a cell for each (x, y), coloured by its most frequent verdict, with its symbol and count.
 
     Of equally frequent verdicts the graver one is shown. `y` defaults to the first label that is neither x
@@ -42,14 +47,22 @@ def plot_stability_map(axes: Axes, trace: Trace, *, x: str = "lr", y: str | None
     axes.set_yticks(range(len(rows)), [_tick(value) for value in rows])
     axes.tick_params(length=0)
     if legend:
-        handles = [Rectangle((0, 0), 1, 1, facecolor=colour, label=f"{symbol} {kind}")
-                   for kind, (colour, symbol) in VERDICT_LOOKS.items()]
+        handles = [
+            Rectangle((0, 0), 1, 1, facecolor=colour, label=f"{symbol} {kind}")
+            for kind, (colour, symbol) in VERDICT_LOOKS.items()
+        ]
         axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
     return axes
 
 
-def plot_attention(axes: Axes, weights_LM, *, queries: Sequence[str] | None = None,
-                   keys: Sequence[str] | None = None, mask_LM=None) -> Axes:
+def plot_attention(
+    axes: Axes,
+    weights_LM,
+    *,
+    queries: Sequence[str] | None = None,
+    keys: Sequence[str] | None = None,
+    mask_LM=None,
+) -> Axes:
     """Draw one head's attention weights: query rows from the top, key columns; small ones with figures.
 
     Shapes: weights_LM (L, M); mask_LM (L, M) bool, True = may attend; elsewhere the cell is left grey
@@ -82,9 +95,15 @@ def plot_attention(axes: Axes, weights_LM, *, queries: Sequence[str] | None = No
     return axes
 
 
-def plot_loss_surface(axes: Axes, function: Callable, paths: Mapping[str, np.ndarray], *,
-                      x_range: tuple[float, float], y_range: tuple[float, float],
-                      legend: bool = True) -> Axes:
+def plot_loss_surface(
+    axes: Axes,
+    function: Callable,
+    paths: Mapping[str, np.ndarray],
+    *,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    legend: bool = True,
+) -> Axes:
     """Draw contours of a function of two parameters, with the path of each optimiser over it.
 
     `function(x, y)` takes and gives arrays. Contours are spaced evenly in the log of the height above the
@@ -117,8 +136,9 @@ def _map_cell(axes, i: int, j: int, kinds: Counter, gid: str) -> None:
     grave = list(VERDICT_LOOKS)
     kind = max(kinds, key=lambda k: (kinds[k], grave.index(k)))
     colour, symbol = VERDICT_LOOKS[kind]
-    axes.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=2,
-                             gid=gid))
+    axes.add_patch(
+        Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=2, gid=gid)
+    )
     ink = "white" if kind == "diverged" else "#111111"
     total = sum(kinds.values())
     words = symbol if total == 1 else f"{symbol} {kinds[kind]}/{total}"
@@ -129,8 +149,15 @@ def _write_weights(axes, shown_LM) -> None:
     top = float(shown_LM.max() or 0)
     for (row, column), weight in np.ndenumerate(shown_LM.filled(np.nan)):
         if np.isfinite(weight):
-            axes.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=8,
-                      color="white" if weight < 0.55 * top else "#111111")
+            axes.text(
+                column,
+                row,
+                f"{weight:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if weight < 0.55 * top else "#111111",
+            )
 
 
 def _draw_path(axes, name: str, path, index: int, x_range, y_range) -> None:
@@ -141,12 +168,28 @@ def _draw_path(axes, name: str, path, index: int, x_range, y_range) -> None:
     left = stop < len(path)
     words = f"{name} (left the picture at step {stop})" if left else name
     look_of = style(index)
-    axes.plot(*shown.T, **look_of, linewidth=1.6, marker=".", markersize=4, label=words,
-              gid=f"path-{_id(name)}", zorder=3)
+    axes.plot(
+        *shown.T,
+        **look_of,
+        linewidth=1.6,
+        marker=".",
+        markersize=4,
+        label=words,
+        gid=f"path-{_id(name)}",
+        zorder=3,
+    )
     axes.plot(*shown[0], marker="o", markersize=7, color=INK, zorder=4)
-    axes.plot(*shown[-1], marker="x" if left else "*", markersize=9 if left else 11, linestyle="none",
-              markeredgewidth=2 if left else 0.5, color=look_of["color"], gid=f"end-{_id(name)}", zorder=5,
-              clip_on=False)
+    axes.plot(
+        *shown[-1],
+        marker="x" if left else "*",
+        markersize=9 if left else 11,
+        linestyle="none",
+        markeredgewidth=2 if left else 0.5,
+        color=look_of["color"],
+        gid=f"end-{_id(name)}",
+        zorder=5,
+        clip_on=False,
+    )
 
 
 def _id(name: str) -> str:

@@ -38,8 +38,15 @@ DRAW_SHARE = 0.1
 """Largest share of a run's time that is spent on drawing it."""
 
 
-def panel(run: Callable[..., Iterable[Trace]], knobs: Sequence[Knob | Choice], *, draw=None, title: str = "",
-          height_px: int = 420, remember: int = 32) -> "Panel":
+def panel(
+    run: Callable[..., Iterable[Trace]],
+    knobs: Sequence[Knob | Choice],
+    *,
+    draw=None,
+    title: str = "",
+    height_px: int = 420,
+    remember: int = 32,
+) -> "Panel":
     """Make a panel: knobs on top, curves of `run(**knobs)` below; show it as the last line of a cell.
 
     `run` yields growing Traces (or returns one). If it has a parameter named `cancelled`, it is given a
@@ -120,8 +127,9 @@ class Panel:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._worker is None, timeout_s):
-                raise TimeoutError(f"Panel.wait: the run must end within {timeout_s:g} s; "
-                                   f"got status {self.status!r}")
+                raise TimeoutError(
+                    f"Panel.wait: the run must end within {timeout_s:g} s; got status {self.status!r}"
+                )
             if self.error is not None:
                 raise self.error
 
@@ -132,6 +140,7 @@ class Panel:
 
     def _ipython_display_(self):
         from IPython.display import display
+
         bundle = self.widget._repr_mimebundle_()
         bundle["text/plain"] = f"Panel: {self.title or ', '.join(self.knobs)}. Run this cell to use it."
         display(bundle, raw=True)
@@ -168,12 +177,12 @@ class Panel:
                 (generation, values, context), self._wanted = self._wanted, None
                 self.error = None
             try:
-                context.run(self._compute, generation, values)   # the cell that asked owns what is sent
-            except BaseException as error:   # nothing may end the worker: it is shown, kept, raised by wait
+                context.run(self._compute, generation, values)  # the cell that asked owns what is sent
+            except BaseException as error:  # nothing may end the worker: it is shown, kept, raised by wait
                 with self._changed:
                     if self._generation == generation:
                         self.error = error
-                        self._picture.add_class("stabviz-old")   # what is drawn belongs to other values
+                        self._picture.add_class("stabviz-old")  # what is drawn belongs to other values
                         self._say(f"error: {type(error).__name__}: {error}")
 
     def _compute(self, generation: int, values: dict) -> None:
@@ -194,6 +203,7 @@ class Panel:
 
     def _follow(self, generation: int, values: dict) -> Picture | None:
         """Run to the end and draw on the way; return the last picture, or None if it is no longer wanted."""
+
         def cancelled():
             return self._generation != generation
 
@@ -203,7 +213,7 @@ class Panel:
         try:
             while not cancelled():
                 with _TURNS.turn_of(self):
-                    torch.set_grad_enabled(True)   # local to the thread; an earlier run may have left it off
+                    torch.set_grad_enabled(True)  # local to the thread; an earlier run may have left it off
                     newer = next(stream, None)
                     if cancelled():
                         return None
@@ -263,8 +273,9 @@ class Panel:
         buttons = ipywidgets.HBox([reset, stop, self._wants_table, self._status])
         buttons.add_class("stabviz-buttons")
         controls = [control.box for control in self._controls.values()]
-        self.widget = ipywidgets.VBox([ipywidgets.HTML(title_html(title)), *controls, buttons, self._picture,
-                                       self._table])
+        self.widget = ipywidgets.VBox(
+            [ipywidgets.HTML(title_html(title)), *controls, buttons, self._picture, self._table]
+        )
         self.widget.add_class("stabviz-panel")
 
     def _tell_table(self) -> None:
@@ -297,7 +308,8 @@ class _Turns:
     def turn_of(self, who: "Panel"):
         with self._changed:
             self._changed.wait_for(
-                lambda: self._holder is None and who is max(self._wanting, key=lambda each: each._moved_at))
+                lambda: self._holder is None and who is max(self._wanting, key=lambda each: each._moved_at)
+            )
             self._holder = who
         try:
             yield

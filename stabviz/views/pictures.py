@@ -39,8 +39,12 @@ def picture(draw, trace: Trace, values: dict, height_px: int, places: tuple | No
             figure.set_layout_engine("none")
             for axes, place in zip(figure.axes, places, strict=True):
                 axes.set_position(place)
-        curves = {line.get_gid(): (np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float))
-                  for axes in figure.axes for line in axes.lines if line.get_gid()}
+        curves = {
+            line.get_gid(): (np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float))
+            for axes in figure.axes
+            for line in axes.lines
+            if line.get_gid()
+        }
         svg = figure_svg(figure, sentence or describe(trace))
         places = tuple(axes.get_position().bounds for axes in figure.axes)
     return Picture(trace=trace, svg=svg, curves=curves, places=places)

@@ -39,13 +39,27 @@ from stabviz.views.scales import (
     unit_label,
 )
 
-__all__ = ["plot_attention", "plot_gradient_norm", "plot_layer_norms", "plot_loss_fan", "plot_loss_surface",
-           "plot_lr_curve", "plot_stability_map"]
+__all__ = [
+    "plot_attention",
+    "plot_gradient_norm",
+    "plot_layer_norms",
+    "plot_loss_fan",
+    "plot_loss_surface",
+    "plot_lr_curve",
+    "plot_stability_map",
+]
 
 
-def plot_loss_fan(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = None,
-                  signal: str = "loss_nats", chance: float | None = None, floor: float | None = None,
-                  legend: bool = True) -> Axes:
+def plot_loss_fan(
+    axes: Axes,
+    trace: Trace,
+    *,
+    by: str | Sequence[str] | None = None,
+    signal: str = "loss_nats",
+    chance: float | None = None,
+    floor: float | None = None,
+    legend: bool = True,
+) -> Axes:
     """Draw median and 10-90 % band over the runs of each value of `by`, and where runs went non-finite.
 
     A dead run counts as the worst, not as absent: the band then reaches the top of the axes. `by` None means
@@ -69,7 +83,7 @@ def plot_loss_fan(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = 
     log = is_loss and needs_log(trace[signal])
     floor = trace.config.get("floor_nats") if floor is None else floor
     if log and floor is not None and floor <= 0:
-        floor = float("nan")        # a logarithmic axis has no place for it
+        floor = float("nan")  # a logarithmic axis has no place for it
     levels = task_levels(axes, trace, chance, floor) if is_loss else []
     _draw_fan(axes, trace, signal, group_runs(trace, by), levels, log=log)
     if legend:
@@ -77,9 +91,15 @@ def plot_loss_fan(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = 
     return axes
 
 
-def plot_gradient_norm(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = None,
-                       clip_norm: float | None = None, signal: str = "grad_norm_preclip",
-                       legend: bool = True) -> Axes:
+def plot_gradient_norm(
+    axes: Axes,
+    trace: Trace,
+    *,
+    by: str | Sequence[str] | None = None,
+    clip_norm: float | None = None,
+    signal: str = "grad_norm_preclip",
+    legend: bool = True,
+) -> Axes:
     """Draw the gradient norm before clipping on a log axis, with the clip threshold and non-finite steps.
 
     `clip_norm` defaults to "clip_norm" of the configuration; infinity or NaN draws no line.
@@ -100,9 +120,16 @@ def plot_gradient_norm(axes: Axes, trace: Trace, *, by: str | Sequence[str] | No
     return axes
 
 
-def plot_lr_curve(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = None,
-                  signal: str = "loss_nats", chance: float | None = None, floor: float | None = None,
-                  legend: bool = True) -> Axes:
+def plot_lr_curve(
+    axes: Axes,
+    trace: Trace,
+    *,
+    by: str | Sequence[str] | None = None,
+    signal: str = "loss_nats",
+    chance: float | None = None,
+    floor: float | None = None,
+    legend: bool = True,
+) -> Axes:
     """Draw final loss against learning rate: median over seeds, 10-90 % as bars, LR sensitivity as text.
 
     A final loss above the initial one, or none at all, is drawn as x at the initial loss: the value that LR
@@ -128,8 +155,15 @@ def plot_lr_curve(axes: Axes, trace: Trace, *, by: str | Sequence[str] | None = 
     return axes
 
 
-def plot_layer_norms(axes: Axes, trace: Trace, *, signal: str = "grad_norm_preclip", run: int | None = None,
-                     median_of: int = 1, legend: bool = True) -> Axes:
+def plot_layer_norms(
+    axes: Axes,
+    trace: Trace,
+    *,
+    signal: str = "grad_norm_preclip",
+    run: int | None = None,
+    median_of: int = 1,
+    legend: bool = True,
+) -> Axes:
     """Draw a signal layer by layer on a log axis: median over runs, or one `run`.
 
     With `median_of` steps a running median is drawn: the noise of many layers on one another hides them all.
@@ -139,8 +173,10 @@ def plot_layer_norms(axes: Axes, trace: Trace, *, signal: str = "grad_norm_precl
     """
     names = [name for name in trace.signals if name.startswith(f"{signal}/")]
     if not names:
-        raise ValueError(f"plot_layer_norms: signal must be recorded by layer as '{signal}/<layer>'; "
-                         f"got {sorted(trace.signals)}")
+        raise ValueError(
+            f"plot_layer_norms: signal must be recorded by layer as '{signal}/<layer>'; "
+            f"got {sorted(trace.signals)}"
+        )
     look(axes, "step", signal_of(signal).axis_label)
     axes.set_yscale("log", nonpositive="mask")
     runs = list(range(trace.n_runs)) if run is None else [run]
@@ -151,7 +187,9 @@ def plot_layer_norms(axes: Axes, trace: Trace, *, signal: str = "grad_norm_precl
         label = name.partition("/")[2].replace("$", r"\$")  # a layer's name is text, not a formula
         axes.plot(x, y, **style(index), linewidth=1.6, label=label, gid=f"curve-{name}")
         for r in runs:
-            mark_non_finite(axes, non_finite_marks(trace, r, name), style(index)["color"], f"nonfinite-{name}-{r}")
+            mark_non_finite(
+                axes, non_finite_marks(trace, r, name), style(index)["color"], f"nonfinite-{name}-{r}"
+            )
     set_step_axis(axes, trace)
     log_axis(axes)
     keep_marks_inside(axes)
@@ -160,8 +198,9 @@ def plot_layer_norms(axes: Axes, trace: Trace, *, signal: str = "grad_norm_precl
     return axes
 
 
-def _draw_fan(axes: Axes, trace: Trace, signal: str, groups: list[Group], levels: list[float], *,
-              log: bool) -> None:
+def _draw_fan(
+    axes: Axes, trace: Trace, signal: str, groups: list[Group], levels: list[float], *, log: bool
+) -> None:
     axes.set_yscale("log" if log else "linear")
     bands = []
     for index, group in enumerate(groups):
@@ -169,24 +208,48 @@ def _draw_fan(axes: Axes, trace: Trace, signal: str, groups: list[Group], levels
         runs = list(group.runs)
         steps, values_RS = measured_columns(trace, signal, runs)
         if len(groups) == 1 and 1 < len(runs) <= 16:
-            for r, values_S in zip(runs, values_RS, strict=True):  # with one group there is room for each spike
-                axes.plot(*thin(steps, or_gap(values_S)), color=look_of["color"], alpha=0.35,
-                          linewidth=0.7, gid=f"run-{signal}-{r}")
+            for r, values_S in zip(
+                runs, values_RS, strict=True
+            ):  # with one group there is room for each spike
+                axes.plot(
+                    *thin(steps, or_gap(values_S)),
+                    color=look_of["color"],
+                    alpha=0.35,
+                    linewidth=0.7,
+                    gid=f"run-{signal}-{r}",
+                )
         low_S, median_S, high_S = quantiles(values_RS, [0.1, 0.5, 0.9])
         if len(runs) > 1:
             bands.append((index, group, steps, low_S, high_S))
         marker = "o" if len(steps) == 1 else None
-        axes.plot(*thin(steps, or_gap(median_S)), **look_of, linewidth=1.8, marker=marker,
-                  markersize=4, label=_name_of(trace, group), gid=f"curve-{signal}-{group.key}", zorder=3)
+        axes.plot(
+            *thin(steps, or_gap(median_S)),
+            **look_of,
+            linewidth=1.8,
+            marker=marker,
+            markersize=4,
+            label=_name_of(trace, group),
+            gid=f"curve-{signal}-{group.key}",
+            zorder=3,
+        )
         for r in runs:
-            mark_non_finite(axes, non_finite_marks(trace, r, signal), look_of["color"], f"nonfinite-{signal}-{r}")
+            mark_non_finite(
+                axes, non_finite_marks(trace, r, signal), look_of["color"], f"nonfinite-{signal}-{r}"
+            )
     set_step_axis(axes, trace)
     set_limits(axes, [edge for *_, low_S, high_S in bands for edge in (low_S, high_S)], levels)
     for index, group, steps, low_S, high_S in bands:
         x, low, high = thin_band(steps, low_S, high_S)
         top = axes.get_ylim()[1]
-        axes.fill_between(x, np.minimum(low, top), np.minimum(high, top), color=style(index)["color"],
-                          alpha=0.16, linewidth=0, gid=f"band-{signal}-{group.key}")
+        axes.fill_between(
+            x,
+            np.minimum(low, top),
+            np.minimum(high, top),
+            color=style(index)["color"],
+            alpha=0.16,
+            linewidth=0,
+            gid=f"band-{signal}-{group.key}",
+        )
     if log:
         log_axis(axes)
     keep_marks_inside(axes)
@@ -212,12 +275,29 @@ def _lr_group(axes, group: Group, index: int, lr_R, final_R, cap: float, signal:
     if len(lrs) > 1:
         name += f"{', ' if name else ''}LR sensitivity {lr_sensitivity(lrs, median, cap):.2g}"
     look_of = style(index)
-    axes.plot(lrs, median, **look_of, linewidth=1.8, marker="o", markersize=4.5, label=name or "1 rate",
-              gid=f"curve-{signal}-final-{group.key}", zorder=3)
+    axes.plot(
+        lrs,
+        median,
+        **look_of,
+        linewidth=1.8,
+        marker="o",
+        markersize=4.5,
+        label=name or "1 rate",
+        gid=f"curve-{signal}-final-{group.key}",
+        zorder=3,
+    )
     axes.vlines(lrs, low, high, color=look_of["color"], alpha=0.45, linewidth=3)
     best = int(np.argmin(median))
-    axes.plot(lrs[best], median[best], marker="o", markersize=10, markerfacecolor="none",
-              color=look_of["color"], gid=f"best-{group.key}", zorder=4)
+    axes.plot(
+        lrs[best],
+        median[best],
+        marker="o",
+        markersize=10,
+        markerfacecolor="none",
+        color=look_of["color"],
+        gid=f"best-{group.key}",
+        zorder=4,
+    )
     # a touch above the initial loss is a run that learned nothing, not one that was thrown out
     lost = [(lr, cap) for lr, final in zip(lrs, finals, strict=True) if not np.all(final <= 1.05 * abs(cap))]
     if lost:

@@ -10,7 +10,8 @@ LOG_SCALE_ABOVE = 3.0
 
 
 def set_limits(axes: Axes, edges=(), levels=()) -> None:
-    """Set the y axis to the lines, the `edges` of bands yet to be drawn, and levels: nothing finite is cut off."""
+    """Set the y axis to the lines, the `edges` of bands yet to be drawn, and levels: nothing finite is cut
+    off."""
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines]
     finite = np.concatenate([*drawn, *edges, np.array(levels, float)])
     finite = finite[np.isfinite(finite) & ((finite > 0) | (axes.get_yscale() == "linear"))]
@@ -41,8 +42,18 @@ def mark_non_finite(axes: Axes, marks: list[tuple[float, float]], colour: str, g
     """Draw an x at each (step, value); `keep_marks_inside` gives those without a value their place."""
     if marks:
         steps, values = zip(*marks, strict=True)
-        axes.plot(steps, values, linestyle="none", marker="x", markersize=8, markeredgewidth=2.2,
-                  color=colour, gid=gid, zorder=5, clip_on=False)
+        axes.plot(
+            steps,
+            values,
+            linestyle="none",
+            marker="x",
+            markersize=8,
+            markeredgewidth=2.2,
+            color=colour,
+            gid=gid,
+            zorder=5,
+            clip_on=False,
+        )
 
 
 def keep_marks_inside(axes: Axes) -> None:
@@ -77,4 +88,3 @@ def unit_label(trace: Trace, signal: str) -> str:
     known = signal_of(signal)
     unit = trace.config.get("loss_unit", known.unit) if signal == "loss_nats" else known.unit
     return f"{known.label} ({unit})" if unit else known.label
-

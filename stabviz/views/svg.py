@@ -33,7 +33,7 @@ def figure_svg(figure: Figure, label: str, *, prefix: str | None = None) -> str:
     with DRAWING, matplotlib.rc_context(_SETTINGS):
         figure.savefig(page, format="svg", metadata=_NO_METADATA)
     svg = page.getvalue()
-    svg = svg[svg.index("<svg"):]
+    svg = svg[svg.index("<svg") :]
     prefix = prefix or "f" + hashlib.sha256((label + svg).encode()).hexdigest()[:10]
     svg = re.sub(r'(<g id=")([^"]*)"', rf'\1{prefix}-\2" data-gid="\2"', svg)
     svg = re.sub(r'(<(?!g )[a-zA-Z]+ (?:[^>]*? )?id=")([^"]*")', rf"\1{prefix}-\2", svg)
@@ -43,7 +43,8 @@ def figure_svg(figure: Figure, label: str, *, prefix: str | None = None) -> str:
 
 
 class Shown:
-    """A drawn figure that JupyterLab shows even in an untrusted notebook: an <img> whose alt text is the finding."""
+    """A drawn figure that JupyterLab shows even in an untrusted notebook: an <img> whose alt text is the
+    finding."""
 
     def __init__(self, svg: str, label: str):
         self.svg, self.label = svg, label

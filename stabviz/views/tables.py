@@ -22,9 +22,14 @@ SCORES = {
 MOST_EVENTS = 200
 MOST_ROWS = 12
 """Row numbers of an event that are listed."""
-_SPOKEN = {"non_finite": "not finite, so no update was made", "overflow": "fp16 overflow, the loss scale halved",
-           "spike": "loss far above its running median", "rewind": "went back to the last good state",
-           "out_of_memory": "out of memory, the micro-batch halved", "oom": "out of memory"}
+_SPOKEN = {
+    "non_finite": "not finite, so no update was made",
+    "overflow": "fp16 overflow, the loss scale halved",
+    "spike": "loss far above its running median",
+    "rewind": "went back to the last good state",
+    "out_of_memory": "out of memory, the micro-batch halved",
+    "oom": "out of memory",
+}
 
 
 def score_tables(names, scores, summary) -> str:
@@ -34,13 +39,19 @@ def score_tables(names, scores, summary) -> str:
         return '<h2 id="scores">Scores</h2>\n<p class="quiet">No run was scored.</p>\n'
     parts = ['<h2 id="scores">Scores</h2>\n']
     for split in splits:
-        rows = [(name, one[split]) for name, one in zip(names, map(_by_split, scores), strict=True) if split in one]
+        rows = [
+            (name, one[split])
+            for name, one in zip(names, map(_by_split, scores), strict=True)
+            if split in one
+        ]
         for classes in (True, False):  # classes and entities have no score in common
             of_kind = [(name, row) for name, row in rows if ("accuracy" in row) == classes]
             parts += [_score_table(of_kind, split)] if of_kind else []
     churn = (summary or {}).get("churn")
     if churn is not None:
-        parts.append(f"<p>Churn: two of these runs disagree on {churn:.1%} of the inputs, averaged over all pairs.</p>")
+        parts.append(
+            f"<p>Churn: two of these runs disagree on {churn:.1%} of the inputs, averaged over all pairs.</p>"
+        )
     return "".join(parts)
 
 
@@ -53,10 +64,14 @@ def _score_table(named_rows, split) -> str:
     lines = []
     for name, row in named_rows:
         said = " (failed)" if row.get("failed") else ""
-        lines.append(f'<tr>{_row_head(name + said)}{_cells(row.get(key) for key in keys)}</tr>')
+        lines.append(f"<tr>{_row_head(name + said)}{_cells(row.get(key) for key in keys)}</tr>")
     foot = _spread_rows(rows, keys) if len(rows) > 1 else ""
     failed = sum(bool(row.get("failed")) for row in rows)
-    counted = f" {failed} of {len(rows)} runs failed (no better than the majority, or not finite)." if failed else ""
+    counted = (
+        f" {failed} of {len(rows)} runs failed (no better than the majority, or not finite)."
+        if failed
+        else ""
+    )
     number = next((row["rows"] for row in rows if "rows" in row), None)
     of = f"{split}: " if split else ""
     caption = f"{of}{number} inputs." if number is not None else of
@@ -70,26 +85,43 @@ def _spread_rows(rows, keys) -> str:
     means = _cells(float(values.mean()) for values in columns)
     stds = _cells(float(values.std(ddof=1)) if len(values) > 1 else None for values in columns)
     ranges = "".join(f"<td>{_number(float(v.min()))} to {_number(float(v.max()))}</td>" for v in columns)
-    return (f'<tfoot><tr><th scope="row">mean of {len(rows)} runs</th>{means}</tr>'
-            f'<tr><th scope="row">standard deviation</th>{stds}</tr>'
-            f'<tr><th scope="row">lowest to highest</th>{ranges}</tr></tfoot>')
+    return (
+        f'<tfoot><tr><th scope="row">mean of {len(rows)} runs</th>{means}</tr>'
+        f'<tr><th scope="row">standard deviation</th>{stds}</tr>'
+        f'<tr><th scope="row">lowest to highest</th>{ranges}</tr></tfoot>'
+    )
 
 
 def event_table(names, traces) -> str:
     """Return what happened, in the order of the steps."""
-    rows = sorted(((event["step"], name, event) for name, trace in zip(names, traces, strict=True)
-                   for event in trace.events), key=lambda row: row[0])
+    rows = sorted(
+        (
+            (event["step"], name, event)
+            for name, trace in zip(names, traces, strict=True)
+            for event in trace.events
+        ),
+        key=lambda row: row[0],
+    )
     if not rows:
         return '<h2 id="events">Events</h2>\n<p>None: no step was skipped, nothing was rewound.</p>\n'
     lines = []
     for step, name, event in rows[:MOST_EVENTS]:
         kind = event["kind"]
         spoken = f": {_SPOKEN[kind]}" if kind in _SPOKEN else ""
-        details = "; ".join(f"{key.strip('_').replace('_', ' ')} {_detail(value)}" for key, value in event.items()
-                            if key not in ("run", "step", "kind"))
-        run = f'<td class="left {"long" if len(name) > 40 else "run"}">{escaped(name)}</td>' if len(names) > 1 else ""
-        lines.append(f'<tr><th scope="row">{step}</th>{run}<td class="left">{escaped(kind.replace("_", " ") + spoken)}'
-                     f'</td><td class="left">{escaped(details)}</td></tr>')
+        details = "; ".join(
+            f"{key.strip('_').replace('_', ' ')} {_detail(value)}"
+            for key, value in event.items()
+            if key not in ("run", "step", "kind")
+        )
+        run = (
+            f'<td class="left {"long" if len(name) > 40 else "run"}">{escaped(name)}</td>'
+            if len(names) > 1
+            else ""
+        )
+        lines.append(
+            f'<tr><th scope="row">{step}</th>{run}<td class="left">{escaped(kind.replace("_", " ") + spoken)}'
+            f'</td><td class="left">{escaped(details)}</td></tr>'
+        )
     columns = ["step", *(["run"] if len(names) > 1 else []), "what", "details"]
     more = f'<p class="quiet">and {len(rows) - MOST_EVENTS} more</p>' if len(rows) > MOST_EVENTS else ""
     counts = Counter(event["kind"] for _, _, event in rows)
@@ -127,9 +159,10 @@ def _confusion(found) -> str:
             cells.append(f"<td{hit}{shade}>{count if count else '·'}</td>")
             if true != said and count:
                 wrong.append((count, f"{classes[true]} taken for {classes[said]} ({count} of {total})"))
-        lines.append(f'<tr>{_row_head(classes[true])}{"".join(cells)}</tr>')
+        lines.append(f"<tr>{_row_head(classes[true])}{''.join(cells)}</tr>")
     often = "; ".join(words for _, words in sorted(wrong, key=lambda pair: -pair[0])[:3])
-    caption = f"Rows: the true class; columns: what was predicted. {'Most often: ' + often if often else 'No mistake'}."
+    worst = f"Most often: {often}" if often else "No mistake"
+    caption = f"Rows: the true class; columns: what was predicted. {worst}."
     return _table(caption, f"<td></td>{head}", lines, look="confusion")
 
 
@@ -137,7 +170,11 @@ def _by_name(found) -> str:
     rows = found.get("by_class") or found.get("by_type")
     if not rows:
         return ""
-    keys = [key for key in ("precision", "recall", "f1", "support", "predicted") if key in next(iter(rows.values()))]
+    keys = [
+        key
+        for key in ("precision", "recall", "f1", "support", "predicted")
+        if key in next(iter(rows.values()))
+    ]
     lines = [f"<tr>{_row_head(name)}{_cells(row[key] for key in keys)}</tr>" for name, row in rows.items()]
     what = "class" if found.get("by_class") else "type"
     head = _column(what, left=True) + "".join(_column("F1" if key == "f1" else key) for key in keys)
@@ -145,8 +182,11 @@ def _by_name(found) -> str:
 
 
 def configuration(names, configs) -> str:
-    """Return the settings: first those in which the runs that have them differ; where a run is kept is no setting."""
-    keys = list(dict.fromkeys(key for config in configs for key in config if key != "out" or len(configs) == 1))
+    """Return the settings: first those in which the runs that have them differ; where a run is kept is no
+    setting."""
+    keys = list(
+        dict.fromkeys(key for config in configs for key in config if key != "out" or len(configs) == 1)
+    )
     if not keys:
         return ""
     differing = [key for key in keys if len({repr(config[key]) for config in configs if key in config}) > 1]
@@ -157,8 +197,11 @@ def configuration(names, configs) -> str:
         parts.append(_table("What differs between the runs", head, lines))
     elif len(configs) > 1:
         parts.append("<p>The runs have the same configuration.</p>")
-    lines = [_setting_row(key, [next(config for config in configs if key in config)])
-             for key in keys if key not in differing]
+    lines = [
+        _setting_row(key, [next(config for config in configs if key in config)])
+        for key in keys
+        if key not in differing
+    ]
     if lines:
         what = "The other settings" if len(configs) > 1 else "All settings"
         table = _table(what, _column("setting", left=True) + _column("value", left=True), lines)
@@ -174,8 +217,11 @@ def _setting_row(key, configs, look: str = "") -> str:
 
 def _table(caption: str, head: str, lines: Sequence[str], *, look: str = "", foot: str = "") -> str:
     kind = f' class="{look}"' if look else ""
-    return (f'<div class="scroll"><table{kind}><caption><span>{escaped(caption)}</span></caption><thead><tr>{head}</tr>'
-            f'</thead><tbody>{"".join(lines)}</tbody>{foot}</table></div>\n')
+    return (
+        f'<div class="scroll"><table{kind}><caption><span>{escaped(caption)}</span></caption>'
+        f"<thead><tr>{head}</tr>"
+        f"</thead><tbody>{''.join(lines)}</tbody>{foot}</table></div>\n"
+    )
 
 
 def _column(name, *, left: bool = False) -> str:
@@ -189,8 +235,11 @@ def _by_split(scores: dict | None) -> dict[str, dict]:
         return {}
     if any(key in scores for key in SCORES):
         return {"": scores}
-    return {split: found for split, found in scores.items()
-            if isinstance(found, dict) and any(key in found for key in SCORES)}
+    return {
+        split: found
+        for split, found in scores.items()
+        if isinstance(found, dict) and any(key in found for key in SCORES)
+    }
 
 
 def _cells(values) -> str:
@@ -216,8 +265,13 @@ def _setting(config, key) -> str:
     if key not in config:
         return "-"
     value = config[key]
-    return f"{value:g}" if isinstance(value, float) else ", ".join(map(str, value)) if isinstance(value, list) \
+    return (
+        f"{value:g}"
+        if isinstance(value, float)
+        else ", ".join(map(str, value))
+        if isinstance(value, list)
         else str(value)
+    )
 
 
 def _row_head(name) -> str:

@@ -32,10 +32,17 @@ def table_of(trace: Trace, *, by: str | Sequence[str] | None = None, signal: str
         kinds = Counter(judged[r].kind for r in group.runs) if judged else {}
         dead = [trace.non_finite_step(r) for r in group.runs]
         dead = [step for step in dead if step is not None]
-        rows.append({**dict(zip(keys, group.values, strict=True)), "runs": len(group.runs),
-                     "final median": median, "10 %": low, "90 %": high,
-                     "verdicts": ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()),
-                     "first non-finite step": min(dead) if dead else None})
+        rows.append(
+            {
+                **dict(zip(keys, group.values, strict=True)),
+                "runs": len(group.runs),
+                "final median": median,
+                "10 %": low,
+                "90 %": high,
+                "verdicts": ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()),
+                "first non-finite step": min(dead) if dead else None,
+            }
+        )
     return rows
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from tests.bench.table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST, WHOLE = "panel of lesson 00, first curve after a move", "panel of lesson 00, 8 seeds x 200 steps after a move"
+FIRST, WHOLE = (
+    "panel of lesson 00, first curve after a move",
+    "panel of lesson 00, 8 seeds x 200 steps after a move",
+)
 NOTEBOOKS = "notebooks under nbval"
 
 
@@ -33,7 +36,7 @@ def panel_rows(moves: int = 7) -> list[Row]:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
         try:
             first_s, whole_s = _moves(browser, Path(folder), lesson[0], moves)
-        except Exception as error:      # whatever went wrong is the row's note: a missing figure is not hidden
+        except Exception as error:  # whatever went wrong is the row's note: a missing figure is not hidden
             return _not_run(f"the browser run failed: {str(error).splitlines()[0]}")
         finally:
             browser.close()
@@ -71,7 +74,8 @@ def _moves(browser, folder, lesson, moves):
 
 
 def _up_to_the_first_panel(lesson: Path) -> str:
-    """The lesson without stored outputs and without what follows its first panel, so that only that one computes."""
+    """The lesson without stored outputs and without what follows its first panel, so that only that one
+    computes."""
     notebook = json.loads(lesson.read_text())
     kept = []
     for cell in notebook["cells"]:
@@ -85,8 +89,15 @@ def _up_to_the_first_panel(lesson: Path) -> str:
 
 def _seconds(what, seconds, target) -> Row:
     middle = statistics.median(seconds)
-    return Row(what=what, ours=middle, unit="s", ratio=middle, target=target, spread=(min(seconds), max(seconds)),
-               note=f"median of {len(seconds)} moves; spread is smallest and largest")
+    return Row(
+        what=what,
+        ours=middle,
+        unit="s",
+        ratio=middle,
+        target=target,
+        spread=(min(seconds), max(seconds)),
+        note=f"median of {len(seconds)} moves; spread is smallest and largest",
+    )
 
 
 def _not_run(why: str) -> list[Row]:
@@ -98,11 +109,29 @@ def notebook_row() -> Row:
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     if not notebooks:
         return Row(what=NOTEBOOKS, target=300.0, note="there are no notebooks yet")
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--nbval",
-               "--nbval-sanitize-with", "tests/nbval_sanitize.cfg", "notebooks"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        "--nbval",
+        "--nbval-sanitize-with",
+        "tests/nbval_sanitize.cfg",
+        "notebooks",
+    ]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     spent = time.perf_counter() - start
     last = (done.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
-    return Row(what=f"{NOTEBOOKS} ({len(notebooks)})", ours=spent, unit="s", ratio=spent, target=300.0,
-               note="" if done.returncode == 0 else f"with failures: {last}")
+    return Row(
+        what=f"{NOTEBOOKS} ({len(notebooks)})",
+        ours=spent,
+        unit="s",
+        ratio=spent,
+        target=300.0,
+        note="" if done.returncode == 0 else f"with failures: {last}",
+    )

@@ -19,13 +19,20 @@ class Block(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
-        sizes = {"qkv": (width, 3 * width), "out": (width, width), "up": (width, 4 * width), "down": (4 * width, width)}
+        sizes = {
+            "qkv": (width, 3 * width),
+            "out": (width, width),
+            "up": (width, 4 * width),
+            "down": (4 * width, width),
+        }
         self.maps = nn.ModuleDict({name: nn.Linear(*size, bias=False) for name, size in sizes.items()})
 
     def forward(self, x):
         B, L, D = x.shape
-        query, key, value = (part.view(B, L, HEADS, D // HEADS).transpose(1, 2)
-                             for part in self.maps["qkv"](self.norms[0](x)).split(D, dim=-1))
+        query, key, value = (
+            part.view(B, L, HEADS, D // HEADS).transpose(1, 2)
+            for part in self.maps["qkv"](self.norms[0](x)).split(D, dim=-1)
+        )
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.maps["out"](mixed.transpose(1, 2).reshape(B, L, D))
         return x + self.maps["down"](F.gelu(self.maps["up"](self.norms[1](x))))
@@ -52,8 +59,8 @@ def tutorial_loop(width: int, where: str):
 
     def step():
         starts = torch.randint(len(tokens) - CONTEXT - 1, (BATCH,))
-        inputs = torch.stack([tokens[i:i + CONTEXT] for i in starts])
-        targets = torch.stack([tokens[i + 1:i + CONTEXT + 1] for i in starts])
+        inputs = torch.stack([tokens[i : i + CONTEXT] for i in starts])
+        targets = torch.stack([tokens[i + 1 : i + CONTEXT + 1] for i in starts])
         loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -68,16 +75,27 @@ def tutorial_loop(width: int, where: str):
 def engine_round(width: int, runs: int, measure: bool, where: str, threads: Threads):
     """Return a function that does one step of all runs."""
     device = torch.device(where)
-    experiment = grid("text", seed=range(runs), width=width, context=CONTEXT, batch=BATCH, heads=HEADS, layers=LAYERS,
-                      clip_norm=1.0, steps=5000)
-    batches = [_Batch([experiment.runs[r] for r in rows], device, measure) for rows in _groups(experiment, device)]
+    experiment = grid(
+        "text",
+        seed=range(runs),
+        width=width,
+        context=CONTEXT,
+        batch=BATCH,
+        heads=HEADS,
+        layers=LAYERS,
+        clip_norm=1.0,
+        steps=5000,
+    )
+    batches = [
+        _Batch([experiment.runs[r] for r in rows], device, measure) for rows in _groups(experiment, device)
+    ]
 
     def step():
         threads.each(_Batch.step, batches)
         if where != "cpu":
             torch.cuda.synchronize()
 
-    for _ in range(5):      # the steps that are recorded come first
+    for _ in range(5):  # the steps that are recorded come first
         step()
     return step
 
@@ -102,8 +120,10 @@ def rows(rounds: int, where: str = "cpu"):
                 for _ in range(4):
                     loop()
 
-            seconds = side_by_side({"bare": bare, "full": full, "all": loop_on_all_threads, "one": loop_on_one_thread},
-                                   rounds=rounds)
+            seconds = side_by_side(
+                {"bare": bare, "full": full, "all": loop_on_all_threads, "one": loop_on_one_thread},
+                rounds=rounds,
+            )
         fastest = min(("all", "one"), key=lambda name: quiet(seconds[name]))
         sixteen = [4 * s for s in seconds[fastest]]
         name = f"engine, {runs} runs, width {width}" + ("" if where == "cpu" else f", {where} (CUDA graph)")
@@ -119,13 +139,21 @@ def rows(rounds: int, where: str = "cpu"):
 def share_of_products(width: int, runs: int, step_s: float, size: int = 1536) -> Row:
     """The matrix products of a step over what the machine could have multiplied in that time."""
     matrix = torch.randn(size, size)
-    machine_flops = 2 * size**3 / quiet(side_by_side({"product": lambda: matrix @ matrix}, rounds=7)["product"])
+    machine_flops = (
+        2 * size**3 / quiet(side_by_side({"product": lambda: matrix @ matrix}, rounds=7)["product"])
+    )
     weights = LAYERS * 12 * width**2 + len(text_corpus().symbols) * width
     scores = LAYERS * 2 * CONTEXT * width
-    flops = 3 * 2 * (weights + scores) * BATCH * CONTEXT * runs     # backward is two products for each forward one
-    return Row(what=f"engine, {runs} runs, width {width}, share of the machine's product rate",
-               ours=flops / step_s / 1e9, reference=machine_flops / 1e9, unit="GFLOP/s",
-               ratio=flops / step_s / machine_flops)
+    flops = (
+        3 * 2 * (weights + scores) * BATCH * CONTEXT * runs
+    )  # backward is two products for each forward one
+    return Row(
+        what=f"engine, {runs} runs, width {width}, share of the machine's product rate",
+        ours=flops / step_s / 1e9,
+        reference=machine_flops / 1e9,
+        unit="GFLOP/s",
+        ratio=flops / step_s / machine_flops,
+    )
 
 
 def panel_budget() -> Row:
@@ -137,5 +165,12 @@ def panel_budget() -> Row:
         start = time.perf_counter()
         train(grid("text", seed=range(8), steps=200, clip_norm=1.0))
         seconds.append(time.perf_counter() - start)
-    return Row(what="engine, 8 runs x 200 steps, width 32, seconds", ours=min(seconds), unit="s", ratio=min(seconds),
-               target=4.0, spread=(min(seconds), max(seconds)), note="no browser; spread is smallest and largest")
+    return Row(
+        what="engine, 8 runs x 200 steps, width 32, seconds",
+        ours=min(seconds),
+        unit="s",
+        ratio=min(seconds),
+        target=4.0,
+        spread=(min(seconds), max(seconds)),
+        note="no browser; spread is smallest and largest",
+    )

@@ -1,4 +1,5 @@
-"""The fine-tuning loop against transformers' Trainer: losses, rows a second, memory; what telemetry and saving cost."""
+"""The fine-tuning loop against transformers' Trainer: losses, rows a second, memory; what telemetry and
+saving cost."""
 
 import json
 import shutil
@@ -31,7 +32,8 @@ import sys, torch
 from pathlib import Path
 from tests.bench.finetune_rows import config_of, run_ours, run_theirs
 side, folder = sys.argv[1:]
-{"ours": run_ours, "theirs": run_theirs}[side](config_of(Path(folder), steps=12, bucket=False), same_order=True)
+run = {"ours": run_ours, "theirs": run_theirs}[side]
+run(config_of(Path(folder), steps=12, bucket=False), same_order=True)
 print(int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024)
 """
 
@@ -42,10 +44,26 @@ def rows(rounds: int, device: str = "cpu"):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         yield losses_row(folder, device)
-        yield throughput_row("fixed padding, 64 pieces", folder, rounds, 1.0, device, fixed_length=True, max_length=64,
-                             bucket=False)
-        yield throughput_row("texts of mixed length, bucketed", folder, rounds, 1.3, device, data="docstrings",
-                             max_length=128, bucket=True)
+        yield throughput_row(
+            "fixed padding, 64 pieces",
+            folder,
+            rounds,
+            1.0,
+            device,
+            fixed_length=True,
+            max_length=64,
+            bucket=False,
+        )
+        yield throughput_row(
+            "texts of mixed length, bucketed",
+            folder,
+            rounds,
+            1.3,
+            device,
+            data="docstrings",
+            max_length=128,
+            bucket=True,
+        )
         yield telemetry_row(folder, rounds, device)
         yield memory_row(folder)
         yield from saving_rows(folder)
@@ -53,8 +71,18 @@ def rows(rounds: int, device: str = "cpu"):
 
 def config_of(folder: Path, **settings) -> FinetuneConfig:
     """The run that is timed: the shipped model on the support desk, all telemetry on."""
-    defaults = {"steps": STEPS, "batch": 32, "evaluate_every": 10**6, "save_every": 0, "progress": False,
-                "out": folder / "run", "overwrite": True, "warmup_steps": 3, "dropout": 0.0, "rewind": False}
+    defaults = {
+        "steps": STEPS,
+        "batch": 32,
+        "evaluate_every": 10**6,
+        "save_every": 0,
+        "progress": False,
+        "out": folder / "run",
+        "overwrite": True,
+        "warmup_steps": 3,
+        "dropout": 0.0,
+        "rewind": False,
+    }
     return FinetuneConfig(**(defaults | settings))
 
 
@@ -65,8 +93,10 @@ def run_ours(config: FinetuneConfig, *, same_order: bool = False) -> tuple[list[
     training.evaluate = lambda stop: setattr(training.progress, "finished", "all steps")
     training.run(Stop())
     lines = (config.out / "timings.jsonl").read_text().splitlines()
-    return (read_metrics(config.out / "metrics.jsonl")["loss_nats"][0].tolist(),
-            [json.loads(line)["ms"] / 1e3 for line in lines])
+    return (
+        read_metrics(config.out / "metrics.jsonl")["loss_nats"][0].tolist(),
+        [json.loads(line)["ms"] / 1e3 for line in lines],
+    )
 
 
 class _Clock(TrainerCallback):
@@ -91,9 +121,15 @@ def losses_row(folder: Path, device: str) -> Row:
     config = config_of(folder, steps=50, device=device)
     ours, theirs = run_ours(config)[0], run_theirs(config, same_order=True)[0]
     gap = float(np.abs(np.array(ours) - np.array(theirs)).max())
-    return Row(what="loop against Trainer, 50 steps, largest difference of the loss", ours=ours[-1],
-               reference=theirs[-1], unit="nats", ratio=gap, target=1e-4,
-               note="float32, same batches, rates and fused AdamW; no dropout")
+    return Row(
+        what="loop against Trainer, 50 steps, largest difference of the loss",
+        ours=ours[-1],
+        reference=theirs[-1],
+        unit="nats",
+        ratio=gap,
+        target=1e-4,
+        note="float32, same batches, rates and fused AdamW; no dropout",
+    )
 
 
 def throughput_row(name: str, folder: Path, rounds: int, target: float, device: str, **settings) -> Row:
@@ -101,34 +137,65 @@ def throughput_row(name: str, folder: Path, rounds: int, target: float, device: 
     seconds = {"ours": [], "theirs": []}
     for _ in range(rounds):
         for side, run in (("ours", run_ours), ("theirs", run_theirs)):
-            seconds[side].append(float(np.mean(run(config)[1][STEPS // 3:])))
-    return row_of(f"loop against Trainer, steps a second, {name}", seconds["theirs"], seconds["ours"],
-                  ours=seconds["ours"], reference=seconds["theirs"], target=target, at_least=True,
-                  note="mean step; batch 32, telemetry on")
+            seconds[side].append(float(np.mean(run(config)[1][STEPS // 3 :])))
+    return row_of(
+        f"loop against Trainer, steps a second, {name}",
+        seconds["theirs"],
+        seconds["ours"],
+        ours=seconds["ours"],
+        reference=seconds["theirs"],
+        target=target,
+        at_least=True,
+        note="mean step; batch 32, telemetry on",
+    )
 
 
 def telemetry_row(folder: Path, rounds: int, device: str) -> Row:
-    """Step time with every signal against a loop that measures the total norm alone, which clipping needs anyway."""
+    """Step time with every signal against a loop that measures the total norm alone, which clipping needs
+    anyway."""
     seconds = {"all": [], "few": []}
     for _ in range(rounds):
         for side, every in (("all", 10), ("few", 10**9)):
-            config = config_of(folder, device=device, signals_every=every, fixed_length=True, max_length=64,
-                               bucket=False)
-            seconds[side].append(float(np.mean(run_ours(config)[1][STEPS // 3:])))
-    return row_of("loop, all signals every 10 steps against gradient norms alone", seconds["all"], seconds["few"],
-                  ours=seconds["all"], reference=seconds["few"], target=1.02, note="mean step, shipped model")
+            config = config_of(
+                folder, device=device, signals_every=every, fixed_length=True, max_length=64, bucket=False
+            )
+            seconds[side].append(float(np.mean(run_ours(config)[1][STEPS // 3 :])))
+    return row_of(
+        "loop, all signals every 10 steps against gradient norms alone",
+        seconds["all"],
+        seconds["few"],
+        ours=seconds["all"],
+        reference=seconds["few"],
+        target=1.02,
+        note="mean step, shipped model",
+    )
 
 
 def memory_row(folder: Path) -> Row:
     what = "loop against Trainer, peak memory of the process"
     try:
-        ours, theirs = (float(subprocess.run([sys.executable, "-c", MEMORY, side, str(folder)], check=True,
-                                             capture_output=True, text=True).stdout.split()[-1])
-                        for side in ("ours", "theirs"))
+        ours, theirs = (
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", MEMORY, side, str(folder)],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                ).stdout.split()[-1]
+            )
+            for side in ("ours", "theirs")
+        )
     except (subprocess.CalledProcessError, ValueError, IndexError) as error:
         return Row(what=what, target=1.0, note=f"could not be measured: {type(error).__name__}")
-    return Row(what=what, ours=ours, reference=theirs, unit="MiB", ratio=ours / theirs, target=1.0,
-               note="imports included, processes of their own")
+    return Row(
+        what=what,
+        ours=ours,
+        reference=theirs,
+        unit="MiB",
+        ratio=ours / theirs,
+        target=1.0,
+        note="imports included, processes of their own",
+    )
 
 
 def saving_rows(folder: Path):
@@ -156,38 +223,71 @@ def saving_rows(folder: Path):
         start = time.perf_counter()
         (folder / "plain").write_bytes(blob)
         plain.append(time.perf_counter() - start)
-    yield Row(what=f"checkpoint of {size:.1f} MiB, write (hashes, fsync) against a bare write of as many bytes",
-              ours=quiet(writes) * 1e3, reference=quiet(plain) * 1e3, ratio=quiet(writes) / quiet(plain),
-              note="shipped model with moments")
-    for what, seconds in (("verified read", reads), ("resume: that read, and weights and moments put back", resumes)):
-        yield Row(what=f"checkpoint of {size:.1f} MiB, {what}, against a bare write", ours=quiet(seconds) * 1e3,
-                  reference=quiet(plain) * 1e3, ratio=quiet(seconds) / quiet(plain), note="shipped model with moments")
+    yield Row(
+        what=f"checkpoint of {size:.1f} MiB, write (hashes, fsync) against a bare write of as many bytes",
+        ours=quiet(writes) * 1e3,
+        reference=quiet(plain) * 1e3,
+        ratio=quiet(writes) / quiet(plain),
+        note="shipped model with moments",
+    )
+    for what, seconds in (
+        ("verified read", reads),
+        ("resume: that read, and weights and moments put back", resumes),
+    ):
+        yield Row(
+            what=f"checkpoint of {size:.1f} MiB, {what}, against a bare write",
+            ours=quiet(seconds) * 1e3,
+            reference=quiet(plain) * 1e3,
+            ratio=quiet(seconds) / quiet(plain),
+            note="shipped model with moments",
+        )
     shutil.rmtree(config.out, ignore_errors=True)
     torch.manual_seed(0)
 
 
 def cuda_rows(rounds: int):
-    """Yield the rows of a GPU: a BERT of base size, 64 rows of 128 pieces a step, beside Trainer in the same run."""
+    """Yield the rows of a GPU: a BERT of base size, 64 rows of 128 pieces a step, beside Trainer in the same
+    run."""
     rounds = max(3, rounds // 10)
     with tempfile.TemporaryDirectory() as folder:
         model = base_sized(Path(folder) / "base")
-        settings = {"model": str(model), "batch": 64, "max_length": 128, "fixed_length": True, "bucket": False,
-                    "lr": 5e-5, "device": "cuda"}
-        tokens, flops = 64 * 128, 6 * 64 * 128 * 86e6       # 86M parameters outside of the embeddings
+        settings = {
+            "model": str(model),
+            "batch": 64,
+            "max_length": 128,
+            "fixed_length": True,
+            "bucket": False,
+            "lr": 5e-5,
+            "device": "cuda",
+        }
+        tokens, flops = 64 * 128, 6 * 64 * 128 * 86e6  # 86M parameters outside of the embeddings
         for precision in ("bf16", "fp16"):
             config = config_of(Path(folder), precision=precision, **settings)
             seconds = {"ours": [], "theirs": []}
             for _ in range(rounds):
                 for side, run in (("ours", run_ours), ("theirs", run_theirs)):
                     losses, steps = run(config)
-                    seconds[side].append(float(np.mean(steps[STEPS // 3:])))
+                    seconds[side].append(float(np.mean(steps[STEPS // 3 :])))
             ours, theirs = quiet(seconds["ours"]), quiet(seconds["theirs"])
-            yield Row(what=f"BERT-base size, {precision}, 64 x 128, against Trainer", ours=tokens / ours,
-                      reference=tokens / theirs, unit="tokens/s", ratio=theirs / ours, target=1.0, at_least=True,
-                      note=f"last loss {losses[-1]:.3f} nats; telemetry on")
+            yield Row(
+                what=f"BERT-base size, {precision}, 64 x 128, against Trainer",
+                ours=tokens / ours,
+                reference=tokens / theirs,
+                unit="tokens/s",
+                ratio=theirs / ours,
+                target=1.0,
+                at_least=True,
+                note=f"last loss {losses[-1]:.3f} nats; telemetry on",
+            )
             rate = product_rate({"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
-            yield Row(what=f"BERT-base size, {precision}, share of the device's matrix rate", ours=flops / ours / 1e12,
-                      reference=rate / 1e12, unit="TFLOP/s", ratio=flops / ours / rate, note="8192^3 product, same run")
+            yield Row(
+                what=f"BERT-base size, {precision}, share of the device's matrix rate",
+                ours=flops / ours / 1e12,
+                reference=rate / 1e12,
+                unit="TFLOP/s",
+                ratio=flops / ours / rate,
+                note="8192^3 product, same run",
+            )
 
 
 def base_sized(folder: Path) -> Path:

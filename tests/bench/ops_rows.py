@@ -49,11 +49,15 @@ def attention_rows(rounds):
     def of(forward):
         return lambda: torch.autograd.grad(forward(), (query, key, value), grad)
 
-    seconds = side_by_side({
-        "full": of(lambda: attention(query, key, value, causal=True)[0]),
-        "bare": of(lambda: attention(query, key, value, causal=True, measure=False)[0]),
-        "theirs": of(lambda: F.scaled_dot_product_attention(query, key, value, is_causal=True)),
-    }, rounds=rounds, calls=3)
+    seconds = side_by_side(
+        {
+            "full": of(lambda: attention(query, key, value, causal=True)[0]),
+            "bare": of(lambda: attention(query, key, value, causal=True, measure=False)[0]),
+            "theirs": of(lambda: F.scaled_dot_product_attention(query, key, value, is_causal=True)),
+        },
+        rounds=rounds,
+        calls=3,
+    )
     for name, words in (("full", "with measures"), ("bare", "without measures")):
         what = f"attention 8x4x128x16 causal, {words}, against SDPA"
         yield slowdown(what, seconds[name], seconds["theirs"], 1.5)
@@ -62,21 +66,41 @@ def attention_rows(rounds):
 def tiled_row() -> Row:
     what = "tiled attention, peak memory at length 8,192, against the plain form"
     try:
-        tiled, plain = (float(subprocess.run([sys.executable, "-c", PEAK.format(call=CALLS[name])], check=True,
-                                             capture_output=True, text=True).stdout) for name in ("tiled", "plain"))
+        tiled, plain = (
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", PEAK.format(call=CALLS[name])],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                ).stdout
+            )
+            for name in ("tiled", "plain")
+        )
     except (subprocess.CalledProcessError, ValueError):
         return Row(what=what, target=1 / 8, note="could not be measured: needs Linux's /proc/self/clear_refs")
-    return Row(what=what, ours=tiled, reference=plain, unit="MiB", ratio=tiled / plain, target=1 / 8,
-               note="forward and backward, one head, processes of their own")
+    return Row(
+        what=what,
+        ours=tiled,
+        reference=plain,
+        unit="MiB",
+        ratio=tiled / plain,
+        target=1 / 8,
+        note="forward and backward, one head, processes of their own",
+    )
 
 
 def cross_entropy_rows(rounds):
     for N, V in ((4096, 64), (512, 8192)):
         logits_NV, targets_N = torch.randn(N, V, requires_grad=True), torch.randint(V, (N,))
-        seconds = side_by_side({
-            "ours": lambda x=logits_NV, y=targets_N: torch.autograd.grad(cross_entropy(x, y)[0], x),
-            "theirs": lambda x=logits_NV, y=targets_N: torch.autograd.grad(F.cross_entropy(x, y), x),
-        }, rounds=rounds, calls=3)
+        seconds = side_by_side(
+            {
+                "ours": lambda x=logits_NV, y=targets_N: torch.autograd.grad(cross_entropy(x, y)[0], x),
+                "theirs": lambda x=logits_NV, y=targets_N: torch.autograd.grad(F.cross_entropy(x, y), x),
+            },
+            rounds=rounds,
+            calls=3,
+        )
         yield slowdown(f"cross-entropy {N}x{V}, against torch", seconds["ours"], seconds["theirs"], 1.3)
 
 
@@ -85,10 +109,13 @@ def clip_row(rounds, count, size) -> Row:
     for param in params:
         param.grad = torch.randn(size, size)
     grads = [torch.randn(size, size) for _ in range(count)]
-    seconds = side_by_side({
-        "ours": lambda: clip_by_global_norm(grads, 1.0, out=grads),
-        "theirs": lambda: nn.utils.clip_grad_norm_(params, 1.0),
-    }, rounds=rounds)
+    seconds = side_by_side(
+        {
+            "ours": lambda: clip_by_global_norm(grads, 1.0, out=grads),
+            "theirs": lambda: nn.utils.clip_grad_norm_(params, 1.0),
+        },
+        rounds=rounds,
+    )
     what = f"clipping by global norm, {count} x ({size}x{size}), against clip_grad_norm_"
     return slowdown(what, seconds["ours"], seconds["theirs"], 1.2)
 
@@ -100,11 +127,18 @@ def adamw_rows(rounds, count, size, target):
     fused = torch.optim.AdamW(params, fused=True)
     param, grad = torch.randn(count * size**2), torch.randn(count * size**2)
     state = adam_init(param)
-    seconds = side_by_side({
-        "full": lambda: in_blocks(adamw_step, param, grad, state, lr=1e-3),
-        "bare": lambda: in_blocks(adamw_step, param, grad, state, lr=1e-3, measure=False),
-        "theirs": fused.step,
-    }, rounds=rounds)
+    seconds = side_by_side(
+        {
+            "full": lambda: in_blocks(adamw_step, param, grad, state, lr=1e-3),
+            "bare": lambda: in_blocks(adamw_step, param, grad, state, lr=1e-3, measure=False),
+            "theirs": fused.step,
+        },
+        rounds=rounds,
+    )
     for name, words in (("full", "with measures"), ("bare", "without measures")):
-        yield slowdown(f"AdamW, {count} x ({size}x{size}), {words}, against fused", seconds[name], seconds["theirs"],
-                       target)
+        yield slowdown(
+            f"AdamW, {count} x ({size}x{size}), {words}, against fused",
+            seconds[name],
+            seconds["theirs"],
+            target,
+        )

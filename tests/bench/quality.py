@@ -1,7 +1,8 @@
-"""What fine-tuning reaches: the loop beside transformers' Trainer on four tasks, over seeds; not a matter of speed.
+"""What fine-tuning reaches: the loop beside transformers' Trainer on four tasks, over seeds; not a matter of
+speed.
 
-Usage: python -m tests.bench.quality [--models stabviz-mini minilm] [--tasks intent ...] [--seeds 5] [--steps 150]
-Stores data/measured/quality.json and quality.md after every run, and takes up what is already there.
+Usage: python -m tests.bench.quality [--models stabviz-mini minilm] [--tasks intent ...] [--seeds 5] [--steps
+150] Stores data/measured/quality.json and quality.md after every run, and takes up what is already there.
 """
 
 import argparse
@@ -36,9 +37,19 @@ RATES = {"stabviz-mini": 1e-3, "minilm": 1e-4}
 
 def config_of(model: str, task: str, seed: int, steps: int, folder: Path) -> FinetuneConfig:
     """The same settings for both sides; the last weights are scored, so that none is chosen."""
-    return FinetuneConfig(model=model, seed=seed, steps=steps, evaluate_every=steps, save_every=0, progress=False,
-                          batch=16 if model == "minilm" else 32, lr=RATES.get(model, 1e-4), out=folder / "run",
-                          overwrite=True, **({"max_length": 64} | TASKS[task]))
+    return FinetuneConfig(
+        model=model,
+        seed=seed,
+        steps=steps,
+        evaluate_every=steps,
+        save_every=0,
+        progress=False,
+        batch=16 if model == "minilm" else 32,
+        lr=RATES.get(model, 1e-4),
+        out=folder / "run",
+        overwrite=True,
+        **({"max_length": 64} | TASKS[task]),
+    )
 
 
 def ours(config: FinetuneConfig) -> float:
@@ -52,8 +63,14 @@ def theirs(config: FinetuneConfig) -> float:
     trainer = trainer_of(config, splits, world, config.out.parent / "theirs", same_order=False)
     trainer.train()
     rows = TokenRows(splits.test, tokenizer, kind=splits.kind, max_length=config.max_length)
-    return evaluate(trainer.model, rows, splits.labels, pad_id=tokenizer.pad_token_id, world=world,
-                    autocast=partial(autocast, config, world.device)).score
+    return evaluate(
+        trainer.model,
+        rows,
+        splits.labels,
+        pad_id=tokenizer.pad_token_id,
+        world=world,
+        autocast=partial(autocast, config, world.device),
+    ).score
 
 
 def table(found: dict) -> str:
@@ -86,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = json.loads(chosen.out.read_text()) if chosen.out.exists() else {"runs": {}}
     found["machine"] = {name: value for name, value in device().items() if name != "load before"}
     sides = {"ours": ours, "theirs": theirs}
-    for seed in range(chosen.seeds):        # all tasks of a seed first: an interrupted run leaves whole rows
+    for seed in range(chosen.seeds):  # all tasks of a seed first: an interrupted run leaves whole rows
         for model in chosen.models:
             for task in chosen.tasks:
                 for side in chosen.sides:
@@ -94,7 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
                     if str(seed) in runs:
                         continue
                     with tempfile.TemporaryDirectory() as folder:
-                        runs[str(seed)] = sides[side](config_of(model, task, seed, chosen.steps, Path(folder)))
+                        runs[str(seed)] = sides[side](
+                            config_of(model, task, seed, chosen.steps, Path(folder))
+                        )
                     print(model, task, side, seed, f"{runs[str(seed)]:.4f}", flush=True)
                     store(found, chosen.out)
 
@@ -103,10 +122,16 @@ def store(found: dict, path: Path) -> None:
     """Write the figures, and the table beside them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
-    words = ("Written by `python -m tests.bench.quality`: test scores of the last weights, mean and sample standard "
-             "deviation over seeds; the same model, rows, rates, batch and steps on both sides, each in its own order.")
+    words = (
+        "Written by `python -m tests.bench.quality`: test scores of the last weights, mean and "
+        "sample standard "
+        "deviation over seeds; the same model, rows, rates, batch and steps on both sides, each in "
+        "its own order."
+    )
     machine = "\n".join(f"- {name}: {value}" for name, value in found["machine"].items())
-    path.with_suffix(".md").write_text(f"# What fine-tuning reaches\n\n{words}\n\n{table(found)}\n\n{machine}\n")
+    path.with_suffix(".md").write_text(
+        f"# What fine-tuning reaches\n\n{words}\n\n{table(found)}\n\n{machine}\n"
+    )
 
 
 if __name__ == "__main__":

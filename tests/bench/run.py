@@ -1,7 +1,7 @@
 """`make bench`: measure the targets of speed side by side, print one table, store it under data/measured/.
 
-Usage: python -m tests.bench.run [--rounds 30] [--skip engine ops finetune panel notebooks] [--out data/measured]
-Never part of the tests: a shared machine must not fail them. A row that cannot run says why.
+Usage: python -m tests.bench.run [--rounds 30] [--skip engine ops finetune panel notebooks] [--out
+data/measured] Never part of the tests: a shared machine must not fail them. A row that cannot run says why.
 """
 
 import argparse
@@ -33,18 +33,26 @@ def parts(rounds: int) -> dict[str, Callable[[], Iterable[Row]]]:
 
 def cuda_rows(rounds: int) -> Iterable[Row]:
     if not torch.cuda.is_available():
-        return [Row(what="engine on a GPU, CUDA graph, against the tutorial loop", note="this machine has no GPU")]
+        return [
+            Row(what="engine on a GPU, CUDA graph, against the tutorial loop", note="this machine has no GPU")
+        ]
     return engine_rows.rows(rounds, "cuda")
 
 
 def finetune_cuda_rows(rounds: int) -> Iterable[Row]:
     if not torch.cuda.is_available():
-        return [Row(what="BERT-base size on a GPU, bf16, 64 x 128: tokens a second", note="this machine has no GPU")]
+        return [
+            Row(
+                what="BERT-base size on a GPU, bf16, 64 x 128: tokens a second",
+                note="this machine has no GPU",
+            )
+        ]
     return finetune_rows.cuda_rows(rounds)
 
 
 def collect(
-    chosen: dict[str, Callable[[], Iterable[Row]]], skip: Iterable[str],
+    chosen: dict[str, Callable[[], Iterable[Row]]],
+    skip: Iterable[str],
     keep: Callable[[list[Row]], object] = lambda rows: None,
 ) -> list[Row]:
     """Measure part after part; a part that fails becomes a row that says so, and the others go on.
@@ -82,7 +90,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure the targets of speed.")
     parser.add_argument("--rounds", type=int, default=30, help="rounds of each comparison")
     parser.add_argument("--skip", nargs="*", default=[], choices=list(parts(1)), help="parts to leave out")
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "measured", help="where the table is stored")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "data" / "measured", help="where the table is stored"
+    )
     chosen = parser.parse_args(arguments)
     machine = device()
     rows = collect(parts(chosen.rounds), chosen.skip, lambda rows: store(rows, machine, chosen.out))

@@ -34,10 +34,14 @@ class Row:
             return "not run"
         if self.target is None:
             return "-"
-        return "met" if (self.ratio >= self.target if self.at_least else self.ratio <= self.target) else "missed"
+        return (
+            "met" if (self.ratio >= self.target if self.at_least else self.ratio <= self.target) else "missed"
+        )
 
 
-def side_by_side(functions: dict[str, Callable[[], object]], *, rounds: int, calls: int = 1) -> dict[str, list[float]]:
+def side_by_side(
+    functions: dict[str, Callable[[], object]], *, rounds: int, calls: int = 1
+) -> dict[str, list[float]]:
     """Time each function once a round, in turn, so that whatever else the machine does strikes all alike.
 
     Units: seconds per call
@@ -55,16 +59,31 @@ def side_by_side(functions: dict[str, Callable[[], object]], *, rounds: int, cal
     return seconds
 
 
-def row_of(what: str, numerator: list[float], denominator: list[float], *, ours: list[float], reference: list[float],
-           scale: float = 1.0, **fields) -> Row:
-    """Make a row from seconds by round. The ratio is that of the lower quartiles: a busy machine only adds time.
+def row_of(
+    what: str,
+    numerator: list[float],
+    denominator: list[float],
+    *,
+    ours: list[float],
+    reference: list[float],
+    scale: float = 1.0,
+    **fields,
+) -> Row:
+    """Make a row from seconds by round. The ratio is that of the lower quartiles: a busy machine only adds
+    time.
 
     `scale` multiplies the ratio: 16 where one step of the engine does what 16 steps of the reference do.
     """
     by_round = [scale * a / b for a, b in zip(numerator, denominator, strict=True)]
     low, _, high = statistics.quantiles(by_round, n=4, method="inclusive")
-    return Row(what=what, ours=quiet(ours) * 1e3, reference=quiet(reference) * 1e3,
-               ratio=scale * quiet(numerator) / quiet(denominator), spread=(low, high), **fields)
+    return Row(
+        what=what,
+        ours=quiet(ours) * 1e3,
+        reference=quiet(reference) * 1e3,
+        ratio=scale * quiet(numerator) / quiet(denominator),
+        spread=(low, high),
+        **fields,
+    )
 
 
 def slowdown(what: str, ours: list[float], reference: list[float], target: float, **fields) -> Row:
@@ -74,7 +93,9 @@ def slowdown(what: str, ours: list[float], reference: list[float], target: float
 
 def speedup(what: str, ours: list[float], reference: list[float], target: float, **fields) -> Row:
     """Theirs over ours, at least `target`."""
-    return row_of(what, reference, ours, ours=ours, reference=reference, target=target, at_least=True, **fields)
+    return row_of(
+        what, reference, ours, ours=ours, reference=reference, target=target, at_least=True, **fields
+    )
 
 
 def quiet(seconds: list[float]) -> float:
@@ -93,8 +114,19 @@ def markdown(rows: list[Row], device: dict[str, str]) -> str:
     for row in rows:
         target = "" if row.target is None else f"{'>=' if row.at_least else '<='} {_number(row.target)}"
         spread = "" if row.spread is None else "..".join(map(_number, row.spread))
-        lines.append((row.what, _number(row.ours), _number(row.reference), row.unit if row.ours is not None else "",
-                      _number(row.ratio), spread, target, row.verdict, row.note))
+        lines.append(
+            (
+                row.what,
+                _number(row.ours),
+                _number(row.reference),
+                row.unit if row.ours is not None else "",
+                _number(row.ratio),
+                spread,
+                target,
+                row.verdict,
+                row.note,
+            )
+        )
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
 
     def joined(cells):
@@ -110,9 +142,14 @@ def device() -> dict[str, str]:
     load = " ".join(f"{value:.1f}" for value in _load()) or "unknown"
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "processor": _processor(), "cores": str(torch.get_num_threads()), "load before": load,
-        "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
-        "system": platform.system(), "date": date.today().isoformat(),
+        "processor": _processor(),
+        "cores": str(torch.get_num_threads()),
+        "load before": load,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "system": platform.system(),
+        "date": date.today().isoformat(),
     }
 
 

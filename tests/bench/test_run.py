@@ -37,6 +37,7 @@ def test_side_by_side_takes_turns_and_counts_calls(monkeypatch):
         def call():
             turns.append(name)
             clock["now"] += seconds
+
         return call
 
     seconds = side_by_side({"a": planted("a", 2.0), "b": planted("b", 5.0)}, rounds=3, calls=2)
@@ -59,7 +60,9 @@ def test_collect_goes_on_after_a_failure_and_names_what_was_skipped():
         yield Row(what="first", ratio=1.0)
         raise OSError("no memory")
 
-    rows = run.collect({"one": broken, "two": lambda: [Row(what="second", ratio=2.0)], "three": broken}, ["three"])
+    rows = run.collect(
+        {"one": broken, "two": lambda: [Row(what="second", ratio=2.0)], "three": broken}, ["three"]
+    )
     assert [row.what for row in rows] == ["first", "one", "second", "three"]
     assert rows[1].note == "failed: OSError: no memory"
     assert rows[3].note == "skipped by --skip"

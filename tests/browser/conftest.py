@@ -20,10 +20,19 @@ from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).resolve().parents[2] / "test-results"
 """Where screenshots go; ignored by git."""
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync")
-HOW_TO_GET_ONE = ("no Chromium found. Install one (Debian and Ubuntu: `sudo apt install chromium`; anywhere: "
-                  "`.venv/bin/playwright install chromium`), or name yours in STABVIZ_CHROMIUM")
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+HOW_TO_GET_ONE = (
+    "no Chromium found. Install one (Debian and Ubuntu: `sudo apt install chromium`; anywhere: "
+    "`.venv/bin/playwright install chromium`), or name yours in STABVIZ_CHROMIUM"
+)
 SESSION = "window.jupyterapp?.shell?.currentWidget?.sessionContext"
 NO_CURVE = "axes|figure|patch|text|line2d|xtick|ytick|matplotlib|legend|band-|PathCollection|FillBetween"
 
@@ -57,27 +66,50 @@ class Lab:
 
     def __init__(self, folder: Path, comms_over_subshells: str):
         self.folder, settings = folder, folder / "settings"
-        self._write(settings / "@jupyterlab/apputils-extension/kernels-settings.jupyterlab-settings",
-                    {"commsOverSubshells": comms_over_subshells})
-        self._write(settings / "@jupyterlab/apputils-extension/notification.jupyterlab-settings",
-                    {"fetchNews": "false", "checkForUpdates": False})
+        self._write(
+            settings / "@jupyterlab/apputils-extension/kernels-settings.jupyterlab-settings",
+            {"commsOverSubshells": comms_over_subshells},
+        )
+        self._write(
+            settings / "@jupyterlab/apputils-extension/notification.jupyterlab-settings",
+            {"fetchNews": "false", "checkForUpdates": False},
+        )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        own = {"JUPYTERLAB_SETTINGS_DIR": settings, "JUPYTERLAB_WORKSPACES_DIR": folder / "workspaces",
-               "JUPYTER_CONFIG_DIR": folder / "config", "JUPYTER_RUNTIME_DIR": folder / "runtime",
-               "JUPYTER_DATA_DIR": folder / "data", "IPYTHONDIR": folder / "ipython",
-               "STABVIZ_HOME": folder / "store"}
+        own = {
+            "JUPYTERLAB_SETTINGS_DIR": settings,
+            "JUPYTERLAB_WORKSPACES_DIR": folder / "workspaces",
+            "JUPYTER_CONFIG_DIR": folder / "config",
+            "JUPYTER_RUNTIME_DIR": folder / "runtime",
+            "JUPYTER_DATA_DIR": folder / "data",
+            "IPYTHONDIR": folder / "ipython",
+            "STABVIZ_HOME": folder / "store",
+        }
         self._log = open(folder / "lab.log", "wb")
         (folder / "notebooks").mkdir()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--ServerApp.port={port}",
-             "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password=", "--allow-root",
-             "--ServerApp.port_retries=0", "--expose-app-in-browser", "--LabApp.news_url=None",
-             f"--ServerApp.root_dir={folder / 'notebooks'}"],
-            stdout=self._log, stderr=subprocess.STDOUT,
-            env={**os.environ, **{name: str(path) for name, path in own.items()}, "PYTHONUTF8": "1"})
+            [
+                sys.executable,
+                "-m",
+                "jupyter",
+                "lab",
+                "--no-browser",
+                f"--ServerApp.port={port}",
+                "--ServerApp.ip=127.0.0.1",
+                "--IdentityProvider.token=",
+                "--ServerApp.password=",
+                "--allow-root",
+                "--ServerApp.port_retries=0",
+                "--expose-app-in-browser",
+                "--LabApp.news_url=None",
+                f"--ServerApp.root_dir={folder / 'notebooks'}",
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **{name: str(path) for name, path in own.items()}, "PYTHONUTF8": "1"},
+        )
 
     def wait(self, patience_s=60):
         end_s = time.monotonic() + patience_s
@@ -135,8 +167,9 @@ class Notebook:
         self.page.close()
 
     def command(self, name, **arguments):
-        self.page.evaluate("([name, args]) => window.jupyterapp.commands.execute(name, args)",
-                           [name, arguments])
+        self.page.evaluate(
+            "([name, args]) => window.jupyterapp.commands.execute(name, args)", [name, arguments]
+        )
 
     def run_all(self, timeout_s=60):
         """Run every cell, and wait for the last."""
@@ -150,25 +183,33 @@ class Notebook:
         self.page.wait_for_function(
             """() => { const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
                        return prompts.length && prompts.every(each => /\\d/.test(each.textContent)); }""",
-            timeout=timeout_s * 1000)
+            timeout=timeout_s * 1000,
+        )
 
     def begin(self, code):
         """Have the kernel run code, as a long cell would, without waiting for it."""
-        self.page.evaluate("([path, code]) => { eval(path).session.kernel.requestExecute({code}) }", [SESSION, code])
+        self.page.evaluate(
+            "([path, code]) => { eval(path).session.kernel.requestExecute({code}) }", [SESSION, code]
+        )
 
     def ask(self, expression):
         """Return the value of a Python literal that the kernel computes."""
-        reply = self.page.evaluate("""async ([path, expression]) => {
+        reply = self.page.evaluate(
+            """async ([path, expression]) => {
             const kernel = eval(path).session.kernel;
-            const future = kernel.requestExecute({code: '', user_expressions: {asked: expression}, silent: true});
-            return (await future.done).content.user_expressions.asked; }""", [SESSION, expression])
+            const future = kernel.requestExecute(
+                {code: '', user_expressions: {asked: expression}, silent: true});
+            return (await future.done).content.user_expressions.asked; }""",
+            [SESSION, expression],
+        )
         return ast.literal_eval(reply["data"]["text/plain"])
 
     def errors(self):
         """Return the text of every traceback on the page."""
         kinds = ("stderr", "error")
-        return self.page.locator(", ".join(f".jp-RenderedText[data-mime-type='application/vnd.jupyter.{kind}']"
-                                           for kind in kinds)).all_inner_texts()
+        return self.page.locator(
+            ", ".join(f".jp-RenderedText[data-mime-type='application/vnd.jupyter.{kind}']" for kind in kinds)
+        ).all_inner_texts()
 
     def panel(self, number=0):
         return PanelOnPage(self.page, self.page.locator(".stabviz-panel").nth(number))
@@ -176,7 +217,8 @@ class Notebook:
     def set_theme(self, dark):
         self.command("apputils:change-theme", theme="JupyterLab Dark" if dark else "JupyterLab Light")
         self.page.wait_for_function(
-            "dark => document.body.dataset.jpThemeLight === (dark ? 'false' : 'true')", arg=dark)
+            "dark => document.body.dataset.jpThemeLight === (dark ? 'false' : 'true')", arg=dark
+        )
         self.page.wait_for_timeout(300)
 
 
@@ -202,8 +244,9 @@ class PanelOnPage:
         return self.root.locator(f".stabviz-knob-{knob} .noUi-handle")
 
     def field(self, knob):
-        return self.root.locator(f".stabviz-knob-{knob} .stabviz-field input, "
-                                 f".stabviz-knob-{knob} .stabviz-field select")
+        return self.root.locator(
+            f".stabviz-knob-{knob} .stabviz-field input, .stabviz-knob-{knob} .stabviz-field select"
+        )
 
     def curves(self):
         """Return {gid: path} of every curve that is drawn."""
@@ -297,7 +340,8 @@ def open_notebook(opener):
 
 @pytest.fixture
 def slowness():
-    """Return how many times slower than a quiet machine this one is now, at what a panel does most: drawing."""
+    """Return how many times slower than a quiet machine this one is now, at what a panel does most:
+    drawing."""
     quiet_s = 0.09
     spent_s = []
     for _ in range(5):

@@ -1,4 +1,5 @@
-"""Lesson 00 in real JupyterLab: it opens, runs, and its first slider trains models that end on the last move."""
+"""Lesson 00 in real JupyterLab: it opens, runs, and its first slider trains models that end on the last
+move."""
 
 import io
 import json
@@ -11,12 +12,16 @@ import pytest
 LESSON = Path(__file__).resolve().parents[2] / "notebooks" / "00-start-here.ipynb"
 MOVE_S = 90
 """A move takes about two seconds on a quiet machine; others may be at work on this one."""
-PANEL = ("next(p for p in __import__('gc').get_objects() "
-         "if type(p).__name__ == 'Panel' and set(p.knobs) == {'lr', 'clip_norm', 'warmup_steps'})")
+PANEL = (
+    "next(p for p in __import__('gc').get_objects() "
+    "if type(p).__name__ == 'Panel' and set(p.knobs) == {'lr', 'clip_norm', 'warmup_steps'})"
+)
 
 
 CELLS = json.loads(LESSON.read_text())["cells"]
-PANEL_CELL = next(n for n, cell in enumerate(CELLS) if re.search(r"^panel\(", "".join(cell["source"]), re.MULTILINE))
+PANEL_CELL = next(
+    n for n, cell in enumerate(CELLS) if re.search(r"^panel\(", "".join(cell["source"]), re.MULTILINE)
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +37,13 @@ def opened(opener):
 
 def show_first_panel(notebook):
     """Scroll there: JupyterLab hides the cells that are far from the window."""
-    notebook.page.evaluate("""async number => {
+    notebook.page.evaluate(
+        """async number => {
         const cells = window.jupyterapp.shell.currentWidget.content;
         cells.activeCellIndex = number;
-        await cells.scrollToItem(number, 'end'); }""", PANEL_CELL)
+        await cells.scrollToItem(number, 'end'); }""",
+        PANEL_CELL,
+    )
     panel = notebook.panel()
     panel.root.wait_for(state="visible")
     panel.root.evaluate("root => root.scrollIntoView({block: 'center'})")
@@ -82,7 +90,11 @@ def test_lesson_runs_from_top_to_bottom_and_all_claims_hold(opened):
 
 def test_first_panel_shows_eight_healthy_runs_before_anything_is_touched(first_panel):
     assert first_panel.root.locator(".stabviz-title").inner_text() == "Eight real models for every move"
-    assert {"curve-loss_nats-all", "curve-grad_norm_preclip-all", "level-chance"} <= first_panel.curves().keys()
+    assert {
+        "curve-loss_nats-all",
+        "curve-grad_norm_preclip-all",
+        "level-chance",
+    } <= first_panel.curves().keys()
     assert "8 of 8 healthy" in first_panel.label()
     assert first_panel.status().startswith("ready · 8 runs")
 

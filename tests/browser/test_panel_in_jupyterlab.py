@@ -25,7 +25,8 @@ def run(lr, layers=2, clip=True, norm="pre"):
 
 def make():
     return panel(run, [Knob("lr", 0.03, low=1e-3, high=1.0, log=True, label="learning rate"),
-                       Knob("layers", 2, low=1, high=6), Knob("clip", True), Choice("norm", "pre", ["pre", "post"])],
+                       Knob("layers", 2, low=1, high=6), Knob("clip", True),
+                        Choice("norm", "pre", ["pre", "post"])],
                  title="Eight seeds at once")
 """
 DEFAULTS = {"lr": 0.03, "layers": 2, "clip": True, "norm": "pre"}
@@ -33,7 +34,9 @@ DEFAULTS = {"lr": 0.03, "layers": 2, "clip": True, "norm": "pre"}
 
 @pytest.fixture(scope="module", params=["perCommTarget", "disabled"])
 def opened(request, opener):
-    notebook = opener([RUN, "shown = make()\nshown", "other = make()\nother"], comms_over_subshells=request.param)
+    notebook = opener(
+        [RUN, "shown = make()\nshown", "other = make()\nother"], comms_over_subshells=request.param
+    )
     notebook.run_all()
     yield notebook
     notebook.close()
@@ -100,7 +103,7 @@ def test_ten_fast_moves_end_on_the_last_value(notebook):
 
 def test_first_curve_comes_within_0_3_s_of_a_move(notebook, slowness):
     panel = notebook.panel()
-    panel.field("norm").select_option("post")   # what no other test has left in memory
+    panel.field("norm").select_option("post")  # what no other test has left in memory
     settle(notebook, panel)
     waits_ms = []
     for _ in range(5):
@@ -110,7 +113,9 @@ def test_first_curve_comes_within_0_3_s_of_a_move(notebook, slowness):
         if "memory" not in settle(notebook, panel):
             waits_ms.append(wait_ms)
     shown = " ".join(f"{wait:.0f}" for wait in sorted(waits_ms))
-    print(f"first curve after a move: {shown} ms; this machine is {slowness:.1f} times as slow as a quiet one")
+    print(
+        f"first curve after a move: {shown} ms; this machine is {slowness:.1f} times as slow as a quiet one"
+    )
     assert len(waits_ms) >= 3
     assert sorted(waits_ms)[len(waits_ms) // 2] < 300 * slowness
 
@@ -170,7 +175,7 @@ def test_moves_while_a_cell_runs_end_on_the_last_value(notebook):
     before = panel.curves()
     notebook.begin("time.sleep(1.5)")
     keys(panel, "lr", "ArrowRight", times=4)
-    notebook.ask("0")   # is answered after the cell
+    notebook.ask("0")  # is answered after the cell
     settle(notebook, panel)
     assert panel.curves() != before
     assert float(panel.field("lr").input_value()) == notebook.ask("shown.values['lr']") > 0.03

@@ -1,4 +1,5 @@
-"""The report in a real browser, offline: it loads nothing, fits wide and narrow windows, can be read light and dark."""
+"""The report in a real browser, offline: it loads nothing, fits wide and narrow windows, can be read light
+and dark."""
 
 import math
 
@@ -21,7 +22,8 @@ CONTRAST = """() => {
     return [255, 255, 255];
   };
   let least = [99, ''];
-  for (const e of document.querySelectorAll('h1, h2, h3, p, li, th, td, caption span, figcaption, summary, .kind')) {
+  for (const e of document.querySelectorAll(
+      'h1, h2, h3, p, li, th, td, caption span, figcaption, summary, .kind')) {
     const [a, b] = [lightness(channels(getComputedStyle(e).color)), lightness(ground(e))];
     const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (contrast < least[0]) least = [contrast, e.outerHTML.slice(0, 80)];
@@ -34,20 +36,38 @@ def make(seed):
     rng = np.random.default_rng(seed)
     loss = 2 * np.exp(-np.arange(101) / 30) + rng.normal(0, 0.02, 101) + 0.3
     loss[50] = math.nan
-    signals = {"loss_nats": loss, "grad_norm_preclip": np.where(np.isfinite(loss), 1.0, math.nan),
-               "grad_norm_preclip/layer0": loss, "validation_score": np.where(np.arange(101) % 25 == 24, 0.5, math.nan)}
-    return Trace(steps=range(101), signals={name: [values] for name, values in signals.items()}, runs=[{"seed": seed}],
-                 config={"clip_norm": 1.0, "lr": 10.0 ** -seed},
-                 events=[{"run": 0, "step": 50, "kind": "non_finite", "rows": list(range(32))}])
+    signals = {
+        "loss_nats": loss,
+        "grad_norm_preclip": np.where(np.isfinite(loss), 1.0, math.nan),
+        "grad_norm_preclip/layer0": loss,
+        "validation_score": np.where(np.arange(101) % 25 == 24, 0.5, math.nan),
+    }
+    return Trace(
+        steps=range(101),
+        signals={name: [values] for name, values in signals.items()},
+        runs=[{"seed": seed}],
+        config={"clip_norm": 1.0, "lr": 10.0**-seed},
+        events=[{"run": 0, "step": 50, "kind": "non_finite", "rows": list(range(32))}],
+    )
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     classes = ["a_rather_long_class_name", *"bcdefgh"]
-    scores = {"accuracy": 0.5, "macro_f1": 0.4, "ece": 0.1, "loss_nats": 1.0, "classes": classes,
-              "confusion": (np.eye(8, dtype=int) * 5 + 1).tolist(), "rows": 104}
-    page = html_report([make(s) for s in range(3)], scores=[scores] * 3,
-                       names=[f"runs/in-a-folder-with-a-long-name/and-another/seed-{s}" for s in range(3)])
+    scores = {
+        "accuracy": 0.5,
+        "macro_f1": 0.4,
+        "ece": 0.1,
+        "loss_nats": 1.0,
+        "classes": classes,
+        "confusion": (np.eye(8, dtype=int) * 5 + 1).tolist(),
+        "rows": 104,
+    }
+    page = html_report(
+        [make(s) for s in range(3)],
+        scores=[scores] * 3,
+        names=[f"runs/in-a-folder-with-a-long-name/and-another/seed-{s}" for s in range(3)],
+    )
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(page, encoding="utf-8")
     return path

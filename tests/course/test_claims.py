@@ -44,8 +44,10 @@ def test_claim_that_does_not_hold_raises_with_statement_and_measurement(capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("measured", [float("nan"), {"a": 1.0, "b": np.float32("nan")}, [1.0, [float("nan")]],
-                                      np.array([1.0, np.nan])])
+@pytest.mark.parametrize(
+    "measured",
+    [float("nan"), {"a": 1.0, "b": np.float32("nan")}, [1.0, [float("nan")]], np.array([1.0, np.nan])],
+)
 def test_nan_is_refused_also_where_the_comparison_came_out_true(measured):
     with pytest.raises(ClaimFailed, match="NaN was measured"):
         claim("a", True, measured=measured)

@@ -22,11 +22,13 @@ def test_examine_finds_nothing_to_mend_where_the_tests_run():
 
 
 def test_report_has_a_line_for_each_finding_and_advice_below_it():
-    text = report([
-        Finding(level="ok", subject="device", text="cpu"),
-        Finding(level="warn", subject="disk", text="0.1 GB", advice="make room"),
-        Finding(level="fail", subject="packages", text="none", advice="install them"),
-    ])
+    text = report(
+        [
+            Finding(level="ok", subject="device", text="cpu"),
+            Finding(level="warn", subject="disk", text="0.1 GB", advice="make room"),
+            Finding(level="fail", subject="packages", text="none", advice="install them"),
+        ]
+    )
     assert text.splitlines() == [
         "ok    device    cpu",
         "warn  disk      0.1 GB",

@@ -34,29 +34,33 @@ def learner(code):
     return space["halve"]
 
 
-@pytest.mark.parametrize(("body", "kind", "words"), [
-    ("...", "not attempted", "Replace the ..."),
-    ("'''Halve.'''", "not attempted", "not attempted yet"),
-    ("pass", "not attempted", "not attempted yet"),
-    ("return None", "not attempted", "not attempted yet"),
-    ("raise NotImplementedError", "not attempted", "not attempted yet"),
-    ("scale = ...\n    return x * scale", "not attempted", "Replace the ..."),
-    ("y = x / 2", "wrong", "Is a `return` missing?"),
-    ("return x * 2", "wrong", "half of 3: expected 1.5; got 6."),
-    ("return torch.tensor([x / 2])", "wrong", r"expected shape \(\); got shape \(1,\)"),
-    ("return 'half'", "wrong", "expected numbers; got str 'half'"),
-    ("return x / 0", "wrong", "stopped with ZeroDivisionError: .*, at `return x / 0`"),
-    ("return x / 2", "done", "done"),
-    ("return torch.full((2,), x)[..., 0] / 2", "done", "done"),
-])
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        ("...", "not attempted", "Replace the ..."),
+        ("'''Halve.'''", "not attempted", "not attempted yet"),
+        ("pass", "not attempted", "not attempted yet"),
+        ("return None", "not attempted", "not attempted yet"),
+        ("raise NotImplementedError", "not attempted", "not attempted yet"),
+        ("scale = ...\n    return x * scale", "not attempted", "Replace the ..."),
+        ("y = x / 2", "wrong", "Is a `return` missing?"),
+        ("return x * 2", "wrong", "half of 3: expected 1.5; got 6."),
+        ("return torch.tensor([x / 2])", "wrong", r"expected shape \(\); got shape \(1,\)"),
+        ("return 'half'", "wrong", "expected numbers; got str 'half'"),
+        ("return x / 0", "wrong", "stopped with ZeroDivisionError: .*, at `return x / 0`"),
+        ("return x / 2", "done", "done"),
+        ("return torch.full((2,), x)[..., 0] / 2", "done", "done"),
+    ],
+)
 def test_judgement(body, kind, words):
     judgement = judge(halve_is_right, learner(f"def halve(x):\n    {body}\n"))
     assert judgement.kind == kind, judgement
     assert re.search(words, judgement.message), judgement.message
 
 
-@pytest.mark.parametrize(("body", "mark", "entry"),
-                         [("...", "○", None), ("return x", "✗", False), ("return x / 2", "✓", True)])
+@pytest.mark.parametrize(
+    ("body", "mark", "entry"), [("...", "○", None), ("return x", "✗", False), ("return x / 2", "✓", True)]
+)
 def test_exercise_prints_one_line_records_and_gives_the_function_back(capsys, body, mark, entry):
     function = learner(f"def halve(x):\n    {body}\n")
     assert exercise("03-halve", halve_is_right)(function) is function
@@ -84,16 +88,20 @@ def test_check_may_differentiate_and_batch_the_learners_function():
     assert judge(uses_transforms, learner("def halve(x):\n    return x / 2\n")).kind == "done"
 
 
-@pytest.mark.parametrize(("got", "words"), [
-    (np.array([1.0, 2.0]), r"a: expected shape \(3,\); got shape \(2,\)"),
-    ([1.0, 2.0, 3.1], r"a: expected \[1., 2., 3.\]; got \[1. , 2. , 3.1\]"),
-    ([1.0, 2.0, float("nan")], "got")])
+@pytest.mark.parametrize(
+    ("got", "words"),
+    [
+        (np.array([1.0, 2.0]), r"a: expected shape \(3,\); got shape \(2,\)"),
+        ([1.0, 2.0, 3.1], r"a: expected \[1., 2., 3.\]; got \[1. , 2. , 3.1\]"),
+        ([1.0, 2.0, float("nan")], "got"),
+    ],
+)
 def test_expect_says_what_came_out(got, words):
     with pytest.raises(ExerciseFailed, match=words):
         expect("a", got, [1.0, 2.0, 3.0])
 
 
-LESSON = '''
+LESSON = """
 ```{code-cell} ipython3
 :tags: [nbval-ignore-output]
 
@@ -115,12 +123,12 @@ def double_root(x):
 ```python
 # not a solution
 ```
-'''
+"""
 
 
 def test_solution_is_taken_out_of_a_lesson_and_judged(capsys):
     def forgets_two(x):
-        return x ** 0.5
+        return x**0.5
 
     def forgets_root(x):
         return 2 * x
@@ -130,11 +138,14 @@ def test_solution_is_taken_out_of_a_lesson_and_judged(capsys):
         expect("twice the root of 9", solution(9.0), 6.0)
 
     try:
-        solution, = solutions_in(LESSON)
+        (solution,) = solutions_in(LESSON)
         assert solution.name == "98-root"
         namespace = {**imports_of(LESSON), "exercise": exercise}
         assert run_solution(solution, namespace).kind == "done"
-        assert [judge(root_is_right, wrong).kind for wrong in find_check("98-root").wrong] == ["wrong", "wrong"]
+        assert [judge(root_is_right, wrong).kind for wrong in find_check("98-root").wrong] == [
+            "wrong",
+            "wrong",
+        ]
     finally:
         del CHECKS["98-root"]
 

@@ -56,19 +56,30 @@ def test_plain_text_of_both_is_the_same_with_and_without_a_prediction():
     assert (predict("00-lr", "Which?", ["a", "b"])._words, reveal("00-lr", 1.0)._words) == before
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ({}, "either options or low and high"), ({"options": ["a", "b"], "low": 0.0, "high": 1.0}, "either options"),
-    ({"options": ["a"]}, "two or more"), ({"options": ["a", "a"]}, "two or more"),
-    ({"low": 0.0}, "low < high"), ({"low": 1.0, "high": 1.0}, "low < high"),
-    ({"low": 0.0, "high": float("inf")}, "finite")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "either options or low and high"),
+        ({"options": ["a", "b"], "low": 0.0, "high": 1.0}, "either options"),
+        ({"options": ["a"]}, "two or more"),
+        ({"options": ["a", "a"]}, "two or more"),
+        ({"low": 0.0}, "low < high"),
+        ({"low": 1.0, "high": 1.0}, "low < high"),
+        ({"low": 0.0, "high": float("inf")}, "finite"),
+    ],
+)
 def test_predict_refuses_what_cannot_be_answered(arguments, words):
     with pytest.raises(ValueError, match=words):
         predict("00-a", "Which?", **arguments)
 
 
-QUESTIONS = [Question("Why `clip`?", ["speed", "spikes"], "spikes", why=("No: it costs time.", "It bounds a step.")),
-             Question("Why warm up?", ["early steps", "no reason"], "early steps", why="Adam's first steps are large."),
-             Question("Is NaN < 1?", ["yes", "no"], "no", why="Every comparison with NaN is false.")]
+QUESTIONS = [
+    Question("Why `clip`?", ["speed", "spikes"], "spikes", why=("No: it costs time.", "It bounds a step.")),
+    Question(
+        "Why warm up?", ["early steps", "no reason"], "early steps", why="Adam's first steps are large."
+    ),
+    Question("Is NaN < 1?", ["yes", "no"], "no", why="Every comparison with NaN is false."),
+]
 
 
 def test_quiz_tells_nothing_before_a_choice_and_explains_each_after_it():
@@ -88,12 +99,17 @@ def test_quiz_tells_nothing_before_a_choice_and_explains_each_after_it():
     assert "stabviz-right" in asked._notes[0].value
 
 
-@pytest.mark.parametrize(("make", "words"), [
-    (lambda: Question("a", ["b"], "b", "c"), "two or more"),
-    (lambda: Question("a", ["b", "b"], "b", "c"), "two or more"),
-    (lambda: Question("a", ["b", "c"], "d", "e"), "answer must be one of"),
-    (lambda: Question("a", ["b", "c"], "b", ""), "why must be"),
-    (lambda: Question("a", ["b", "c"], "b", ("d",)), "why must be"), (lambda: quiz("00", []), "one or more Question")])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Question("a", ["b"], "b", "c"), "two or more"),
+        (lambda: Question("a", ["b", "b"], "b", "c"), "two or more"),
+        (lambda: Question("a", ["b", "c"], "d", "e"), "answer must be one of"),
+        (lambda: Question("a", ["b", "c"], "b", ""), "why must be"),
+        (lambda: Question("a", ["b", "c"], "b", ("d",)), "why must be"),
+        (lambda: quiz("00", []), "one or more Question"),
+    ],
+)
 def test_question_that_cannot_be_learned_from_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()

@@ -59,8 +59,10 @@ def test_a_full_disk_is_told_and_stops_nothing(monkeypatch):
 
 
 def test_records_of_many_threads_are_all_kept():
-    writers = [threading.Thread(target=progress.record, args=("exercises", f"00-{n}"), kwargs={"done": True})
-               for n in range(13)]
+    writers = [
+        threading.Thread(target=progress.record, args=("exercises", f"00-{n}"), kwargs={"done": True})
+        for n in range(13)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -83,5 +85,12 @@ def test_report_says_what_was_done():
     progress.record("quizzes", "00", right=2, asked=3, answers=[])
     progress.record("claims", "a", measured="1")
     text = progress.report()
-    for words in ("1 solved of 2 tried", "✓ 00-a", "· 00-b", "00-lr: low (measured 0.003)", "2 of 3 right", "1 seen"):
+    for words in (
+        "1 solved of 2 tried",
+        "✓ 00-a",
+        "· 00-b",
+        "00-lr: low (measured 0.003)",
+        "2 of 3 right",
+        "1 seen",
+    ):
         assert words in text

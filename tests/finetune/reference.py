@@ -1,4 +1,5 @@
-"""transformers' Trainer on the same model, rows and order as our loop: the reference of tests and benchmarks."""
+"""transformers' Trainer on the same model, rows and order as our loop: the reference of tests and
+benchmarks."""
 
 import math
 from functools import partial
@@ -34,18 +35,36 @@ def arguments_of(config, folder, **more) -> TrainingArguments:
     """The settings of a config, in the Trainer's names."""
     micro = config.micro_batch or config.batch
     return TrainingArguments(
-        output_dir=str(folder), max_steps=config.steps, per_device_train_batch_size=micro,
-        gradient_accumulation_steps=math.ceil(config.batch / micro), learning_rate=config.lr,
-        lr_scheduler_type=_SCHEDULES[config.schedule], warmup_steps=config.warmup,
-        weight_decay=config.weight_decay, adam_beta1=config.beta1, adam_beta2=config.beta2, adam_epsilon=config.eps,
-        max_grad_norm=config.clip_norm, optim="adamw_torch_fused", seed=config.seed, logging_steps=1,
-        save_strategy="no", report_to=[], disable_tqdm=True, bf16=config.precision == "bf16",
-        fp16=config.precision == "fp16", use_cpu=config.device == "cpu", remove_unused_columns=False,
-        label_smoothing_factor=config.label_smoothing, **more)
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=math.ceil(config.batch / micro),
+        learning_rate=config.lr,
+        lr_scheduler_type=_SCHEDULES[config.schedule],
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_epsilon=config.eps,
+        max_grad_norm=config.clip_norm,
+        optim="adamw_torch_fused",
+        seed=config.seed,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        use_cpu=config.device == "cpu",
+        remove_unused_columns=False,
+        label_smoothing_factor=config.label_smoothing,
+        **more,
+    )
 
 
 class SameRate(Trainer):
-    """A Trainer with our schedule: its own warm-up begins with a step at rate 0, ours at 1/warmup_steps of the peak."""
+    """A Trainer with our schedule: its own warm-up begins with a step at rate 0, ours at 1/warmup_steps of
+    the peak."""
 
     def __init__(self, config, **options):
         super().__init__(**options)
@@ -78,13 +97,21 @@ def trainer_of(config, splits, world, folder, *, same_order: bool, **more) -> Tr
     fixed = config.max_length if config.fixed_length else None
 
     def merge(rows):
-        batch = collate([{**row, "row": 0} for row in rows], pad_id=tokenizer.pad_token_id, fixed_length=fixed)
+        batch = collate(
+            [{**row, "row": 0} for row in rows], pad_id=tokenizer.pad_token_id, fixed_length=fixed
+        )
         return {name: x for name, x in batch.items() if name != "rows"}
 
-    options = {"model": model, "args": arguments_of(config, folder, **more), "train_dataset": OneRow(setup.rows),
-               "data_collator": merge}
+    options = {
+        "model": model,
+        "args": arguments_of(config, folder, **more),
+        "train_dataset": OneRow(setup.rows),
+        "data_collator": merge,
+    }
     if same_order:
-        return SameOrder(Feed(setup.rows, partial(collate, pad_id=0), config, world), config=config, **options)
+        return SameOrder(
+            Feed(setup.rows, partial(collate, pad_id=0), config, world), config=config, **options
+        )
     return SameRate(config=config, **options)
 
 

@@ -16,8 +16,12 @@ from stabviz.finetune.batching import (
     split_batch,
 )
 
-TEXTS = ["my router is slow", "where is the invoice", "cancel",
-         "the order was late and it is not good to lock my account"]
+TEXTS = [
+    "my router is slow",
+    "where is the invoice",
+    "cancel",
+    "the order was late and it is not good to lock my account",
+]
 
 
 @pytest.fixture
@@ -47,7 +51,17 @@ def class_rows(tokenizer, **options):
 def test_token_rows_tag_stands_on_the_first_piece_alone(tag_rows, tiny_tokenizer):
     row = tag_rows[(0, 0)]
     assert tiny_tokenizer.convert_ids_to_tokens(row["input_ids"]) == [
-        "[CLS]", "router", "print", "##ing", "w", "##e", "##s", "##ton", "!", "[SEP]"]
+        "[CLS]",
+        "router",
+        "print",
+        "##ing",
+        "w",
+        "##e",
+        "##s",
+        "##ton",
+        "!",
+        "[SEP]",
+    ]
     assert row["labels"] == [-100, 0, 0, -100, 3, -100, -100, -100, 0, -100]
     assert tag_rows[(5, 1)]["labels"] == [-100, 0, 4, -100]
     assert tag_rows.lengths.tolist() == [10, 4]
@@ -56,8 +70,14 @@ def test_token_rows_tag_stands_on_the_first_piece_alone(tag_rows, tiny_tokenizer
 
 def test_token_rows_reads_a_dataset_as_it_reads_columns(tag_rows, tiny_tokenizer):
     from datasets import Dataset
-    rows = Dataset.from_dict({"row": [7, 9], "words": [["Router", "printing", "Weston", "!"], ["my", "day"]],
-                              "tags": [[0, 0, 3, 0], [0, 4]]})
+
+    rows = Dataset.from_dict(
+        {
+            "row": [7, 9],
+            "words": [["Router", "printing", "Weston", "!"], ["my", "day"]],
+            "tags": [[0, 0, 3, 0], [0, 4]],
+        }
+    )
     again = TokenRows(rows, tiny_tokenizer, kind="tags", max_length=32)
     assert [again[(0, i)] for i in range(2)] == [tag_rows[(0, i)] for i in range(2)]
 
@@ -74,7 +94,9 @@ def test_first_piece_labels_neighbouring_words_of_one_tag_both_count():
 
 def test_token_rows_counts_what_truncation_takes(tiny_tokenizer):
     columns = {"words": [["weston", "my", "day"], ["my"]], "tags": [[1, 0, 2], [0]]}
-    rows = TokenRows(Sliced(columns), tiny_tokenizer, kind="tags", max_length=7)   # 5 pieces between the special ones
+    rows = TokenRows(
+        Sliced(columns), tiny_tokenizer, kind="tags", max_length=7
+    )  # 5 pieces between the special ones
     assert rows[(0, 0)]["labels"] == [-100, 1, -100, -100, -100, 0, -100]
     assert rows.truncated == 1
     assert rows.lost_tags == 1
@@ -86,8 +108,12 @@ def test_token_rows_counts_what_truncation_takes(tiny_tokenizer):
 
 
 def test_token_rows_a_word_without_pieces_takes_no_label(tiny_tokenizer):
-    rows = TokenRows(Sliced({"words": [["my", "\u200b", "day"]], "tags": [[1, 2, 3]]}), tiny_tokenizer, kind="tags",
-                     max_length=9)
+    rows = TokenRows(
+        Sliced({"words": [["my", "\u200b", "day"]], "tags": [[1, 2, 3]]}),
+        tiny_tokenizer,
+        kind="tags",
+        max_length=9,
+    )
     assert rows[(0, 0)]["labels"] == [-100, 1, 3, -100]
     assert rows.lost_tags == 1
 
@@ -113,12 +139,13 @@ def test_word_dropout_masks_its_share_and_no_special_token(tiny_tokenizer):
     masked = drawn == tiny_tokenizer.mask_token_id
     assert (drawn[~masked] == np.broadcast_to(clean, drawn.shape)[~masked]).all()
     assert not masked[:, [0, -1]].any()
-    assert masked[:, 1:-1].mean() == pytest.approx(0.25, abs=0.025)   # 5 sigma of 400 * 12 draws is 0.031
+    assert masked[:, 1:-1].mean() == pytest.approx(0.25, abs=0.025)  # 5 sigma of 400 * 12 draws is 0.031
 
 
 def test_transform_gets_the_generator_of_its_row(tiny_tokenizer):
     def transform(row, generator):
         return row | {"labels": int(torch.randint(10**6, (), generator=generator))}
+
     rows, again = (class_rows(tiny_tokenizer, transform=transform, seed=1) for _ in range(2))
     drawn = {(epoch, i): rows[(epoch, i)]["labels"] for epoch in range(3) for i in range(4)}
     assert len(set(drawn.values())) == 12
@@ -127,11 +154,21 @@ def test_transform_gets_the_generator_of_its_row(tiny_tokenizer):
 
 def test_loader_workers_change_no_row(tiny_tokenizer):
     from functools import partial
+
     rows = class_rows(tiny_tokenizer, word_dropout=0.3)
-    plan = [[(epoch, i) for i in part] for epoch in (0, 1) for part in plan_epoch(rows.lengths, batch=2, seed=0,
-                                                                                   epoch=epoch, bucket=True)]
-    batches = [list(torch.utils.data.DataLoader(rows, batch_sampler=plan, collate_fn=partial(collate, pad_id=0),
-                                                num_workers=workers)) for workers in (0, 2)]
+    plan = [
+        [(epoch, i) for i in part]
+        for epoch in (0, 1)
+        for part in plan_epoch(rows.lengths, batch=2, seed=0, epoch=epoch, bucket=True)
+    ]
+    batches = [
+        list(
+            torch.utils.data.DataLoader(
+                rows, batch_sampler=plan, collate_fn=partial(collate, pad_id=0), num_workers=workers
+            )
+        )
+        for workers in (0, 2)
+    ]
     assert len(batches[0]) == 4
     for one, two in zip(*batches, strict=True):
         assert one.keys() == two.keys()
@@ -142,7 +179,13 @@ LENGTHS = st.lists(st.integers(1, 60), max_size=300)
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths=LENGTHS, batch=st.integers(1, 17), seed=st.integers(0, 5), epoch=st.integers(0, 5), bucket=st.booleans())
+@given(
+    lengths=LENGTHS,
+    batch=st.integers(1, 17),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 5),
+    bucket=st.booleans(),
+)
 def test_plan_epoch_takes_each_row_at_most_once(lengths, batch, seed, epoch, bucket):
     plan = plan_epoch(lengths, batch=batch, seed=seed, epoch=epoch, bucket=bucket)
     rows = [i for part in plan for i in part]
@@ -153,7 +196,9 @@ def test_plan_epoch_takes_each_row_at_most_once(lengths, batch, seed, epoch, buc
         assert len(plan) == len(lengths) // batch
     else:
         assert len(rows) == len(lengths)
-    assert plan == plan_epoch(np.array(lengths, dtype=np.int64), batch=batch, seed=seed, epoch=epoch, bucket=bucket)
+    assert plan == plan_epoch(
+        np.array(lengths, dtype=np.int64), batch=batch, seed=seed, epoch=epoch, bucket=bucket
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -164,6 +209,7 @@ def test_plan_epoch_bucketing_pads_less(seed, batch):
     def padded(bucket):
         plan = plan_epoch(lengths, batch=batch, seed=seed, epoch=0, bucket=bucket)
         return 1 - lengths.sum() / sum(len(part) * lengths[part].max() for part in plan)
+
     assert padded(True) < 0.1
     assert padded(True) < 0.4 * padded(False)
 
@@ -173,12 +219,19 @@ def test_plan_epoch_another_epoch_is_another_order_and_drops_other_rows():
     assert len({str(plan) for plan in plans}) == 40
     left_out = [set(range(23)) - {i for part in plan for i in part} for plan in plans]
     assert {len(rows) for rows in left_out} == {3}
-    assert set().union(*left_out) == set(range(23))      # long rows are dropped no more than short ones
+    assert set().union(*left_out) == set(range(23))  # long rows are dropped no more than short ones
 
 
 def test_collate_pads_and_masks_by_hand():
-    rows = [{"input_ids": [2, 5, 3], "labels": [-100, 1, -100], "row": 8, "next_sentence_label": 1},
-            {"input_ids": [2, 6, 7, 8, 3], "labels": [-100, 0, -100, 2, -100], "row": 4, "next_sentence_label": 0}]
+    rows = [
+        {"input_ids": [2, 5, 3], "labels": [-100, 1, -100], "row": 8, "next_sentence_label": 1},
+        {
+            "input_ids": [2, 6, 7, 8, 3],
+            "labels": [-100, 0, -100, 2, -100],
+            "row": 4,
+            "next_sentence_label": 0,
+        },
+    ]
     batch = collate(rows, pad_id=9)
     assert batch["input_ids"].tolist() == [[2, 5, 3, 9, 9], [2, 6, 7, 8, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
@@ -219,6 +272,7 @@ def test_count_targets_of_a_batch_without_any_is_zero():
 @pytest.fixture(scope="module")
 def tagger(tiny_bert_folder):
     from transformers import BertForTokenClassification
+
     with torch.random.fork_rng():
         torch.manual_seed(5)
         return BertForTokenClassification.from_pretrained(tiny_bert_folder, num_labels=7).eval()
@@ -238,14 +292,16 @@ def test_padding_is_masked_logits_equal_those_of_the_row_alone(tiny_tokenizer, t
     for i, row in enumerate(rows):
         size = len(row["input_ids"])
         assert torch.allclose(logits[i, :size], logits_alone(tagger, row), atol=1e-5)
-    assert not torch.allclose(unmasked[2, :3], logits_alone(tagger, rows[2]), atol=1e-3)   # the mask matters here
+    assert not torch.allclose(
+        unmasked[2, :3], logits_alone(tagger, rows[2]), atol=1e-3
+    )  # the mask matters here
 
 
 def test_pack_each_row_is_blind_to_the_others(tiny_tokenizer, tagger):
     rows = [class_rows(tiny_tokenizer)[(0, i)] for i in range(4)]
     rows = [row | {"labels": [i] * len(row["input_ids"])} for i, row in enumerate(rows)]
     packed = pack(rows, max_length=16, pad_id=tiny_tokenizer.pad_token_id)
-    assert packed["input_ids"].shape == (2, 15)          # 14 and 6 + 6 + 3 pieces: two rows instead of four
+    assert packed["input_ids"].shape == (2, 15)  # 14 and 6 + 6 + 3 pieces: two rows instead of four
     inputs = {name: packed[name] for name in ("input_ids", "attention_mask", "position_ids")}
     with torch.no_grad():
         logits = tagger(**inputs).logits

@@ -19,20 +19,48 @@ LAYERS = ("embeddings", "layer0", "layer1", "head")
 
 def tiny_model(seed=3, **options):
     torch.manual_seed(seed)
-    return BertForSequenceClassification(BertConfig(
-        vocab_size=WORDS, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=11, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        initializer_range=0.2, **options))
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=WORDS,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=11,
+            num_labels=3,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=0.2,
+            **options,
+        )
+    )
 
 
 def rows(n, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [{"input_ids": torch.randint(WORDS, (LENGTH,), generator=generator), "attention_mask": torch.ones(LENGTH),
-             "labels": torch.randint(3, (), generator=generator)} for _ in range(n)]
+    return [
+        {
+            "input_ids": torch.randint(WORDS, (LENGTH,), generator=generator),
+            "attention_mask": torch.ones(LENGTH),
+            "labels": torch.randint(3, (), generator=generator),
+        }
+        for _ in range(n)
+    ]
 
 
-def run_trainer(tmp_path, model, data, *, collate=None, watch=True, evaluate=False, resume=None, every=2, scaler=None,
-                **options):
+def run_trainer(
+    tmp_path,
+    model,
+    data,
+    *,
+    collate=None,
+    watch=True,
+    evaluate=False,
+    resume=None,
+    every=2,
+    scaler=None,
+    **options,
+):
     """Train, and return (trainer, callback, batches as the model saw them)."""
     taken = []
 
@@ -43,11 +71,23 @@ def run_trainer(tmp_path, model, data, *, collate=None, watch=True, evaluate=Fal
 
     options = {"max_steps": STEPS, "logging_steps": 1, "learning_rate": 0.01, "max_grad_norm": 0.7, **options}
     args = TrainingArguments(
-        output_dir=str(tmp_path / "trainer"), per_device_train_batch_size=BATCH, report_to=[], use_cpu=True,
-        disable_tqdm=True, save_strategy=options.pop("save_strategy", "no"), dataloader_pin_memory=False, **options)
-    trainer = Trainer(model=model, args=args, train_dataset=data, data_collator=collect,
-                      eval_dataset=data[:8] if evaluate else None,
-                      compute_metrics=(lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())}))
+        output_dir=str(tmp_path / "trainer"),
+        per_device_train_batch_size=BATCH,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy=options.pop("save_strategy", "no"),
+        dataloader_pin_memory=False,
+        **options,
+    )
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=data,
+        data_collator=collect,
+        eval_dataset=data[:8] if evaluate else None,
+        compute_metrics=(lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())}),
+    )
     if scaler is not None:
         trainer.accelerator.scaler = scaler
     callback = StabilityCallback(tmp_path / "run", signals_every=every, report=False)
@@ -60,24 +100,30 @@ def run_trainer(tmp_path, model, data, *, collate=None, watch=True, evaluate=Fal
 def plain_loop(batches, *, clip, lrs, accumulate=1):
     """The same training by hand: signals of every step, computed in the most direct way.
 
-    transformers 5.23 takes the SUM of the micro-batches' means here: it expects a model whose forward takes **kwargs
-    to divide by the targets of all of them, and BertForSequenceClassification does not. The callback records that.
+    transformers 5.23 takes the SUM of the micro-batches' means here: it expects a model whose forward takes
+    **kwargs to divide by the targets of all of them, and BertForSequenceClassification does not. The callback
+    records that.
     """
     model = tiny_model()
     plain = {id(p) for n, p in model.named_parameters() if "LayerNorm" in n or n.endswith("bias")}
-    groups = [{"params": [p for p in model.parameters() if (id(p) in plain) == is_plain], "weight_decay": decay}
-              for is_plain, decay in ((False, 0.1), (True, 0.0))]
+    groups = [
+        {"params": [p for p in model.parameters() if (id(p) in plain) == is_plain], "weight_decay": decay}
+        for is_plain, decay in ((False, 0.1), (True, 0.0))
+    ]
     optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.99), eps=1e-6)
     signals = []
     for step, lr in enumerate(lrs):
-        micro = batches[step * accumulate:(step + 1) * accumulate]
+        micro = batches[step * accumulate : (step + 1) * accumulate]
         batch = {key: torch.cat([m[key] for m in micro]) for key in micro[0]}
         model.train()
         optimizer.zero_grad()
         output = model(**batch)
         (output.loss * accumulate).backward()
-        row = {"loss_nats": output.loss.item() * accumulate, "lr": lr,
-               "accuracy": (output.logits.argmax(-1) == batch["labels"]).float().mean().item()}
+        row = {
+            "loss_nats": output.loss.item() * accumulate,
+            "lr": lr,
+            "accuracy": (output.logits.argmax(-1) == batch["labels"]).float().mean().item(),
+        }
         named = dict(model.named_parameters())
         total = math.sqrt(sum(float(p.grad.square().sum()) for p in named.values()))
         row |= {"grad_norm_preclip": total, "clipped": float(total > clip)}
@@ -85,7 +131,8 @@ def plain_loop(batches, *, clip, lrs, accumulate=1):
         row["param_norm"] = math.sqrt(sum(float(p.square().sum()) for p in before.values()))
         for layer in LAYERS:
             row[f"grad_norm_preclip/{layer}"] = math.sqrt(
-                sum(float(p.grad.square().sum()) for n, p in named.items() if layer_of(n) == layer))
+                sum(float(p.grad.square().sum()) for n, p in named.items() if layer_of(n) == layer)
+            )
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -97,9 +144,14 @@ def plain_loop(batches, *, clip, lrs, accumulate=1):
             size = sum(moved[n].numel() for n in names)
             key = "update_rms" + (f"/{layer}" if layer else "")
             row[key] = math.sqrt(sum(float(moved[n].square().sum()) for n in names) / size)
-        ratio = [named[n].grad.square() / (optimizer.state[named[n]]["exp_avg_sq"] / (1 - 0.99 ** (step + 1))).clamp(
-            min=1e-12) for n in named]
-        row["second_moment_ratio"] = math.sqrt(sum(float(r.sum()) for r in ratio) / sum(r.numel() for r in ratio))
+        ratio = [
+            named[n].grad.square()
+            / (optimizer.state[named[n]]["exp_avg_sq"] / (1 - 0.99 ** (step + 1))).clamp(min=1e-12)
+            for n in named
+        ]
+        row["second_moment_ratio"] = math.sqrt(
+            sum(float(r.sum()) for r in ratio) / sum(r.numel() for r in ratio)
+        )
         signals.append(row)
     return {name: np.array([row[name] for row in signals]) for name in signals[0]}
 
@@ -110,15 +162,23 @@ ADAM = {"adam_beta1": 0.8, "adam_beta2": 0.99, "adam_epsilon": 1e-6, "weight_dec
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_callback_signals_equal_those_of_a_plain_loop(tmp_path, accumulate):
     trainer, callback, batches = run_trainer(
-        tmp_path, tiny_model(), rows(BATCH * accumulate * STEPS), gradient_accumulation_steps=accumulate,
-        warmup_steps=2, every=1, **ADAM)
+        tmp_path,
+        tiny_model(),
+        rows(BATCH * accumulate * STEPS),
+        gradient_accumulation_steps=accumulate,
+        warmup_steps=2,
+        every=1,
+        **ADAM,
+    )
     trace = callback.trace
     lrs = trace["lr"][0].tolist()
-    assert lrs == pytest.approx([line["learning_rate"] for line in trainer.state.log_history if "loss" in line])
+    assert lrs == pytest.approx(
+        [line["learning_rate"] for line in trainer.state.log_history if "loss" in line]
+    )
     wanted = plain_loop(batches, clip=0.7, lrs=[lr or 1e-30 for lr in lrs], accumulate=accumulate)
     assert trace.steps.tolist() == list(range(STEPS))
     assert set(np.unique(trace["clipped"])) == {0.0, 1.0} or trace["clipped"].all()
-    assert trace["grad_norm_preclip"][0].max() > 0.7       # what was clipped is recorded as it was before
+    assert trace["grad_norm_preclip"][0].max() > 0.7  # what was clipped is recorded as it was before
     for name, values in wanted.items():
         # the first rate of a warm-up is 0: no update can be measured by how far the weights went
         start = 1 if name.startswith("update_rms") else 0
@@ -147,8 +207,9 @@ def broken_at(model, step):
 
 
 def test_callback_keeps_the_nan_that_the_trainer_hides(tmp_path):
-    trainer, callback, _ = run_trainer(tmp_path, broken_at(tiny_model(), 3), rows(60), max_steps=12,
-                                       save_strategy="steps", save_steps=12)
+    trainer, callback, _ = run_trainer(
+        tmp_path, broken_at(tiny_model(), 3), rows(60), max_steps=12, save_strategy="steps", save_steps=12
+    )
     hidden = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert hidden[3:] == [0.0] * 9
     assert np.isfinite(callback.trace["loss_nats"][0, :3]).all()
@@ -164,6 +225,7 @@ def test_callback_keeps_the_nan_that_the_trainer_hides(tmp_path):
 
 def test_callback_keeps_the_nan_of_a_batch_without_targets(tmp_path):
     """0/0 in the loss, and no gradient: the weights live on, and only the raw loss tells."""
+
     def no_target(batch, index):
         return batch | ({"labels": torch.full_like(batch["labels"], -100)} if index == 3 else {})
 
@@ -173,7 +235,9 @@ def test_callback_keeps_the_nan_of_a_batch_without_targets(tmp_path):
 
 
 def test_callback_writes_the_record_that_stabviz_reads(tmp_path, capsys):
-    _, callback, _ = run_trainer(tmp_path, tiny_model(), rows(28), evaluate=True, eval_strategy="steps", eval_steps=3)
+    _, callback, _ = run_trainer(
+        tmp_path, tiny_model(), rows(28), evaluate=True, eval_strategy="steps", eval_steps=3
+    )
     trace = read_run(tmp_path / "run")
     assert trace.equals(callback.trace)
     at = np.flatnonzero(np.isfinite(trace["validation_loss_nats"][0]))
@@ -188,8 +252,15 @@ def test_callback_writes_the_record_that_stabviz_reads(tmp_path, capsys):
 
 def test_callback_prints_verdict_diagnosis_and_remedy(tmp_path, capsys):
     callback = StabilityCallback(tmp_path / "run")
-    args = TrainingArguments(output_dir=str(tmp_path / "t"), max_steps=12, per_device_train_batch_size=BATCH,
-                             report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no")
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "t"),
+        max_steps=12,
+        per_device_train_batch_size=BATCH,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
     trainer = Trainer(model=tiny_model(), args=args, train_dataset=rows(48))
     callback.watch(trainer)
     trainer.train()
@@ -202,16 +273,26 @@ def test_callback_goes_on_with_the_record_of_a_resumed_run(tmp_path):
     data, options = rows(4 * BATCH * STEPS), {"save_strategy": "steps", "save_steps": 4, "seed": 5}
     whole, callback, _ = run_trainer(tmp_path, tiny_model(), data, every=1, **options)
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
-    _, resumed, _ = run_trainer(tmp_path, tiny_model(seed=9), data, every=1,
-                                resume=str(tmp_path / "trainer" / "checkpoint-4"), **options)
+    _, resumed, _ = run_trainer(
+        tmp_path,
+        tiny_model(seed=9),
+        data,
+        every=1,
+        resume=str(tmp_path / "trainer" / "checkpoint-4"),
+        **options,
+    )
     assert resumed.trace.steps.tolist() == list(range(STEPS))
     np.testing.assert_array_equal(resumed.trace["loss_nats"], callback.trace["loss_nats"])
     assert (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:5] == text.splitlines()[:5]
 
 
 def test_callback_without_watch_says_what_to_do(tmp_path):
-    args = TrainingArguments(output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
-    trainer = Trainer(model=tiny_model(), args=args, train_dataset=rows(4), callbacks=[StabilityCallback(tmp_path)])
+    args = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    trainer = Trainer(
+        model=tiny_model(), args=args, train_dataset=rows(4), callbacks=[StabilityCallback(tmp_path)]
+    )
     with pytest.raises(ValueError, match=r"say StabilityCallback\(out\).watch\(trainer\)"):
         trainer.train()
     callback = StabilityCallback(tmp_path / "none")
@@ -223,8 +304,9 @@ def test_callback_without_watch_says_what_to_do(tmp_path):
 
 
 def test_callback_measures_the_loss_that_is_smoothed_and_an_optimizer_without_moments(tmp_path):
-    trainer, callback, _ = run_trainer(tmp_path, tiny_model(), rows(28), label_smoothing_factor=0.3, optim="sgd",
-                                       every=1)
+    trainer, callback, _ = run_trainer(
+        tmp_path, tiny_model(), rows(28), label_smoothing_factor=0.3, optim="sgd", every=1
+    )
     hidden = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     np.testing.assert_allclose(callback.trace["loss_nats"][0], hidden, rtol=1e-5)
     assert "update_rms" not in callback.trace
@@ -232,7 +314,8 @@ def test_callback_measures_the_loss_that_is_smoothed_and_an_optimizer_without_mo
 
 
 def test_callback_records_the_loss_scale_and_gradients_without_it(tmp_path):
-    """accelerate scales on a GPU alone: the scaler is put in by hand. A step that is not finite is skipped."""
+    """accelerate scales on a GPU alone: the scaler is put in by hand. A step that is not finite is
+    skipped."""
     _, exact, _ = run_trainer(tmp_path / "a", tiny_model(), rows(28), every=1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     _, scaled, _ = run_trainer(tmp_path / "b", broken_at(tiny_model(), 2), rows(28), every=1, scaler=scaler)

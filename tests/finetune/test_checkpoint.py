@@ -1,4 +1,5 @@
-"""Promises 3, 4, 5 and 13 of the loop: a kill, a damaged file, a pickle and a full disk cost no earlier checkpoint."""
+"""Promises 3, 4, 5 and 13 of the loop: a kill, a damaged file, a pickle and a full disk cost no earlier
+checkpoint."""
 
 import errno
 import hashlib
@@ -36,11 +37,20 @@ def content(step):
     """Return tensors and state of one step: several dtypes, a tied pair, a scalar, an empty one, NaN."""
     generator = torch.Generator().manual_seed(step)
     tied = torch.randn(3, 5, generator=generator)
-    tensors = {"model": {"head.weight": tied, "tied.weight": tied, "empty": torch.zeros(0, 3),
-                         "norm": torch.rand(7, generator=generator).bfloat16()},
-               "optimizer": {"exp_avg": torch.randn(5, 2, generator=generator).t(), "count": torch.tensor(step),
-                             "nan": torch.tensor([math.nan, -0.0, math.inf])},
-               "random": {"generator": generator.get_state()[:64]}}
+    tensors = {
+        "model": {
+            "head.weight": tied,
+            "tied.weight": tied,
+            "empty": torch.zeros(0, 3),
+            "norm": torch.rand(7, generator=generator).bfloat16(),
+        },
+        "optimizer": {
+            "exp_avg": torch.randn(5, 2, generator=generator).t(),
+            "count": torch.tensor(step),
+            "nan": torch.tensor([math.nan, -0.0, math.inf]),
+        },
+        "random": {"generator": generator.get_state()[:64]},
+    }
     return tensors, {"step": step, "loss_nats": 0.1 * step, "order": [3, 1, 2], "best": None, "name": "é"}
 
 
@@ -66,6 +76,7 @@ def names(folder):
 
 # A process that dies at its n-th change of the disk
 
+
 class Fault:
     """Replace the calls in WRITES by ones that count themselves, and strike at the n-th."""
 
@@ -90,10 +101,12 @@ class Fault:
             result = self.real[name](*args, **kwargs)
             self._remember(name, args, result, before, is_new)
             return result
+
         return call
 
     def _remember(self, name, args, result, before, is_new):
-        """Keep what a power cut at this instant may undo: bytes and names that no fsync has put on the disk."""
+        """Keep what a power cut at this instant may undo: bytes and names that no fsync has put on the
+        disk."""
         if name == "open":
             self.paths[result] = os.fspath(args[0])
             self.unnamed |= {os.fspath(args[0])} if is_new else set()
@@ -121,7 +134,7 @@ def kill(fault, name, args):
 def kill_half_way(fault, name, args):
     """SIGKILL after half of the bytes of a write, or half of a folder's removal."""
     if name == "write":
-        fault.real["write"](args[0], args[1][:len(args[1]) // 2])
+        fault.real["write"](args[0], args[1][: len(args[1]) // 2])
     kill(fault, name, args)
 
 
@@ -140,7 +153,8 @@ def cut_power(fault, name, args):
 
 
 def dies_at(n, strike, job):
-    """Run `job` in a child that strikes at its n-th change of the disk; return False once it outlives its job."""
+    """Run `job` in a child that strikes at its n-th change of the disk; return False once it outlives its
+    job."""
     child = os.fork()
     if child == 0:
         try:
@@ -158,7 +172,8 @@ def dies_at(n, strike, job):
 
 
 def deaths(start, strike, job, tmp_path):
-    """Yield (n, folder) for every n at which the job can die, each from a fresh copy of what `start` wrote."""
+    """Yield (n, folder) for every n at which the job can die, each from a fresh copy of what `start`
+    wrote."""
     origin = tmp_path / "origin"
     start(origin)
     n, alive = 1, False
@@ -183,8 +198,8 @@ def test_write_checkpoint_killed_at_any_instant_keeps_the_one_before(strike, tmp
         seen.append(loaded(folder))
         assert seen[-1] in (old, new), f"killed at change {n}: {names(folder)}"
         for path in folder.glob("step-*"):
-            read_checkpoint(path)                                   # what has the name of a checkpoint is one
-        write_checkpoint(folder, 20, *content(20))                  # the restart reaches step 20 again
+            read_checkpoint(path)  # what has the name of a checkpoint is one
+        write_checkpoint(folder, 20, *content(20))  # the restart reaches step 20 again
         prune_checkpoints(folder, 1)
         assert loaded(folder) == new
         assert names(folder) == ["step-00000020"], f"killed at change {n}: leftovers"
@@ -198,8 +213,12 @@ def test_write_checkpoint_killed_at_any_instant_keeps_the_one_before(strike, tmp
 def test_write_checkpoint_of_the_same_step_killed_at_any_instant_has_the_old_or_the_new(strike, tmp_path):
     old, new = fingerprint(*content(10)), fingerprint(*content(11))
     seen = []
-    for n, folder in deaths(lambda folder: write_checkpoint(folder, 10, *content(10)), strike,
-                            lambda folder: write_checkpoint(folder, 10, *content(11)), tmp_path):
+    for n, folder in deaths(
+        lambda folder: write_checkpoint(folder, 10, *content(10)),
+        strike,
+        lambda folder: write_checkpoint(folder, 10, *content(11)),
+        tmp_path,
+    ):
         seen.append(loaded(folder))
         assert seen[-1] in (old, new), f"killed at change {n}: {names(folder)}"
         write_checkpoint(folder, 12, *content(12))
@@ -213,9 +232,15 @@ def test_write_checkpoint_of_the_same_step_killed_at_any_instant_has_the_old_or_
 
 def test_write_checkpoint_first_of_all_killed_at_any_instant_is_there_or_is_not(tmp_path):
     new = fingerprint(*content(10))
-    seen = [loaded(folder / "checkpoints") for _, folder in
-            deaths(lambda folder: None, kill, lambda folder: write_checkpoint(folder / "checkpoints", 10, *content(10)),
-                   tmp_path)]
+    seen = [
+        loaded(folder / "checkpoints")
+        for _, folder in deaths(
+            lambda folder: None,
+            kill,
+            lambda folder: write_checkpoint(folder / "checkpoints", 10, *content(10)),
+            tmp_path,
+        )
+    ]
     assert seen[0] is None
     assert seen[-1] == new
     assert set(seen) == {None, new}
@@ -229,7 +254,9 @@ def test_write_atomically_killed_at_any_instant_leaves_old_or_new(strike, tmp_pa
             os.mkdir(folder / name)
 
     seen = []
-    for _, folder in deaths(lambda folder: write_atomically(folder / "scores.json", "old"), strike, job, tmp_path):
+    for _, folder in deaths(
+        lambda folder: write_atomically(folder / "scores.json", "old"), strike, job, tmp_path
+    ):
         seen.append((folder / "scores.json").read_text())
         assert seen[-1] == "newer" or not (folder / "returned").exists(), "what has returned stays"
         write_atomically(folder / "scores.json", "newest")
@@ -245,9 +272,10 @@ def test_replace_folder_killed_at_any_instant_leaves_old_or_new_whole(strike, tm
         def write(folder):
             (folder / "deep").mkdir()
             for path in (folder / "config.json", folder / "deep" / "weights"):
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)        # unsynced, as other libraries write
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)  # unsynced, as other libraries write
                 os.write(descriptor, words.encode())
                 os.close(descriptor)
+
         return write
 
     def job(folder):
@@ -256,7 +284,9 @@ def test_replace_folder_killed_at_any_instant_leaves_old_or_new_whole(strike, tm
             os.mkdir(folder / name)
 
     seen = []
-    for n, folder in deaths(lambda folder: replace_folder(folder / "best", fill("old")), strike, job, tmp_path):
+    for n, folder in deaths(
+        lambda folder: replace_folder(folder / "best", fill("old")), strike, job, tmp_path
+    ):
         there = folder / "best" if (folder / "best").exists() else folder / ".best.old"
         found = {(there / name).read_text() for name in ("config.json", "deep/weights")}
         assert found in ({"old"}, {"newer"}), f"killed at change {n}"
@@ -274,17 +304,20 @@ def test_replace_folder_refused_keeps_the_old_version(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     replace_folder(tmp_path / "best", lambda folder: (folder / "whole").write_text("old"))
-    with pytest.raises(OSError, match="replace_folder: .*best was not written; what was there before is as it was: No"):
+    with pytest.raises(
+        OSError, match="replace_folder: .*best was not written; what was there before is as it was: No"
+    ):
         replace_folder(tmp_path / "best", fill)
     assert names(tmp_path) == ["best"]
     assert names(tmp_path / "best") == ["whole"]
-    (tmp_path / "best").rename(tmp_path / ".best.old")          # as a kill between the two renames leaves it
+    (tmp_path / "best").rename(tmp_path / ".best.old")  # as a kill between the two renames leaves it
     with pytest.raises(OSError, match="No space left"):
         replace_folder(tmp_path / "best", fill)
     assert names(tmp_path) == ["best"]
 
 
 # What comes back
+
 
 def test_read_checkpoint_returns_what_was_written_to_the_bit(tmp_path):
     tensors, state = content(3)
@@ -296,11 +329,17 @@ def test_read_checkpoint_returns_what_was_written_to_the_bit(tmp_path):
 
 
 def test_read_checkpoint_gives_nan_and_infinity_of_the_state_back_from_strict_json(tmp_path):
-    state = {"losses": [1.5, math.nan, math.inf, -math.inf], "n": 2 ** 70, "share": 0.1 + 0.2, "nested": {"a": [{}]}}
+    state = {
+        "losses": [1.5, math.nan, math.inf, -math.inf],
+        "n": 2**70,
+        "share": 0.1 + 0.2,
+        "nested": {"a": [{}]},
+    }
     path = write_checkpoint(tmp_path, 1, {}, state)
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
+
     json.loads((path / "state.json").read_text(), parse_constant=refuse)
     back = read_checkpoint(path)[1]
     assert math.isnan(back["losses"][1])
@@ -308,9 +347,16 @@ def test_read_checkpoint_gives_nan_and_infinity_of_the_state_back_from_strict_js
     assert {**back, "losses": 0} == {**state, "losses": 0}
 
 
-@pytest.mark.parametrize(("state", "where"), [
-    ({"a": [(1, 2)]}, r"state\['a'\]\[0\]"), ({"a": {1: 2}}, r"state\['a'\]"), ({"a": torch.ones(1)}, r"state\['a'\]"),
-    ({"$float": "NaN"}, "state must"), ({"a": Path("x")}, r"state\['a'\]")])
+@pytest.mark.parametrize(
+    ("state", "where"),
+    [
+        ({"a": [(1, 2)]}, r"state\['a'\]\[0\]"),
+        ({"a": {1: 2}}, r"state\['a'\]"),
+        ({"a": torch.ones(1)}, r"state\['a'\]"),
+        ({"$float": "NaN"}, "state must"),
+        ({"a": Path("x")}, r"state\['a'\]"),
+    ],
+)
 def test_write_checkpoint_refuses_a_state_that_json_would_change(state, where, tmp_path):
     with pytest.raises(ValueError, match=where):
         write_checkpoint(tmp_path, 1, {}, state)
@@ -329,20 +375,21 @@ def test_write_checkpoint_of_a_changing_tensor_is_a_snapshot(tmp_path):
     path = write_checkpoint(tmp_path, 1, {"model": {"w": weight}}, {})
     weight.add_(1)
     assert read_checkpoint(path)[0]["model"]["w"].tolist() == [1, 1, 1]
-    read_checkpoint(path)[0]["model"]["w"].add_(5)                  # nor does a change of what was read reach the file
+    read_checkpoint(path)[0]["model"]["w"].add_(5)  # nor does a change of what was read reach the file
     assert read_checkpoint(path)[0]["model"]["w"].tolist() == [1, 1, 1]
 
 
 # Damage
 
+
 def test_newest_checkpoint_names_and_passes_over_one_flipped_byte_wherever_it_is(tmp_path):
     write_checkpoint(tmp_path, 1, *content(1))
     whole = fingerprint(*content(1))
-    path = write_checkpoint(tmp_path, 2, {"model": {"w": torch.arange(6.)}}, {"step": 2})
+    path = write_checkpoint(tmp_path, 2, {"model": {"w": torch.arange(6.0)}}, {"step": 2})
     for file in sorted(path.iterdir()):
         good = file.read_bytes()
         for i in range(len(good)):
-            file.write_bytes(good[:i] + bytes([good[i] ^ (1 << i % 8)]) + good[i + 1:])
+            file.write_bytes(good[:i] + bytes([good[i] ^ (1 << i % 8)]) + good[i + 1 :])
             found, passed_over = newest_checkpoint(tmp_path)
             assert found == tmp_path / "step-00000001", f"{file.name}, byte {i}"
             assert len(passed_over) == 1
@@ -360,8 +407,13 @@ def test_newest_checkpoint_names_and_passes_over_one_flipped_byte_wherever_it_is
 def test_newest_checkpoint_names_and_passes_over_a_file_that_is_cut_short(length, tmp_path):
     write_checkpoint(tmp_path, 1, *content(1))
     path = write_checkpoint(tmp_path, 2, *content(2))
-    assert names(path) == ["manifest.json", "model.safetensors", "optimizer.safetensors", "random.safetensors",
-                           "state.json"]
+    assert names(path) == [
+        "manifest.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "random.safetensors",
+        "state.json",
+    ]
     for file in sorted(path.iterdir()):
         good = file.read_bytes()
         file.unlink() if length is None else file.write_bytes(good[:length])
@@ -382,7 +434,10 @@ def test_newest_checkpoint_names_each_that_it_passes_over(tmp_path):
     found, passed_over = newest_checkpoint(tmp_path)
     assert found == tmp_path / "step-00000001"
     assert [line.split(str(tmp_path))[1][:27] for line in passed_over] == [
-        "/.writing-step-00000004-77 ", "/step-00000003/manifest.jso", "/step-00000002/state.json m"]
+        "/.writing-step-00000004-77 ",
+        "/step-00000003/manifest.jso",
+        "/step-00000002/state.json m",
+    ]
 
 
 def test_newest_checkpoint_of_nothing_is_none(tmp_path):
@@ -398,6 +453,7 @@ def test_newest_checkpoint_of_nothing_is_none(tmp_path):
 
 # Code
 
+
 class Malicious:
     def __init__(self, marker):
         self.marker = marker
@@ -408,13 +464,29 @@ class Malicious:
 
 def rewrite_manifest(path):
     """Do what an attacker would: make the manifest agree with whatever lies in the folder."""
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-             for file in path.iterdir() if file.name != "manifest.json"}
+    files = {
+        file.name: {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        for file in path.iterdir()
+        if file.name != "manifest.json"
+    }
     (path / "manifest.json").write_bytes(checkpoint._manifest_bytes(2, files))
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "pytorch_model.bin", "training_args.bin", "model.pth", "state.pkl",
-                                  "model.ckpt", "random.pickle", "model.safetensors", "state.json", "more.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimizer.pt",
+        "pytorch_model.bin",
+        "training_args.bin",
+        "model.pth",
+        "state.pkl",
+        "model.ckpt",
+        "random.pickle",
+        "model.safetensors",
+        "state.json",
+        "more.json",
+    ],
+)
 @pytest.mark.parametrize("listed", [False, True])
 def test_read_checkpoint_runs_no_code_of_a_planted_pickle(name, listed, tmp_path):
     marker = tmp_path / "code-ran"
@@ -433,7 +505,9 @@ def test_read_checkpoint_runs_no_code_of_a_planted_pickle(name, listed, tmp_path
     if Path(name).suffix in (".pt", ".bin", ".pth", ".pkl", ".ckpt", ".pickle") and not listed:
         assert "a pickle can run code" in str(caught.value)
     found, passed_over = newest_checkpoint(folder)
-    if not (listed and name in ("model.safetensors", "state.json")):     # a listed hash shows only when it is parsed
+    if not (
+        listed and name in ("model.safetensors", "state.json")
+    ):  # a listed hash shows only when it is parsed
         assert found == folder / "step-00000001"
         assert name in passed_over[0]
     assert not marker.exists()
@@ -446,7 +520,9 @@ def test_read_checkpoint_leaves_its_folder_for_no_manifest(tmp_path):
     for name in ("../../elsewhere.safetensors", str(tmp_path / "elsewhere.safetensors")):
         files = record | {name: record["model.safetensors"]}
         (path / "manifest.json").write_bytes(checkpoint._manifest_bytes(2, files))
-        with pytest.raises(CheckpointError, match="must list state.json and NAME.safetensors and nothing else"):
+        with pytest.raises(
+            CheckpointError, match="must list state.json and NAME.safetensors and nothing else"
+        ):
             read_checkpoint(path)
     (path / "model.safetensors").unlink()
     (path / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
@@ -462,6 +538,7 @@ def test_newest_checkpoint_is_not_put_off_by_a_file_manager(tmp_path):
 
 
 # Pruning
+
 
 def test_prune_checkpoints_keeps_the_newest_whole_ones(tmp_path):
     for step in range(1, 7):
@@ -496,6 +573,7 @@ def test_prune_checkpoints_never_takes_the_only_good_one(tmp_path):
 
 # Disks that refuse
 
+
 def refusal(job):
     """Return what the OSError says that `job` ends in, None if it ends well."""
     try:
@@ -507,6 +585,7 @@ def refusal(job):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_write_checkpoint_on_a_full_disk_says_so_and_loses_nothing(number, tmp_path, monkeypatch):
     """Refuse the n-th change of the disk, for every n of a write."""
+
     def refuse(fault, name, args):
         raise OSError(number, os.strerror(number))
 
@@ -524,13 +603,17 @@ def test_write_checkpoint_on_a_full_disk_says_so_and_loses_nothing(number, tmp_p
         assert os.strerror(number) in said
         assert "\n" not in said
         assert loaded(tmp_path) in (old, new), f"refused at {n}, {fault.struck}"
-        assert not [name for name in names(tmp_path) if name.startswith(".")], f"refused at {n}, {fault.struck}"
+        assert not [name for name in names(tmp_path) if name.startswith(".")], (
+            f"refused at {n}, {fault.struck}"
+        )
         shutil.rmtree(tmp_path / "step-00000002", ignore_errors=True)
     assert n > 15
     assert loaded(tmp_path) == new
 
 
-def test_write_checkpoint_refused_in_the_middle_of_a_replacement_gives_the_old_its_name_back(tmp_path, monkeypatch):
+def test_write_checkpoint_refused_in_the_middle_of_a_replacement_gives_the_old_its_name_back(
+    tmp_path, monkeypatch
+):
     write_checkpoint(tmp_path, 1, *content(1))
     real = os.rename
 
@@ -538,6 +621,7 @@ def test_write_checkpoint_refused_in_the_middle_of_a_replacement_gives_the_old_i
         if ".writing-" in str(old):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         real(old, new)
+
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(OSError, match="step 1 was not saved"):
         write_checkpoint(tmp_path, 1, *content(2))
@@ -556,7 +640,9 @@ def test_write_checkpoint_past_a_real_limit_of_the_system_loses_nothing(tmp_path
             write_checkpoint(tmp_path, 2, big, {})
         except OSError as error:
             said = str(error)
-            os._exit(7 if error.errno == errno.EFBIG and "step 2 was not saved" in said and "\n" not in said else 8)
+            os._exit(
+                7 if error.errno == errno.EFBIG and "step 2 was not saved" in said and "\n" not in said else 8
+            )
         finally:
             os._exit(9)
     assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 7
@@ -607,7 +693,9 @@ def read_only():
 
 def test_check_room_names_a_read_only_folder(read_only):
     said = outcome_without_privileges(lambda: check_room(read_only, 1))
-    assert said.startswith(f"PermissionError: [Errno 13] check_room: {read_only} must be a folder that can be written")
+    assert said.startswith(
+        f"PermissionError: [Errno 13] check_room: {read_only} must be a folder that can be written"
+    )
     assert "\n" not in said
     said = outcome_without_privileges(lambda: check_room(read_only / "new", 1))
     assert said.startswith("PermissionError")
@@ -615,15 +703,20 @@ def test_check_room_names_a_read_only_folder(read_only):
 
 def test_write_checkpoint_to_a_read_only_folder_loses_nothing(read_only):
     said = outcome_without_privileges(lambda: write_checkpoint(read_only, 2, *content(2)))
-    assert said.startswith(f"PermissionError: [Errno 13] write_checkpoint: step 2 was not saved to {read_only}")
+    assert said.startswith(
+        f"PermissionError: [Errno 13] write_checkpoint: step 2 was not saved to {read_only}"
+    )
     assert loaded(read_only) == fingerprint(*content(1))
 
 
 def test_check_room_names_a_read_only_file_system(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(OSError, match="check_room: .* must be a folder that can be written: Read-only file system"):
+    with pytest.raises(
+        OSError, match="check_room: .* must be a folder that can be written: Read-only file system"
+    ):
         check_room(tmp_path, 1)
 
 
@@ -637,17 +730,21 @@ def test_check_room_counts_bytes_and_leaves_nothing(tmp_path):
     check_room(tmp_path / "deep" / "folder", 1000)
     assert names(tmp_path / "deep" / "folder") == []
     with pytest.raises(OSError, match="must have room for 1,000,000,000,000,000,000 bytes") as caught:
-        check_room(tmp_path, 10 ** 18)
+        check_room(tmp_path, 10**18)
     assert caught.value.errno == errno.ENOSPC
 
 
 def test_write_atomically_refused_keeps_the_old(tmp_path, monkeypatch):
     path = write_atomically(tmp_path / "a[1].json", "old")
     with monkeypatch.context() as patch:
+
         def refuse(*args):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
         patch.setattr(os, "fsync", refuse)
-        with pytest.raises(OSError, match=r"write_atomically: .*a\[1\]\.json was not written; .*: No space left"):
+        with pytest.raises(
+            OSError, match=r"write_atomically: .*a\[1\]\.json was not written; .*: No space left"
+        ):
             write_atomically(path, b"new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a[1].json"]
@@ -663,6 +760,7 @@ def test_write_checkpoint_works_where_folders_cannot_be_synced(tmp_path, monkeyp
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         real(descriptor)
+
     monkeypatch.setattr(os, "fsync", fsync)
     write_checkpoint(tmp_path, 1, *content(1))
     assert loaded(tmp_path) == fingerprint(*content(1))

@@ -1,4 +1,5 @@
-"""The text of pretraining: prose without code, no near duplicates, and a tokenizer that gives the same pieces again."""
+"""The text of pretraining: prose without code, no near duplicates, and a tokenizer that gives the same pieces
+again."""
 
 import hashlib
 import json
@@ -19,8 +20,13 @@ from stabviz.finetune.corpus import (
     without_near_duplicates,
 )
 
-SENTENCES = ["The order arrived late.", "Please refund the order.", "The router lost the network.",
-             "Restart the router first.", "The invoice names another order."]
+SENTENCES = [
+    "The order arrived late.",
+    "Please refund the order.",
+    "The router lost the network.",
+    "Restart the router first.",
+    "The invoice names another order.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +34,44 @@ def topics():
     return without_near_duplicates(topic_documents())
 
 
-@pytest.mark.parametrize("line", [
-    ">>> x = 3", "... more", "$ python -m this", "*********", "x = f(3)", "# a comment", "def f(a):", "for x in y:",
-    "open(name, mode='r') -> file", "@decorator", "a[i:j], b{}"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        ">>> x = 3",
+        "... more",
+        "$ python -m this",
+        "*********",
+        "x = f(3)",
+        "# a comment",
+        "def f(a):",
+        "for x in y:",
+        "open(name, mode='r') -> file",
+        "@decorator",
+        "a[i:j], b{}",
+    ],
+)
 def test_looks_like_code_knows_code(line):
     assert looks_like_code(line)
 
 
-@pytest.mark.parametrize("line", ["Return the name of the file.", "for all of them", "import statements are run once",
-                                  "It is called with two arguments (a name and a mode)."])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Return the name of the file.",
+        "for all of them",
+        "import statements are run once",
+        "It is called with two arguments (a name and a mode).",
+    ],
+)
 def test_looks_like_code_lets_prose_pass(line):
     assert not looks_like_code(line)
 
 
 def test_split_sentences_joins_wrapped_lines_and_leaves_code_out():
-    text = "Open a file\nand read it.  Then close it.\n\n   >>> f = open(name)\n   >>> f.read()\n\n* A last point"
+    text = (
+        "Open a file\nand read it.  Then close it.\n\n"
+        + "   >>> f = open(name)\n   >>> f.read()\n\n* A last point"
+    )
     assert split_sentences(text) == ["Open a file and read it.", "Then close it.", "A last point"]
 
 
@@ -61,13 +90,17 @@ def test_topic_documents_are_prose_of_the_language_reference(topics):
 def test_docstring_documents_parse_without_importing(tmp_path):
     package = tmp_path / "sub"
     package.mkdir()
-    (package / "a.py").write_text('"""One thing. Two things."""\nraise SystemExit\ndef f():\n    """Do it well."""\n')
+    (package / "a.py").write_text(
+        '"""One thing. Two things."""\nraise SystemExit\ndef f():\n    """Do it well."""\n'
+    )
     (package / "broken.py").write_text('"""Not Python."""\ndef (')
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "t.py").write_text('"""A test of it."""')
     found = list(docstring_documents(tmp_path))
-    assert [(d.name, d.sentences) for d in found] == [("docstring/sub.a:1", ("One thing.", "Two things.")),
-                                                      ("docstring/sub.a:3", ("Do it well.",))]
+    assert [(d.name, d.sentences) for d in found] == [
+        ("docstring/sub.a:1", ("One thing.", "Two things.")),
+        ("docstring/sub.a:3", ("Do it well.",)),
+    ]
 
 
 def test_message_documents_read_texts_and_name_a_broken_line(tmp_path):

@@ -1,4 +1,5 @@
-"""Several processes: two over gloo give what one gives with the same global batch, and decide everything alike.
+"""Several processes: two over gloo give what one gives with the same global batch, and decide everything
+alike.
 
 This file is also the program of each process: `python test_distributed.py FOLDER` runs every scenario there.
 """
@@ -33,27 +34,45 @@ from stabviz.finetune.stopping import Stop
 from stabviz.finetune.world import World, bare, local, share, whole
 from stabviz.trace.log import read_metrics
 
-ROWS, BATCH = 300, 7        # each row comes once; 7 rows are shares of 4 and 3
-CLASSES, TAGS = ("a", "b", "c"), ("O", "B-X", "I-X")        # 3 does not divide by 2 processes
-WORDS = ["order", "invoice", "late", "router", "please", "cancel", "help", "print", "account", "refund", "slow"]
+ROWS, BATCH = 300, 7  # each row comes once; 7 rows are shares of 4 and 3
+CLASSES, TAGS = ("a", "b", "c"), ("O", "B-X", "I-X")  # 3 does not divide by 2 processes
+WORDS = [
+    "order",
+    "invoice",
+    "late",
+    "router",
+    "please",
+    "cancel",
+    "help",
+    "print",
+    "account",
+    "refund",
+    "slow",
+]
 TOLERANCE = 2e-5
-"""Of losses: sums in another order are off by 1e-7 of themselves, and 12 updates of Adam amplify that some 50 times."""
+"""Of losses: sums in another order are off by 1e-7 of themselves, and 12 updates of Adam amplify that some 50
+times."""
 EPS = 1e-5
-"""Adam's epsilon here: the gradient of a key's bias is 0 but for rounding, some 1e-9, and must not set a direction."""
+"""Adam's epsilon here: the gradient of a key's bias is 0 but for rounding, some 1e-9, and must not set a
+direction."""
 
 
 def data(kind, tokenizer, count=ROWS, seed=0):
     """Rows of uneven length; of the tags, every other row in a way has no label that counts."""
     rng = np.random.default_rng(seed)
     sizes, classes = rng.integers(2, 12, size=count), rng.integers(3, size=count)
-    if kind == "classes":       # each class has words of its own
-        texts = [" ".join(rng.choice(WORDS[label::3], size=n)) for n, label in zip(sizes, classes, strict=True)]
+    if kind == "classes":  # each class has words of its own
+        texts = [
+            " ".join(rng.choice(WORDS[label::3], size=n)) for n, label in zip(sizes, classes, strict=True)
+        ]
         table = {"text": texts, "label": classes}
     else:
         words = [rng.choice(WORDS, size=n).tolist() for n in sizes]
         counts = rng.random(count) < (0.4 if seed == 0 else 1)
-        table = {"words": words, "tags": [[WORDS.index(w) % 3 if counts[i] else -100 for w in words[i]]
-                                          for i in range(count)]}
+        table = {
+            "words": words,
+            "tags": [[WORDS.index(w) % 3 if counts[i] else -100 for w in words[i]] for i in range(count)],
+        }
     return TokenRows(Dataset.from_dict({"row": range(count), **table}), tokenizer, kind=kind, max_length=16)
 
 
@@ -70,14 +89,31 @@ class Planted:
 
 
 def setup(base, world, name, *, kind="classes", faults=None, **settings):
-    settings = {"steps": 12, "batch": BATCH, "lr": 1e-2, "warmup_steps": 2, "eps": EPS, "dropout": 0.0,
-                "model": str(base / "model"), "out": base / name, "progress": False, "device": "cpu", "bucket": False,
-                "save_every": 5, "evaluate_every": 6, "keep": 9, "clip_norm": 0.5, "signals_every": 4} | settings
+    settings = {
+        "steps": 12,
+        "batch": BATCH,
+        "lr": 1e-2,
+        "warmup_steps": 2,
+        "eps": EPS,
+        "dropout": 0.0,
+        "model": str(base / "model"),
+        "out": base / name,
+        "progress": False,
+        "device": "cpu",
+        "bucket": False,
+        "save_every": 5,
+        "evaluate_every": 6,
+        "keep": 9,
+        "clip_norm": 0.5,
+        "signals_every": 4,
+    } | settings
     config = FinetuneConfig(**settings)
     tokenizer, labels = load_tokenizer(config.model), CLASSES if kind == "classes" else TAGS
     validation = data(kind, tokenizer, 41, seed=1)
     if kind == "tags":
-        validation.tags = [[t for t in validation[(0, i)]["labels"] if t != -100] for i in range(len(validation))]
+        validation.tags = [
+            [t for t in validation[(0, i)]["labels"] if t != -100] for i in range(len(validation))
+        ]
 
     def score(model, check):
         return evaluate(model, validation, labels, pad_id=0, world=world, autocast=torch.no_grad, check=check)
@@ -85,9 +121,17 @@ def setup(base, world, name, *, kind="classes", faults=None, **settings):
     def save_model(model, folder, weights):
         model.save_pretrained(folder, state_dict=weights)
 
-    return Setup(config=config, world=world, model=load_model(config, kind, labels, tokenizer), evaluate=score,
-                 objective=Planted(cross_entropy_objective(), faults or {}), rows=data(kind, tokenizer),
-                 collate=partial(collate, pad_id=0), save_model=save_model, fingerprint="here")
+    return Setup(
+        config=config,
+        world=world,
+        model=load_model(config, kind, labels, tokenizer),
+        evaluate=score,
+        objective=Planted(cross_entropy_objective(), faults or {}),
+        rows=data(kind, tokenizer),
+        collate=partial(collate, pad_id=0),
+        save_model=save_model,
+        fingerprint="here",
+    )
 
 
 def planned(position):
@@ -95,10 +139,11 @@ def planned(position):
 
 
 def data_lengths():
-    return [1] * ROWS       # without buckets the plan does not look at them
+    return [1] * ROWS  # without buckets the plan does not look at them
 
 
 # What each process does. A scenario returns what this process saw; the test compares the processes.
+
 
 def run(base, world, name, *, resume=False, **settings):
     """Train; return the progress, and a hash of this process's whole weights."""
@@ -108,18 +153,26 @@ def run(base, world, name, *, resume=False, **settings):
         training.run(Stop())
     except TrainingFailed as error:
         failed = str(error)
-    weights = hashlib.sha256(b"".join(whole(p.detach()).numpy().tobytes() for p in bare(training.model).parameters()))
+    weights = hashlib.sha256(
+        b"".join(whole(p.detach()).numpy().tobytes() for p in bare(training.model).parameters())
+    )
     shares = sum(local(p).numel() for p in bare(training.model).parameters())
-    return {"progress": asdict(training.progress), "weights": weights.hexdigest(), "failed": failed, "shares": shares}
+    return {
+        "progress": asdict(training.progress),
+        "weights": weights.hexdigest(),
+        "failed": failed,
+        "shares": shares,
+    }
 
 
 def interrupted(base, world, name, **settings):
     """A run in which one process alone is told to stop; then what is left of it."""
+
     def ask(loss):
         os.kill(os.getpid(), signal.SIGTERM)
         return loss
 
-    row = planned(6)[1::2][0]       # the second process's
+    row = planned(6)[1::2][0]  # the second process's
     first = run(base, world, name, faults={row: ask}, **settings)
     return {"first": first, **run(base, world, name, resume=True, **settings)}
 
@@ -139,7 +192,7 @@ FAULTS = {
     "failing": lambda: {planned(p)[1]: lambda loss: loss * math.nan for p in (3, 4)},
 }
 SCENARIOS = {
-    "classes": {"micro_batch": 3},      # pieces of 3 and 1 rows here, of 3 there
+    "classes": {"micro_batch": 3},  # pieces of 3 and 1 rows here, of 3 there
     "tags": {"kind": "tags", "batch": 4, "micro_batch": 1},
     "nan": {"faults": "nan", "micro_batch": 2},
     "spike": {"faults": "spike", "steps": 28},
@@ -157,8 +210,9 @@ def everything(base, world):
     seen = {}
     for parallel in ("ddp", "fsdp"):
         for scenario in SCENARIOS:
-            seen[f"{scenario}-{parallel}"] = run(base, world, f"{scenario}-{parallel}", parallel=parallel,
-                                                 **settings_of(scenario))
+            seen[f"{scenario}-{parallel}"] = run(
+                base, world, f"{scenario}-{parallel}", parallel=parallel, **settings_of(scenario)
+            )
         settings = RANDOM | RESUMED[parallel] | {"parallel": parallel}
         seen[f"straight-{parallel}"] = run(base, world, f"straight-{parallel}", **settings)
         seen[f"resumed-{parallel}"] = interrupted(base, world, f"resumed-{parallel}", **settings)
@@ -168,6 +222,7 @@ def everything(base, world):
 
 
 # What they gave, beside one process
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, tiny_bert_folder):
@@ -182,14 +237,31 @@ def launched(command, folder, *, ranks, timeout):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     root = str(Path(__file__).resolve().parent.parent.parent)
-    common = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "MASTER_ADDR": "127.0.0.1",
-                           "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    common = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": root,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }
     processes = []
     for rank in ranks:
-        here = {} if rank is None else {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(ranks))}
+        here = (
+            {}
+            if rank is None
+            else {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(ranks))}
+        )
         output = open(folder / f"output-{rank}.txt", "w")
-        processes.append(subprocess.Popen([sys.executable, *command], env=common | here, cwd=folder, stdout=output,
-                                          stderr=subprocess.STDOUT))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *command],
+                env=common | here,
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        )
         output.close()
     try:
         codes = [process.wait(timeout) for process in processes]
@@ -220,6 +292,7 @@ def alone(base):
             settings = settings or settings_of(scenario) | {"micro_batch": None}
             done[scenario] = run(base, World.join("cpu"), f"{scenario}-alone", **settings)
         return done[scenario]
+
     return get
 
 
@@ -229,6 +302,7 @@ def signals(base, name):
 
 def best_weights(base, name):
     from safetensors.torch import load_file
+
     return load_file(base / name / "best" / "model.safetensors")
 
 
@@ -236,16 +310,27 @@ def assert_same_run(base, one, other, tolerance=TOLERANCE):
     """Every signal of every step, the evaluations and the weights that were kept."""
     a, b = signals(base, one), signals(base, other)
     assert np.array_equal(a.steps, b.steps)
-    names = set(a.signals) - {"max_attention_logit", "attention_entropy"}       # of one micro-batch
-    assert {"loss_nats", "accuracy", "log_z", "targets", "grad_norm_preclip/layer1", "update_rms/head",
-            "second_moment_ratio/layer0", "param_norm/embeddings", "validation_loss_nats"} <= names
+    names = set(a.signals) - {"max_attention_logit", "attention_entropy"}  # of one micro-batch
+    assert {
+        "loss_nats",
+        "accuracy",
+        "log_z",
+        "targets",
+        "grad_norm_preclip/layer1",
+        "update_rms/head",
+        "second_moment_ratio/layer0",
+        "param_norm/embeddings",
+        "validation_loss_nats",
+    } <= names
     for name in sorted(names):
         np.testing.assert_allclose(a[name], b[name], rtol=tolerance, atol=tolerance, err_msg=name)
     np.testing.assert_array_equal(a["validation_score"], b["validation_score"])
     first, second = best_weights(base, one), best_weights(base, other)
     assert list(first) == list(second)
     for name, tensor in first.items():
-        torch.testing.assert_close(tensor, second[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            tensor, second[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 PARALLEL = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -258,7 +343,7 @@ def test_two_processes_give_the_run_of_one(base, seen, alone, scenario, parallel
     trace = signals(base, f"{scenario}-{parallel}")
     scores = trace["validation_score"][0]
     assert len(trace.steps) >= 12
-    assert scores[-1] > 0.5         # it learns: equality says something
+    assert scores[-1] > 0.5  # it learns: equality says something
     assert_same_run(base, f"{scenario}-alone", f"{scenario}-{parallel}")
 
 
@@ -267,8 +352,17 @@ def test_the_tags_of_some_shares_do_not_count(base, seen):
     rows = data("tags", load_tokenizer(str(base / "model")))
     taken = len(signals(base, "tags-ddp").steps)
     plans = plan_epoch(rows.lengths, batch=4, seed=0, epoch=0, bucket=False)[:taken]
-    counts = [[sum(rows[(0, i)]["labels"][j] != -100 for i in plan[r::2] for j in range(len(rows[(0, i)]["labels"])))
-               for r in (0, 1)] for plan in plans]
+    counts = [
+        [
+            sum(
+                rows[(0, i)]["labels"][j] != -100
+                for i in plan[r::2]
+                for j in range(len(rows[(0, i)]["labels"]))
+            )
+            for r in (0, 1)
+        ]
+        for plan in plans
+    ]
     assert any(a == 0 < b or b == 0 < a for a, b in counts)
     empty = [step for step, pair in enumerate(counts) if not sum(pair)]
     assert empty
@@ -289,11 +383,12 @@ def test_every_process_ends_with_the_same_weights_and_progress(seen, parallel):
     assert len(mine) >= len(SCENARIOS) + 2
     for name in mine:
         assert [seen[0][name][key] for key in ("progress", "weights", "failed")] == [
-            seen[1][name][key] for key in ("progress", "weights", "failed")], name
+            seen[1][name][key] for key in ("progress", "weights", "failed")
+        ], name
         shares = [process[name]["shares"] for process in seen]
         whole_model = seen[0][name.replace("fsdp", "ddp")]["shares"] if "ours" not in name else sum(shares)
         assert (sum(shares) if parallel == "fsdp" else shares[0]) == whole_model
-        assert max(shares) < 0.6 * whole_model or parallel == "ddp"        # a process holds its half
+        assert max(shares) < 0.6 * whole_model or parallel == "ddp"  # a process holds its half
 
 
 @PARALLEL
@@ -302,7 +397,7 @@ def test_nan_in_one_share_is_dropped_by_all_and_named(base, seen, alone, paralle
     trace = signals(base, f"nan-{parallel}")
     events = [e for e in trace.events if e["kind"] == "non_finite"]
     assert [e["step"] for e in events] == [POISON]
-    assert events[0]["rows"] == planned(POISON)[1::2][:2]       # a micro-batch of the second process
+    assert events[0]["rows"] == planned(POISON)[1::2][:2]  # a micro-batch of the second process
     assert math.isnan(trace["loss_nats"][0, POISON])
     assert seen[0][f"nan-{parallel}"]["progress"]["updates"] == 12
     assert_same_run(base, "nan-alone", f"nan-{parallel}")
@@ -334,12 +429,14 @@ def test_too_many_bad_steps_end_all_processes_with_one_message(seen, parallel):
 def test_a_stop_in_one_process_stops_all_and_the_resume_is_exact(base, seen, parallel):
     for process in seen:
         stopped = process[f"resumed-{parallel}"]["first"]["progress"]
-        assert (stopped["updates"], stopped["finished"]) == (7, "")        # the step under way was finished
+        assert (stopped["updates"], stopped["finished"]) == (7, "")  # the step under way was finished
         assert process[f"resumed-{parallel}"]["weights"] == process[f"straight-{parallel}"]["weights"]
     logs = [(base / f"{name}-{parallel}" / "metrics.jsonl").read_bytes() for name in ("straight", "resumed")]
     assert logs[0] == logs[1]
-    (one, _), (other, _) = (read_checkpoint(newest_checkpoint(base / f"{name}-{parallel}" / "checkpoints")[0])
-                            for name in ("straight", "resumed"))
+    (one, _), (other, _) = (
+        read_checkpoint(newest_checkpoint(base / f"{name}-{parallel}" / "checkpoints")[0])
+        for name in ("straight", "resumed")
+    )
     assert {"model", "optimizer", "average"} == set(one) == set(other)
     for group in one:
         for name, tensor in one[group].items():
@@ -350,8 +447,11 @@ def test_a_stop_in_one_process_stops_all_and_the_resume_is_exact(base, seen, par
 def test_a_checkpoint_of_two_processes_is_one_of_one_process(base, seen, parallel):
     """What was shared out is whole on disk: one process can go on with it."""
     folder = newest_checkpoint(base / f"straight-{parallel}" / "checkpoints")[0]
-    training = _Training(setup(base, World.join("cpu"), f"fresh-{parallel}", **RANDOM | RESUMED[parallel]),
-                         resume=False, force=False)
+    training = _Training(
+        setup(base, World.join("cpu"), f"fresh-{parallel}", **RANDOM | RESUMED[parallel]),
+        resume=False,
+        force=False,
+    )
     training.restore(folder)
     tensors, _ = read_checkpoint(folder)
     for p in training.parameters:
@@ -366,26 +466,59 @@ def test_what_one_process_finds_wrong_ends_all(seen):
 
 def test_the_command_under_torchrun_writes_each_file_once(base, tmp_path):
     rows = data("classes", load_tokenizer(str(base / "model")), 120)
-    words = [" ".join(WORDS[i % 3::3]) for i in range(len(rows))]
-    (tmp_path / "data.csv").write_text("text,label\n" + "".join(f"{w},{'abc'[i % 3]}\n" for i, w in enumerate(words)))
+    words = [" ".join(WORDS[i % 3 :: 3]) for i in range(len(rows))]
+    (tmp_path / "data.csv").write_text(
+        "text,label\n" + "".join(f"{w},{'abc'[i % 3]}\n" for i, w in enumerate(words))
+    )
     run_folder = tmp_path / "run"
     said = launched(
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "stabviz", "finetune",
-         "--data", "data.csv", "--label", "label", "--model", str(base / "model"), "--steps", "4", "--batch", "8",
-         "--warmup-steps", "1", "--seeds", "2", "--device", "cpu", "--parallel", "fsdp", "--no-progress",
-         "--out", "run"],
-        tmp_path, ranks=(None,), timeout=300)
+        [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "stabviz",
+            "finetune",
+            "--data",
+            "data.csv",
+            "--label",
+            "label",
+            "--model",
+            str(base / "model"),
+            "--steps",
+            "4",
+            "--batch",
+            "8",
+            "--warmup-steps",
+            "1",
+            "--seeds",
+            "2",
+            "--device",
+            "cpu",
+            "--parallel",
+            "fsdp",
+            "--no-progress",
+            "--out",
+            "run",
+        ],
+        tmp_path,
+        ranks=(None,),
+        timeout=300,
+    )
     assert said.count("best weights: ") == 1
     summary = json.loads((run_folder / "summary.json").read_text())
     assert summary["seeds"] == [0, 1]
     for seed in (0, 1):
         assert read_metrics(run_folder / f"seed-{seed}" / "metrics.jsonl").n_steps == 4
         assert len((run_folder / f"seed-{seed}" / "timings.jsonl").read_text().splitlines()) == 4
-        assert json.loads((run_folder / f"seed-{seed}" / "best" / "config.json").read_text())["architectures"] == [
-            "BertForSequenceClassification"]
+        assert json.loads((run_folder / f"seed-{seed}" / "best" / "config.json").read_text())[
+            "architectures"
+        ] == ["BertForSequenceClassification"]
 
 
 # World alone
+
 
 def test_world_of_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
@@ -399,7 +532,10 @@ def test_world_of_one_process_needs_no_group(monkeypatch):
 
 def test_world_names_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for name, hint in [("gpu", "device must be auto, cpu, cuda"), ("cuda:1", "got 'cuda:1', and torch sees no CUDA")]:
+    for name, hint in [
+        ("gpu", "device must be auto, cpu, cuda"),
+        ("cuda:1", "got 'cuda:1', and torch sees no CUDA"),
+    ]:
         with pytest.raises(ValueError, match=hint):
             World.join(name)
     assert World.join("auto").device.type == "cpu"

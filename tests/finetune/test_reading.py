@@ -24,17 +24,30 @@ def classes(n=60, label=lambda i: "abc"[i % 3]):
 
 
 def tagged(n=40):
-    return [{"words": ["Robin", "of", "North", "Tarn", str(i)], "ner": ["B-PER", "O", "B-LOC", "I-LOC", "O"]}
-            for i in range(n)]
+    return [
+        {"words": ["Robin", "of", "North", "Tarn", str(i)], "ner": ["B-PER", "O", "B-LOC", "I-LOC", "O"]}
+        for i in range(n)
+    ]
 
 
 def test_support_desk_reads_intent_sentiment_and_tags():
-    intent, sentiment, tags = (read_splits(FinetuneConfig(**chosen)) for chosen in
-                               ({}, {"label": "sentiment"}, {"tags": "tags"}))
+    intent, sentiment, tags = (
+        read_splits(FinetuneConfig(**chosen)) for chosen in ({}, {"label": "sentiment"}, {"tags": "tags"})
+    )
     assert [len(getattr(intent, split)) for split in SPLITS] == [3600, 600, 600]
     assert len(intent.labels) == 10
     assert sentiment.labels == ("negative", "neutral", "positive")
-    assert tags.labels == ("O", "B-LOC", "B-ORG", "B-PER", "B-PRODUCT", "I-LOC", "I-ORG", "I-PER", "I-PRODUCT")
+    assert tags.labels == (
+        "O",
+        "B-LOC",
+        "B-ORG",
+        "B-PER",
+        "B-PRODUCT",
+        "I-LOC",
+        "I-ORG",
+        "I-PER",
+        "I-PRODUCT",
+    )
     assert tags.kind == "tags"
     assert set(tags.train.column_names) == {"row", "words", "tags"}
     assert set(intent.train.column_names) == {"row", "text", "label"}
@@ -68,18 +81,31 @@ BAD_CLASSES = {
 }
 BAD_TAGS = {
     "ragged": ({"words": ["a", "b"], "ner": ["O"]}, "ner", "has 1 tags for 2 words"),
-    "no-begin": ({"words": ["a", "b"], "ner": ["O", "I-PER"]}, "ner", "tag 1 is I-PER after O: an entity must begin"),
+    "no-begin": (
+        {"words": ["a", "b"], "ner": ["O", "I-PER"]},
+        "ner",
+        "tag 1 is I-PER after O: an entity must begin",
+    ),
     "other-type": ({"words": ["a", "b"], "ner": ["B-LOC", "I-PER"]}, "ner", "tag 1 is I-PER after B-LOC"),
     "no-bio": ({"words": ["a"], "ner": ["PER"]}, "ner", "tag 0 must be O, B-TYPE or I-TYPE; got 'PER'"),
     "no-type": ({"words": ["a"], "ner": ["B-"]}, "ner", "tag 0 must be O, B-TYPE or I-TYPE; got 'B-'"),
     "number": ({"words": ["a"], "ner": [3]}, "ner", "tag 0 must be O, B-TYPE or I-TYPE; got 3"),
     "null-tags": ({"words": ["a"], "ner": None}, "ner", "is null"),
     "no-words": ({"words": [], "ner": []}, "words", "is an empty text"),
-    "empty-word": ({"words": ["a", " "], "ner": ["O", "O"]}, "words", "word 1 must be text that is not empty; got ' "),
-    "null-word": ({"words": ["a", None], "ner": ["O", "O"]}, "words", "word 1 must be text that is not empty; got N"),
+    "empty-word": (
+        {"words": ["a", " "], "ner": ["O", "O"]},
+        "words",
+        "word 1 must be text that is not empty; got ' ",
+    ),
+    "null-word": (
+        {"words": ["a", None], "ner": ["O", "O"]},
+        "words",
+        "word 1 must be text that is not empty; got N",
+    ),
 }
 BAD = {f"classes-{name}": (classes(), {}, *case) for name, case in BAD_CLASSES.items()} | {
-    f"tags-{name}": (tagged(), {"text": "words", "tags": "ner"}, *case) for name, case in BAD_TAGS.items()}
+    f"tags-{name}": (tagged(), {"text": "words", "tags": "ner"}, *case) for name, case in BAD_TAGS.items()
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -101,7 +127,7 @@ def test_bad_row_is_left_out_counted_and_reported_when_asked_for(name, tmp_path)
     assert (skipped["file"], skipped["row"], skipped["column"]) == (str(path), "line 12", column)
     assert skipped["problem"].startswith(problem)
     found = sorted(row for split in SPLITS for row in getattr(splits, split)["row"])
-    assert found == [i for i in range(len(good) + 1) if i != 11]      # positions count the bad row
+    assert found == [i for i in range(len(good) + 1) if i != 11]  # positions count the bad row
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -128,7 +154,9 @@ def test_unknown_entity_type_in_test_is_named(tmp_path):
 
 def test_missing_column_suggests_the_near_one(tmp_path):
     path = write(tmp_path / "rows.jsonl", classes())
-    with pytest.raises(DataError, match="column 'txt': is missing; did you mean 'text'. There are text, label"):
+    with pytest.raises(
+        DataError, match="column 'txt': is missing; did you mean 'text'. There are text, label"
+    ):
         read(path, text="txt")
     with pytest.raises(DataError, match="column 'kind': is missing; There are text, label"):
         read(path, label="kind")
@@ -153,7 +181,7 @@ def test_number_labels_are_in_the_order_of_numbers(tmp_path):
 def test_words_and_tags_may_be_text_split_at_spaces(tmp_path):
     rows = [{"text": "Robin of North Tarn", "ner": "B-PER O B-LOC I-LOC"}] * 20
     splits = read(write(tmp_path / "t.jsonl", rows), tags="ner")
-    assert splits.labels == ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")    # I-PER too: a test split may have it
+    assert splits.labels == ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")  # I-PER too: a test split may have it
     assert splits.train[0]["words"] == ["Robin", "of", "North", "Tarn"]
     assert splits.train[0]["tags"] == [2, 0, 1, 3]
 
@@ -166,7 +194,7 @@ def test_made_splits_are_stratified_disjoint_and_by_seed(tmp_path):
     assert sorted(rows) == list(range(1000))
     for split, size in zip(SPLITS, (700, 200, 100), strict=True):
         counts = [list(getattr(splits, split)["label"]).count(i) for i in range(3)]
-        assert counts == pytest.approx([0.7 * size, 0.2 * size, 0.1 * size], abs=2)     # chance alone: about 4
+        assert counts == pytest.approx([0.7 * size, 0.2 * size, 0.1 * size], abs=2)  # chance alone: about 4
     assert read(path, validation_share=0.2, test_share=0.1).fingerprint == splits.fingerprint
     other = read(path, validation_share=0.2, test_share=0.1, seed=1)
     assert set(other.test["row"]) != set(splits.test["row"])
@@ -183,7 +211,9 @@ def test_only_the_missing_split_is_made(tmp_path):
     write(tmp_path / "test.jsonl", classes(7))
     splits = read(tmp_path)
     assert [len(getattr(splits, split)) for split in SPLITS] == [90, 10, 7]
-    with pytest.raises(DataError, match="no validation split and validation_share = 0.0 of 100 rows makes none"):
+    with pytest.raises(
+        DataError, match="no validation split and validation_share = 0.0 of 100 rows makes none"
+    ):
         read(tmp_path, validation_share=0.0)
 
 
@@ -192,7 +222,7 @@ def test_label_noise_changes_its_exact_share_of_training_labels_alone(tmp_path):
     clean, noisy, other = read(path), read(path, label_noise=0.25), read(path, label_noise=0.25)
     changed = [(a, b) for a, b in zip(clean.train["label"], noisy.train["label"], strict=True) if a != b]
     assert len(changed) == round(0.25 * len(clean.train)) == 60
-    assert len(set(changed)) == 6        # every class turns into every other
+    assert len(set(changed)) == 6  # every class turns into every other
     for split in ("validation", "test"):
         assert list(getattr(noisy, split)["label"]) == list(getattr(clean, split)["label"])
     assert noisy.fingerprint == other.fingerprint != clean.fingerprint
@@ -202,8 +232,9 @@ def test_label_noise_of_tags_gives_whole_entities_another_type(tmp_path):
     path = write(tmp_path / "rows.jsonl", tagged(100))
     settings = {"text": "words", "tags": "ner"}
     clean, noisy = read(path, **settings), read(path, label_noise=0.3, **settings)
-    before, after = ([[clean.labels[tag] for tag in tags] for tags in splits.train["tags"]]
-                     for splits in (clean, noisy))
+    before, after = (
+        [[clean.labels[tag] for tag in tags] for tags in splits.train["tags"]] for splits in (clean, noisy)
+    )
     changed = sum(a[i] != b[i] for a, b in zip(before, after, strict=True) for i in (0, 2))
     assert changed == round(0.3 * 2 * len(clean.train))
     for tags in after:

@@ -1,4 +1,5 @@
-"""Promises 1, 2 and 12: a resumed run equals one that was not stopped, to the bit; the same seed, the same bytes."""
+"""Promises 1, 2 and 12: a resumed run equals one that was not stopped, to the bit; the same seed, the same
+bytes."""
 
 import dataclasses
 import hashlib
@@ -32,8 +33,14 @@ def uninterrupted(go, config_of, everything, tmp_path_factory):
 
 def test_the_run_has_all_that_could_differ(go, config_of, tmp_path):
     """Each source of chance does change the curve: else an exact resume would show nothing about it."""
-    changes = {"run": {}, "dropout": {"dropout": 0.0}, "words": {"word_dropout": 0.0}, "order": {"seed": 1},
-               "accumulation": {"micro_batch": 8}, "average": {"ema_decay": 0.5}}
+    changes = {
+        "run": {},
+        "dropout": {"dropout": 0.0},
+        "words": {"word_dropout": 0.0},
+        "order": {"seed": 1},
+        "accumulation": {"micro_batch": 8},
+        "average": {"ema_decay": 0.5},
+    }
     curves = {}
     for name, change in changes.items():
         go(config_of(tmp_path / name, steps=3, warmup_steps=1, evaluate_every=3, **change))
@@ -43,10 +50,13 @@ def test_the_run_has_all_that_could_differ(go, config_of, tmp_path):
     assert {name for name, curve in curves.items() if curve != usual} == set(curves)
 
 
-@pytest.mark.parametrize(("stop_after", "workers"), [
-    (1, 0), (1, 2), (10, 0), (10, 2), (PER_EPOCH, 0), (2 * PER_EPOCH, 2), (STEPS - 1, 0), (STEPS - 1, 2)])
-def test_resume_at_any_step_equals_the_run_that_was_not_stopped(go, stop_after, workers, uninterrupted, config_of,
-                                                                tmp_path, assert_equal_to_the_bit):
+@pytest.mark.parametrize(
+    ("stop_after", "workers"),
+    [(1, 0), (1, 2), (10, 0), (10, 2), (PER_EPOCH, 0), (2 * PER_EPOCH, 2), (STEPS - 1, 0), (STEPS - 1, 2)],
+)
+def test_resume_at_any_step_equals_the_run_that_was_not_stopped(
+    go, stop_after, workers, uninterrupted, config_of, tmp_path, assert_equal_to_the_bit
+):
     first = config_of(tmp_path / "run", workers=workers, stop_after=stop_after)
     progress = go(first)
     assert (progress.updates, progress.finished) == (stop_after, "")
@@ -54,7 +64,9 @@ def test_resume_at_any_step_equals_the_run_that_was_not_stopped(go, stop_after, 
     assert_equal_to_the_bit(tmp_path / "run", uninterrupted)
 
 
-def test_resume_after_the_last_step_changes_nothing(go, uninterrupted, config_of, tmp_path, assert_equal_to_the_bit):
+def test_resume_after_the_last_step_changes_nothing(
+    go, uninterrupted, config_of, tmp_path, assert_equal_to_the_bit
+):
     config = config_of(tmp_path / "run")
     go(config)
     progress = go(config, resume=True)
@@ -73,9 +85,11 @@ def test_resuming_twice_equals_once(go, workers, uninterrupted, config_of, tmp_p
     assert_equal_to_the_bit(tmp_path / "run", uninterrupted)
 
 
-def test_resume_from_an_older_checkpoint_cuts_the_log_and_equals(go, uninterrupted, config_of, tmp_path, capsys,
-                                                                 assert_equal_to_the_bit):
-    """The newest checkpoint is damaged: the one before it is taken, and the log goes back to where that was."""
+def test_resume_from_an_older_checkpoint_cuts_the_log_and_equals(
+    go, uninterrupted, config_of, tmp_path, capsys, assert_equal_to_the_bit
+):
+    """The newest checkpoint is damaged: the one before it is taken, and the log goes back to where that
+    was."""
     config = config_of(tmp_path / "run", stop_after=17)
     go(config)
     newest, _ = newest_checkpoint(tmp_path / "run" / "checkpoints")
@@ -89,10 +103,17 @@ def test_resume_from_an_older_checkpoint_cuts_the_log_and_equals(go, uninterrupt
     assert_equal_to_the_bit(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"bucket": False, "fixed_length": True},
-                                      {"layer_decay": 0.8, "freeze": ("embeddings",), "ema_decay": 0.5}])
-def test_resume_equals_with_other_settings_as_well(go, settings, config_of, tmp_path, everything,
-                                                   assert_equal_to_the_bit):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adamw"},
+        {"bucket": False, "fixed_length": True},
+        {"layer_decay": 0.8, "freeze": ("embeddings",), "ema_decay": 0.5},
+    ],
+)
+def test_resume_equals_with_other_settings_as_well(
+    go, settings, config_of, tmp_path, everything, assert_equal_to_the_bit
+):
     go(config_of(tmp_path / "whole", steps=12, **settings))
     config = config_of(tmp_path / "parts", steps=12, **settings)
     go(config.replace(stop_after=8))
@@ -102,9 +123,17 @@ def test_resume_equals_with_other_settings_as_well(go, settings, config_of, tmp_
 
 # Refusals
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"lr": 1e-3}, "lr was 0.003, is 0.001"), ({"seed": 1}, "seed was 0, is 1"), ({"steps": 40}, "steps was 32, is 40"),
-    ({"batch": 4}, "batch was 8, is 4"), ({"dropout": 0.0}, "dropout was 0.1, is 0.0")])
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lr": 1e-3}, "lr was 0.003, is 0.001"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"steps": 40}, "steps was 32, is 40"),
+        ({"batch": 4}, "batch was 8, is 4"),
+        ({"dropout": 0.0}, "dropout was 0.1, is 0.0"),
+    ],
+)
 def test_resume_under_a_changed_config_is_refused_unless_forced(go, change, said, config_of, tmp_path):
     config = config_of(tmp_path / "run", stop_after=1)
     go(config)
@@ -116,13 +145,14 @@ def test_resume_under_a_changed_config_is_refused_unless_forced(go, change, said
     assert go(config.replace(**change), resume=True, force=True).updates == 2
 
 
-def test_resume_with_what_does_not_touch_the_mathematics_is_not_refused(go, uninterrupted, config_of, tmp_path,
-                                                                        everything, assert_equal_to_the_bit):
+def test_resume_with_what_does_not_touch_the_mathematics_is_not_refused(
+    go, uninterrupted, config_of, tmp_path, everything, assert_equal_to_the_bit
+):
     go(config_of(tmp_path / "run", stop_after=9))
     go(config_of(tmp_path / "run", keep=3, flush_every=7, workers=1), resume=True)
     found = everything(tmp_path / "run")
     assert found[1]["progress"].pop("scheduled") != uninterrupted[1]["progress"]["scheduled"]
-    found[1]["progress"]["scheduled"] = uninterrupted[1]["progress"]["scheduled"]       # how many are kept
+    found[1]["progress"]["scheduled"] = uninterrupted[1]["progress"]["scheduled"]  # how many are kept
     assert_equal_to_the_bit(found, uninterrupted)
 
 
@@ -163,8 +193,12 @@ def test_two_processes_write_the_same_bytes(config_of, uninterrupted, tmp_path, 
         config = config_of(tmp_path / name, workers=workers)
         (tmp_path / f"{name}.json").write_text(json.dumps(config.as_dict()))
         environment = {**os.environ, "PYTHONHASHSEED": str(workers + 1), "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-c", _PROGRAM, str(tmp_path / f"{name}.json")], check=True, env=environment,
-                       timeout=300)
+        subprocess.run(
+            [sys.executable, "-c", _PROGRAM, str(tmp_path / f"{name}.json")],
+            check=True,
+            env=environment,
+            timeout=300,
+        )
         digests.append(hashlib.sha256((tmp_path / name / "metrics.jsonl").read_bytes()).hexdigest())
         assert_equal_to_the_bit(tmp_path / name, uninterrupted)
     assert digests[0] == digests[1]
@@ -174,19 +208,29 @@ def test_two_processes_write_the_same_bytes(config_of, uninterrupted, tmp_path, 
 
 # Rewinds
 
+
 @pytest.mark.parametrize("stop_after", [21, 25])
-def test_a_rewind_after_a_resume_goes_where_it_would_have_gone(stop_after, config_of, everything, tmp_path,
-                                                               assert_equal_to_the_bit):
-    """The checkpoint that a stop leaves is no place to rewind to: the run that was not stopped does not have it."""
+def test_a_rewind_after_a_resume_goes_where_it_would_have_gone(
+    stop_after, config_of, everything, tmp_path, assert_equal_to_the_bit
+):
+    """The checkpoint that a stop leaves is no place to rewind to: the run that was not stopped does not have
+    it."""
+
     def trained(out, **settings):
         config = config_of(out, steps=30, save_every=10, lr=1e-3, max_rewinds=4)
         setup, _ = prepare(config.replace(**settings), read_splits(config), World.join("cpu"))
-        poisoned = torch.tensor([row for position in (24, 25) for row in Feed(
-            setup.rows, setup.collate, config, setup.world).indices(position)])
+        poisoned = torch.tensor(
+            [
+                row
+                for position in (24, 25)
+                for row in Feed(setup.rows, setup.collate, config, setup.world).indices(position)
+            ]
+        )
 
         def objective(model, batch):
             loss, measured = setup.objective(model, batch)
             return loss + 50.0 * torch.isin(batch["rows"], poisoned).all(), measured
+
         return train(dataclasses.replace(setup, objective=objective), resume="stop_after" not in settings)
 
     assert trained(tmp_path / "whole", stop_after=None).finished

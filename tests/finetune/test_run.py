@@ -10,14 +10,7 @@ from stabviz.finetune import checkpoint, loop
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.loading import load_model, load_tokenizer
 from stabviz.finetune.reading import read_splits
-from stabviz.finetune.run import (
-    evaluate_model,
-    finetune,
-    finetune_seeds,
-    load_config,
-    load_outcome,
-    predict,
-)
+from stabviz.finetune.run import evaluate_model, finetune, finetune_seeds, load_config, load_outcome, predict
 from stabviz.finetune.stopping import Stop
 from stabviz.finetune.world import World
 from stabviz.trace.foreign import from_tensorboard
@@ -26,15 +19,32 @@ from stabviz.trace.foreign import from_tensorboard
 @pytest.fixture
 def config(tiny_bert_folder, tmp_path):
     """A run of a few steps on a few rows of the support desk."""
-    return FinetuneConfig(model=str(tiny_bert_folder), steps=6, batch=8, max_train_rows=64, evaluate_every=3,
-                          save_every=2, progress=False, device="cpu", out=tmp_path / "run", dropout=0.0, max_length=48)
+    return FinetuneConfig(
+        model=str(tiny_bert_folder),
+        steps=6,
+        batch=8,
+        max_train_rows=64,
+        evaluate_every=3,
+        save_every=2,
+        progress=False,
+        device="cpu",
+        out=tmp_path / "run",
+        dropout=0.0,
+        max_length=48,
+    )
 
 
 def test_finetune_leaves_a_folder_that_says_everything(config):
     outcome = finetune(config)
     assert outcome.finished
     assert {path.name for path in config.out.iterdir()} == {
-        "config.json", "metrics.jsonl", "timings.jsonl", "checkpoints", "best", "scores.json"}
+        "config.json",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "checkpoints",
+        "best",
+        "scores.json",
+    }
     assert outcome.trace.n_steps == 6
     assert np.isfinite(outcome.trace["validation_score"][0, [2, 5]]).all()
     scores = json.loads((config.out / "scores.json").read_text())
@@ -67,12 +77,23 @@ def test_both_implementations_train_and_are_loaded_again(config, implementation)
 def test_the_implementations_follow_the_same_losses(config):
     losses = []
     for implementation in ("transformers", "stabviz"):
-        first = finetune(config.replace(implementation="transformers", out=config.out / "head", steps=1, warmup_steps=0,
-                                        lr=1e-12, overwrite=True))
-        start = config.replace(model=str(first.config.out / "best"), implementation=implementation,
-                               out=config.out / implementation)
+        first = finetune(
+            config.replace(
+                implementation="transformers",
+                out=config.out / "head",
+                steps=1,
+                warmup_steps=0,
+                lr=1e-12,
+                overwrite=True,
+            )
+        )
+        start = config.replace(
+            model=str(first.config.out / "best"),
+            implementation=implementation,
+            out=config.out / implementation,
+        )
         losses.append(finetune(start).trace["loss_nats"])
-    np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)     # float32, sums in another order
+    np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)  # float32, sums in another order
 
 
 def test_from_scratch_draws_other_weights(config):
@@ -113,7 +134,7 @@ def test_several_seeds_are_summarised_and_taken_up_again(config):
     assert json.loads((config.out / "summary.json").read_text()) == found
     with pytest.raises(ValueError, match="must not hold runs already"):
         finetune_seeds(series)
-    (config.out / "seed-1" / "scores.json").unlink()        # as if the second seed had been cut off at its end
+    (config.out / "seed-1" / "scores.json").unlink()  # as if the second seed had been cut off at its end
     again, same = finetune_seeds(load_config(config.out), resume=True)
     assert same == found
     assert again[1].trace.equals(outcomes[1].trace)
@@ -133,10 +154,11 @@ def test_a_series_that_is_stopped_goes_on_where_it_was(config):
 def test_a_request_at_the_end_of_a_seed_ends_the_series(config, monkeypatch):
     stop, write = Stop(), checkpoint.prune_checkpoints
 
-    def ask_at_the_end(*args, **options):       # what comes during a run's last save
+    def ask_at_the_end(*args, **options):  # what comes during a run's last save
         if (config.out / "seed-0" / "metrics.jsonl").read_text().count('"values"') == 6:
             stop.ask()
         return write(*args, **options)
+
     monkeypatch.setattr(loop, "prune_checkpoints", ask_at_the_end)
     outcomes, nothing = finetune_seeds(config.replace(seeds=2, save_every=0), stop=stop)
     assert (len(outcomes), nothing) == (1, None)
@@ -150,7 +172,7 @@ def test_tensorboard_holds_what_the_log_holds_also_after_a_resume(config):
     seen = from_tensorboard(config.out / "tensorboard")
     np.testing.assert_array_equal(seen.steps, outcome.trace.steps)
     for name in ("loss_nats", "grad_norm_preclip/layer0", "validation_score"):
-        np.testing.assert_allclose(seen[name], outcome.trace[name], rtol=1e-6)      # events hold float32
+        np.testing.assert_allclose(seen[name], outcome.trace[name], rtol=1e-6)  # events hold float32
 
 
 def test_without_tensorboard_one_line_says_what_to_install(config, monkeypatch):
@@ -166,13 +188,19 @@ def test_label_noise_touches_training_alone(config):
     assert clean.test["label"][:] == noisy.test["label"][:]
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"model": "./nowhere"}, "model must be a folder that exists"),
-    ({"model": "no-such-model-on-the-hub"}, "model must be one that .* can load; got 'no-such-model-on-the-hub'"),
-    ({"device": "gpu"}, "device must be"),
-    ({"freeze": ("nothing",)}, "freeze must match a parameter's name"),
-    ({"max_length": 500}, "max_length must be at most 128"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "./nowhere"}, "model must be a folder that exists"),
+        (
+            {"model": "no-such-model-on-the-hub"},
+            "model must be one that .* can load; got 'no-such-model-on-the-hub'",
+        ),
+        ({"device": "gpu"}, "device must be"),
+        ({"freeze": ("nothing",)}, "freeze must match a parameter's name"),
+        ({"max_length": 500}, "max_length must be at most 128"),
+    ],
+)
 def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(config, settings, message):
     with pytest.raises(ValueError, match=message) as caught:
         finetune(config.replace(**settings))
@@ -181,9 +209,15 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(config, se
 
 
 def test_our_implementation_asks_for_a_folder(config, tiny_tokenizer):
-    with pytest.raises(ValueError, match="model must be a folder on this machine for implementation 'stabviz'"):
-        load_model(config.replace(model="bert-base-uncased", implementation="stabviz"), "classes", ("a", "b"),
-                   tiny_tokenizer)
+    with pytest.raises(
+        ValueError, match="model must be a folder on this machine for implementation 'stabviz'"
+    ):
+        load_model(
+            config.replace(model="bert-base-uncased", implementation="stabviz"),
+            "classes",
+            ("a", "b"),
+            tiny_tokenizer,
+        )
 
 
 def test_predict_refuses_what_it_cannot_answer(config, tmp_path):

@@ -6,7 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+)
 
 from stabviz.finetune.scores import (
     churn,
@@ -40,8 +46,20 @@ def test_classification_scores_by_hand():
     scores = classification_scores(logits_NC, [0, 0, 1, 2], NAMES)
     assert scores["accuracy"] == 0.75
     assert scores["confusion"] == [[2, 0, 0], [1, 0, 0], [0, 0, 1]]
-    assert scores["by_class"]["billing"] == {"precision": 2 / 3, "recall": 1.0, "f1": 0.8, "support": 2, "predicted": 3}
-    assert scores["by_class"]["delivery"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1, "predicted": 0}
+    assert scores["by_class"]["billing"] == {
+        "precision": 2 / 3,
+        "recall": 1.0,
+        "f1": 0.8,
+        "support": 2,
+        "predicted": 3,
+    }
+    assert scores["by_class"]["delivery"] == {
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "support": 1,
+        "predicted": 0,
+    }
     assert scores["macro_f1"] == pytest.approx((0.8 + 0 + 1) / 3, abs=ABOUT)
     by_row = [math.log(6 / 4), math.log(4 / 2), math.log(4 / 1), math.log(5 / 3)]
     assert scores["loss_nats"] == pytest.approx(sum(by_row) / 4, abs=ABOUT)
@@ -65,20 +83,34 @@ def test_classification_scores_equal_scikit_learn(seed):
     assert scores["loss_nats"] == pytest.approx(log_loss(labels_N, probabilities_NC, labels=every), abs=ABOUT)
     known = precision_recall_fscore_support(labels_N, predicted_N, labels=every, zero_division=0.0)
     for column, values in zip((*RATIOS, "support"), known, strict=True):
-        assert [row[column] for row in scores["by_class"].values()] == pytest.approx(values.tolist(), abs=ABOUT)
+        assert [row[column] for row in scores["by_class"].values()] == pytest.approx(
+            values.tolist(), abs=ABOUT
+        )
 
 
 def test_classification_scores_class_that_never_occurs_does_not_count():
     logits_NC, labels_N, names = random_rows(3)
     scores = classification_scores(logits_NC, labels_N, names)
-    assert scores["by_class"]["class 6"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 0}
+    assert scores["by_class"]["class 6"] == {
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "support": 0,
+        "predicted": 0,
+    }
     fewer = classification_scores(logits_NC[:, :6], labels_N, names[:6])
     assert scores["macro_f1"] == fewer["macro_f1"]
 
 
 def test_classification_scores_class_that_is_only_predicted_counts_as_zero():
     scores = classification_scores([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [0, 0], NAMES)
-    assert scores["by_class"]["delivery"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 1}
+    assert scores["by_class"]["delivery"] == {
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "support": 0,
+        "predicted": 1,
+    }
     assert scores["macro_f1"] == pytest.approx((2 / 3 + 0) / 2, abs=ABOUT)
 
 
@@ -86,8 +118,9 @@ def test_classification_scores_take_tensors_of_every_precision():
     logits_NC, labels_N, names = random_rows(1)
     exact = classification_scores(logits_NC, labels_N, names)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        rounded = classification_scores(torch.tensor(logits_NC, dtype=dtype, requires_grad=True),
-                                        torch.tensor(labels_N), names)
+        rounded = classification_scores(
+            torch.tensor(logits_NC, dtype=dtype, requires_grad=True), torch.tensor(labels_N), names
+        )
         # bfloat16 keeps 8 bits: logits up to 9 move by 2^-5, and the mean of the losses by far less
         assert rounded["loss_nats"] == pytest.approx(exact["loss_nats"], abs=0.02)
 
@@ -142,16 +175,29 @@ def test_classification_scores_do_not_depend_on_the_order_of_classes(seed, order
         assert moved[key] == pytest.approx(scores[key], abs=ABOUT)
 
 
-@pytest.mark.parametrize(("logits", "labels", "names", "words"), [
-    (np.zeros((0, 3)), np.zeros(0, int), NAMES, r"logits_NC must be \(N, C\) with at least one row; got \(0, 3\)"),
-    (np.zeros(3), [0, 1, 2], NAMES, r"logits_NC must be \(N, C\) .* got \(3,\)"),
-    (np.zeros((2, 3)), [0], NAMES, r"labels_N must be 2 integers, one a row; got int64 \(1,\)"),
-    (np.zeros((2, 3)), [0.0, 1.0], NAMES, r"labels_N must be 2 integers, one a row; got float64 \(2,\)"),
-    (np.zeros((2, 3)), [0, 3], NAMES, r"labels_N must be in 0\.\.2; got 3"),
-    (np.zeros((2, 3)), [0, -100], NAMES, r"labels_N must be in 0\.\.2; got -100"),
-    (np.zeros((2, 3)), [0, 1], ["a", "b"], r"names must be 3 distinct texts, one a class; got \['a', 'b'\]"),
-    (np.zeros((2, 3)), [0, 1], ["a", "b", "a"], r"names must be 3 distinct texts"),
-])
+@pytest.mark.parametrize(
+    ("logits", "labels", "names", "words"),
+    [
+        (
+            np.zeros((0, 3)),
+            np.zeros(0, int),
+            NAMES,
+            r"logits_NC must be \(N, C\) with at least one row; got \(0, 3\)",
+        ),
+        (np.zeros(3), [0, 1, 2], NAMES, r"logits_NC must be \(N, C\) .* got \(3,\)"),
+        (np.zeros((2, 3)), [0], NAMES, r"labels_N must be 2 integers, one a row; got int64 \(1,\)"),
+        (np.zeros((2, 3)), [0.0, 1.0], NAMES, r"labels_N must be 2 integers, one a row; got float64 \(2,\)"),
+        (np.zeros((2, 3)), [0, 3], NAMES, r"labels_N must be in 0\.\.2; got 3"),
+        (np.zeros((2, 3)), [0, -100], NAMES, r"labels_N must be in 0\.\.2; got -100"),
+        (
+            np.zeros((2, 3)),
+            [0, 1],
+            ["a", "b"],
+            r"names must be 3 distinct texts, one a class; got \['a', 'b'\]",
+        ),
+        (np.zeros((2, 3)), [0, 1], ["a", "b", "a"], r"names must be 3 distinct texts"),
+    ],
+)
 def test_classification_scores_refuse(logits, labels, names, words):
     with pytest.raises(ValueError, match=f"^classification_scores: {words}"):
         classification_scores(logits, labels, names)
@@ -170,7 +216,9 @@ def test_calibration_error_of_one_bin_is_confidence_less_accuracy():
     logits_NC, labels_N, _ = random_rows(2)
     probabilities_NC = torch.softmax(torch.tensor(logits_NC), dim=1).numpy()
     gap = np.mean(probabilities_NC.max(axis=1)) - np.mean(probabilities_NC.argmax(axis=1) == labels_N)
-    assert expected_calibration_error(probabilities_NC, labels_N, bins=1) == pytest.approx(abs(gap), abs=ABOUT)
+    assert expected_calibration_error(probabilities_NC, labels_N, bins=1) == pytest.approx(
+        abs(gap), abs=ABOUT
+    )
 
 
 def test_calibration_error_edge_belongs_to_the_lower_bin():
@@ -178,7 +226,9 @@ def test_calibration_error_edge_belongs_to_the_lower_bin():
     probabilities = [[0.8, 0.2], [0.7, 0.3]]
     assert expected_calibration_error(probabilities, [0, 1], bins=5) == pytest.approx(0.25, abs=ABOUT)
     # 0.81 has a bin of its own: |1 - 0.81| and |0 - 0.7|
-    assert expected_calibration_error([[0.81, 0.19], [0.7, 0.3]], [0, 1], bins=5) == pytest.approx(0.445, abs=ABOUT)
+    assert expected_calibration_error([[0.81, 0.19], [0.7, 0.3]], [0, 1], bins=5) == pytest.approx(
+        0.445, abs=ABOUT
+    )
 
 
 def test_calibration_error_of_a_sure_and_right_model_is_zero():
@@ -188,32 +238,41 @@ def test_calibration_error_of_a_sure_and_right_model_is_zero():
 def test_calibration_error_refuses():
     with pytest.raises(ValueError, match="expected_calibration_error: bins must be at least 1; got 0"):
         expected_calibration_error([[1.0, 0.0]], [0], bins=0)
-    with pytest.raises(ValueError, match=r"probabilities_NC must be \(N, C\) with N >= 1 labels; got \(1, 2\) and \(2"):
+    with pytest.raises(
+        ValueError, match=r"probabilities_NC must be \(N, C\) with N >= 1 labels; got \(1, 2\) and \(2"
+    ):
         expected_calibration_error([[1.0, 0.0]], [0, 1])
     with pytest.raises(ValueError, match=r"N >= 1 labels; got \(0, 2\) and \(0,\)"):
         expected_calibration_error(np.zeros((0, 2)), np.zeros(0, int))
 
 
 TRUE = [
-    "B-PER I-PER O O B-ORG".split(),   # found, then taken for a place
-    "O B-LOC O B-PRODUCT I-PRODUCT".split(),   # missed, then cut short
-    "O O O".split(),   # one invented
+    "B-PER I-PER O O B-ORG".split(),  # found, then taken for a place
+    "O B-LOC O B-PRODUCT I-PRODUCT".split(),  # missed, then cut short
+    "O O O".split(),  # one invented
 ]
-SAID = [
-    "B-PER I-PER O O B-LOC".split(),
-    "O O O B-PRODUCT O".split(),
-    "B-PER O O".split(),
-]
+SAID = ["B-PER I-PER O O B-LOC".split(), "O O O B-PRODUCT O".split(), "B-PER O O".split()]
 
 
 def test_entity_scores_by_hand():
     scores = entity_scores(TRUE, SAID)
     assert (scores["precision"], scores["recall"], scores["f1"]) == (1 / 4, 1 / 4, 1 / 4)
     assert (scores["support"], scores["predicted"]) == (4, 4)
-    assert scores["by_type"]["PER"] == {"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1, "predicted": 2}
+    assert scores["by_type"]["PER"] == {
+        "precision": 0.5,
+        "recall": 1.0,
+        "f1": 2 / 3,
+        "support": 1,
+        "predicted": 2,
+    }
     for name, support, predicted in (("ORG", 1, 0), ("LOC", 1, 1), ("PRODUCT", 1, 1)):
-        assert scores["by_type"][name] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": support,
-                                           "predicted": predicted}
+        assert scores["by_type"][name] == {
+            "precision": 0.0,
+            "recall": 0.0,
+            "f1": 0.0,
+            "support": support,
+            "predicted": predicted,
+        }
     assert scores["tag_accuracy"] == 9 / 13  # a quarter of the entities, and yet 69 % of the words
     assert (scores["rows"], scores["words"]) == (3, 13)
 
@@ -232,8 +291,11 @@ def spans(tags):
 
 
 TAG = st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"])
-SENTENCES = st.lists(st.integers(0, 7).flatmap(lambda n: st.tuples(*[st.lists(TAG, min_size=n, max_size=n)] * 2)),
-                     min_size=1, max_size=6)
+SENTENCES = st.lists(
+    st.integers(0, 7).flatmap(lambda n: st.tuples(*[st.lists(TAG, min_size=n, max_size=n)] * 2)),
+    min_size=1,
+    max_size=6,
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -277,17 +339,29 @@ def test_entity_scores_of_no_entity_and_no_word():
 
 def test_entity_scores_of_perfect_tags_are_one():
     scores = entity_scores(TRUE, TRUE)
-    assert (scores["precision"], scores["recall"], scores["f1"], scores["tag_accuracy"]) == (1.0, 1.0, 1.0, 1.0)
+    assert (scores["precision"], scores["recall"], scores["f1"], scores["tag_accuracy"]) == (
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+    )
     assert json.loads(json.dumps(scores)) == scores
 
 
-@pytest.mark.parametrize(("true", "said", "words"), [
-    ([], [], "as many sentences as true, one or more; got 0 and 0"),
-    ([["O"]], [["O"], ["O"]], "as many sentences as true, one or more; got 2 and 1"),
-    ([["O"], ["O", "O"]], [["O"], ["O"]], "predicted must hold one tag a word; got 1 tags for 2 words in sentence 1"),
-    ([["O"]], [["PER"]], "a tag must be O, B-TYPE or I-TYPE; got 'PER' in sentence 0"),
-    ([["B-"]], [["O"]], "a tag must be O, B-TYPE or I-TYPE; got 'B-' in sentence 0"),
-])
+@pytest.mark.parametrize(
+    ("true", "said", "words"),
+    [
+        ([], [], "as many sentences as true, one or more; got 0 and 0"),
+        ([["O"]], [["O"], ["O"]], "as many sentences as true, one or more; got 2 and 1"),
+        (
+            [["O"], ["O", "O"]],
+            [["O"], ["O"]],
+            "predicted must hold one tag a word; got 1 tags for 2 words in sentence 1",
+        ),
+        ([["O"]], [["PER"]], "a tag must be O, B-TYPE or I-TYPE; got 'PER' in sentence 0"),
+        ([["B-"]], [["O"]], "a tag must be O, B-TYPE or I-TYPE; got 'B-' in sentence 0"),
+    ],
+)
 def test_entity_scores_refuse(true, said, words):
     with pytest.raises(ValueError, match=f"^entity_scores: .*{words}"):
         entity_scores(true, said)
@@ -298,7 +372,9 @@ def test_headline_is_accuracy_or_entity_f1():
     scores = classification_scores(logits_NC, labels_N, names)
     assert headline(scores) == ("accuracy", scores["accuracy"])
     assert headline(entity_scores(TRUE, SAID)) == ("f1", 0.25)
-    with pytest.raises(ValueError, match=r"headline: scores must hold 'accuracy' or 'f1'; got \['loss_nats'\]"):
+    with pytest.raises(
+        ValueError, match=r"headline: scores must hold 'accuracy' or 'f1'; got \['loss_nats'\]"
+    ):
         headline({"loss_nats": 0.0})
 
 
@@ -308,16 +384,19 @@ def test_majority_share_by_hand():
         majority_share([])
 
 
-@pytest.mark.parametrize(("scores", "wanted"), [
-    ({"accuracy": 0.31, "loss_nats": 1.0}, False),
-    ({"accuracy": 0.3, "loss_nats": 1.0}, True),  # at the baseline counts as failed
-    ({"accuracy": 0.2, "loss_nats": 1.0}, True),
-    ({"accuracy": 0.9, "loss_nats": math.nan}, True),
-    ({"accuracy": 0.9, "loss_nats": math.inf}, True),
-    ({"accuracy": math.nan}, True),
-    ({"f1": 0.0, "tag_accuracy": 0.9}, True),
-    ({"f1": 0.1, "tag_accuracy": 0.2}, False),  # all O finds nothing: any entity found is better
-])
+@pytest.mark.parametrize(
+    ("scores", "wanted"),
+    [
+        ({"accuracy": 0.31, "loss_nats": 1.0}, False),
+        ({"accuracy": 0.3, "loss_nats": 1.0}, True),  # at the baseline counts as failed
+        ({"accuracy": 0.2, "loss_nats": 1.0}, True),
+        ({"accuracy": 0.9, "loss_nats": math.nan}, True),
+        ({"accuracy": 0.9, "loss_nats": math.inf}, True),
+        ({"accuracy": math.nan}, True),
+        ({"f1": 0.0, "tag_accuracy": 0.9}, True),
+        ({"f1": 0.1, "tag_accuracy": 0.2}, False),  # all O finds nothing: any entity found is better
+    ],
+)
 def test_failed_at_or_below_majority_or_not_finite(scores, wanted):
     assert failed(scores, majority_share=0.3) is wanted
 
@@ -329,8 +408,14 @@ def test_failed_refuses_a_share_that_is_none():
 
 def test_spread_by_hand():
     found = spread([{"accuracy": 0.8}, {"accuracy": 0.5}, {"accuracy": 0.2}], "accuracy", majority_share=0.2)
-    assert found == {"runs": 3, "mean": pytest.approx(0.5), "std": pytest.approx(0.3), "min": 0.2, "max": 0.8,
-                     "failed": 1}
+    assert found == {
+        "runs": 3,
+        "mean": pytest.approx(0.5),
+        "std": pytest.approx(0.3),
+        "min": 0.2,
+        "max": 0.8,
+        "failed": 1,
+    }
     assert "failed" not in spread([{"accuracy": 0.8}], "accuracy")
 
 
@@ -341,8 +426,11 @@ def test_spread_of_one_run_has_no_deviation():
 
 
 def test_spread_hides_no_run_that_is_not_finite():
-    found = spread([{"accuracy": 0.9, "loss_nats": 0.3}, {"accuracy": 0.9, "loss_nats": math.nan}], "loss_nats",
-                   majority_share=0.1)
+    found = spread(
+        [{"accuracy": 0.9, "loss_nats": 0.3}, {"accuracy": 0.9, "loss_nats": math.nan}],
+        "loss_nats",
+        majority_share=0.1,
+    )
     assert all(math.isnan(found[key]) for key in ("mean", "std", "min", "max"))
     assert found["failed"] == 1
 
@@ -350,7 +438,9 @@ def test_spread_hides_no_run_that_is_not_finite():
 def test_spread_refuses():
     with pytest.raises(ValueError, match="spread: scores_by_seed must hold at least one run; got none"):
         spread([], "accuracy")
-    with pytest.raises(ValueError, match=r"spread: key must be a score of every run; got 'f1', run 1 has \['accuracy"):
+    with pytest.raises(
+        ValueError, match=r"spread: key must be a score of every run; got 'f1', run 1 has \['accuracy"
+    ):
         spread([{"f1": 0.1}, {"accuracy": 0.1}], "f1")
 
 
@@ -366,7 +456,11 @@ def test_churn_of_sentences_counts_a_sentence_once():
 
 def test_churn_of_arrays_and_tensors():
     a_N, b_N = np.array([0, 1, 2, 1, 0]), np.array([0, 1, 1, 1, 0])
-    assert churn(np.stack([a_N, b_N])) == churn(torch.tensor(np.stack([a_N, b_N]))) == pytest.approx(0.2, abs=ABOUT)
+    assert (
+        churn(np.stack([a_N, b_N]))
+        == churn(torch.tensor(np.stack([a_N, b_N])))
+        == pytest.approx(0.2, abs=ABOUT)
+    )
 
 
 def test_churn_of_equal_scores_may_be_large():
@@ -383,12 +477,15 @@ def test_churn_does_not_depend_on_order(seed, runs, rows):
     assert 0 <= churn(predictions_RN) <= 1
 
 
-@pytest.mark.parametrize(("runs", "words"), [
-    ([[0, 1]], r"got 1 runs of \[2\] inputs"),
-    ([[0, 1], [0]], r"got 2 runs of \[1, 2\] inputs"),
-    ([[], []], r"got 2 runs of \[0\] inputs"),
-    ([], r"got 0 runs of \[\] inputs"),
-])
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ([[0, 1]], r"got 1 runs of \[2\] inputs"),
+        ([[0, 1], [0]], r"got 2 runs of \[1, 2\] inputs"),
+        ([[], []], r"got 2 runs of \[0\] inputs"),
+        ([], r"got 0 runs of \[\] inputs"),
+    ],
+)
 def test_churn_refuses(runs, words):
     with pytest.raises(ValueError, match=f"^churn: predictions_RN must hold two or more runs.*{words}"):
         churn(runs)

@@ -1,4 +1,5 @@
-"""Requests to stop: noted during a step, obeyed at once where nothing is under way, and a second one ends all."""
+"""Requests to stop: noted during a step, obeyed at once where nothing is under way, and a second one ends
+all."""
 
 import os
 import signal
@@ -14,7 +15,7 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def strike(number):
     os.kill(os.getpid(), number)
     for _ in range(3):
-        pass        # a handler runs between two bytecodes
+        pass  # a handler runs between two bytecodes
 
 
 def test_the_exit_code_is_the_documented_one():
@@ -37,7 +38,7 @@ def test_a_signal_during_a_step_is_noted_and_the_step_goes_on(number):
 @SIGNALS
 def test_a_signal_during_a_wait_ends_the_wait(number):
     reached = []
-    with Stop() as stop, pytest.raises(StopRequested):      # noqa: PT012 - where it is raised is the claim
+    with Stop() as stop, pytest.raises(StopRequested):  # noqa: PT012 - where it is raised is the claim
         with stop.interruptible():
             reached.append("waiting")
             strike(number)
@@ -65,14 +66,14 @@ def test_after_a_wait_a_signal_only_notes_again():
 def test_an_error_inside_a_wait_comes_through_and_ends_the_waiting():
     with Stop() as stop:
         with pytest.raises(ZeroDivisionError), stop.interruptible():
-            1 / 0       # noqa: B018
-        strike(signal.SIGTERM)      # would raise if the block were still taken to be open
+            1 / 0  # noqa: B018
+        strike(signal.SIGTERM)  # would raise if the block were still taken to be open
         assert stop.requested
 
 
 @SIGNALS
 def test_the_second_signal_ends_at_once(number):
-    with Stop() as stop, pytest.raises(KeyboardInterrupt):      # noqa: PT012
+    with Stop() as stop, pytest.raises(KeyboardInterrupt):  # noqa: PT012
         strike(number)
         assert stop.requested
         strike(number)

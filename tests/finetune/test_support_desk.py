@@ -1,4 +1,5 @@
-"""The support-desk corpus: rewritten byte for byte, labels as described, nothing of the test split in training."""
+"""The support-desk corpus: rewritten byte for byte, labels as described, nothing of the test split in
+training."""
 
 import collections
 import importlib.util
@@ -30,8 +31,12 @@ def corpus(generate):
 
 @pytest.fixture(scope="module")
 def rows():
-    return {split: [json.loads(line) for line in (FOLDER / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
-            for split in SPLITS}
+    return {
+        split: [
+            json.loads(line) for line in (FOLDER / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        for split in SPLITS
+    }
 
 
 def mentions(rows):
@@ -106,8 +111,10 @@ def plain(template):
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_no_entity_name_and_no_word_of_one_serves_two_splits(rows, one, other):
-    generic = set("group ltd bank clinic foods media library college council hospital and sons north street park road "
-                  "harbour pro mini plus cloud desk home & . of".split())
+    generic = set(
+        "group ltd bank clinic foods media library college council hospital and sons north street park road "
+        "harbour pro mini plus cloud desk home & . of".split()
+    )
     found = {}
     for split in (one, other):
         names = {words for _, words in mentions(rows[split])}
@@ -119,7 +126,8 @@ def test_no_entity_name_and_no_word_of_one_serves_two_splits(rows, one, other):
 
 
 def test_clauses_of_the_test_split_are_not_found_in_training_text(generate, rows):
-    """Search the data itself: the requests and problems of the test templates, in every wording, names left open."""
+    """Search the data itself: the requests and problems of the test templates, in every wording, names left
+    open."""
     words = tomllib.loads((FOLDER / "templates.toml").read_text(encoding="utf-8"))["intent"]
     training = " | ".join(masked(row) for row in rows["train"])
     test = " | ".join(masked(row) for row in rows["test"])
@@ -132,17 +140,20 @@ def test_clauses_of_the_test_split_are_not_found_in_training_text(generate, rows
             found["training"] += len(re.findall(pattern, training))
             found["test"] += len(re.findall(pattern, test))
     assert found["training"] == 0
-    assert found["test"] > 600       # the search finds what is there
+    assert found["test"] > 600  # the search finds what is there
 
 
 def masked(row):
     """The message in lower case with each entity as its type."""
     pairs = zip(row["words"], row["tags"], strict=True)
-    return " ".join(word.lower() if tag == "O" else tag[2:] for word, tag in pairs if not tag.startswith("I-"))
+    return " ".join(
+        word.lower() if tag == "O" else tag[2:] for word, tag in pairs if not tag.startswith("I-")
+    )
 
 
 def wording(template, words):
     """A pattern of all that a template may become, in the form of `masked`."""
+
     def slot(found):
         name = found[1]
         if name in ("PER", "ORG", "LOC", "PRODUCT"):
@@ -150,6 +161,7 @@ def wording(template, words):
         if name in words:
             return "(?:" + "|".join(wording(word, words) for word in words[name]) + ")"
         return r"[\w.]+(?: \w+){0,4}?"
+
     parts = re.split(r"(\{\w+\})", template)
     pattern = "".join(part if part.startswith("{") else part.lower() for part in parts)
     return re.sub(r"\{(\w+)\}", slot, pattern.replace("(", "(?:"))
@@ -158,6 +170,7 @@ def wording(template, words):
 def test_a_bag_of_words_is_far_from_chance_and_far_from_right(rows):
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
+
     counts = CountVectorizer(min_df=2)
     features = counts.fit_transform([row["text"] for row in rows["train"]])
     model = LogisticRegression(max_iter=300).fit(features, [row["intent"] for row in rows["train"]])

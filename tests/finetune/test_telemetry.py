@@ -45,9 +45,19 @@ class Lines:
 
 def bert():
     torch.manual_seed(3)
-    return BertForSequenceClassification(BertConfig(
-        vocab_size=V, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=H, intermediate_size=17,
-        max_position_embeddings=11, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.3))
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=V,
+            hidden_size=D,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=H,
+            intermediate_size=17,
+            max_position_embeddings=11,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=0.3,
+        )
+    )
 
 
 def batch():
@@ -83,6 +93,7 @@ def rms(tensors):
 
 # Norms
 
+
 def test_norms_are_global_norms_of_everything_and_of_each_layer():
     model, parameters, *_, telemetry = made()
     backward(model)
@@ -92,7 +103,9 @@ def test_norms_are_global_norms_of_everything_and_of_each_layer():
     assert telemetry.norms.layers == ["embeddings", "layer0", "layer1", "head"]
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
     assert telemetry.param_norms().tolist() == pytest.approx(
-        [float(global_norm(part)) for part in by_layer(parameters, [p.tensor.detach() for p in parameters])], rel=1e-6)
+        [float(global_norm(part)) for part in by_layer(parameters, [p.tensor.detach() for p in parameters])],
+        rel=1e-6,
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -121,11 +134,13 @@ def test_norms_of_millions_of_elements_are_right():
     tensor[0] = 30.0
     parameter = trained_parameters(torch.nn.ModuleDict({"head": torch.nn.Linear(1, 1)}), FinetuneConfig())[:1]
     found = Norms(parameter, WORLD)([tensor])
-    # in its own piece the large one still swallows some of 2^18 small ones: 2e-5 here, and 1e-3 over all at once
+    # in its own piece the large one still swallows some of 2^18 small ones: 2e-5 here, and 1e-3 over all at
+    # once
     assert float(found[0]) == pytest.approx(float(tensor.double().norm()), rel=1e-4)
 
 
 # Update and moments
+
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw_fused"])
 def test_update_rms_is_the_change_of_the_weights_over_lr(kind):
@@ -136,10 +151,12 @@ def test_update_rms_is_the_change_of_the_weights_over_lr(kind):
         before = [p.tensor.detach().clone() for p in parameters]
         optimizer.step(lr)
         found = telemetry.update_signals(optimizer)["update_rms"].tolist()
-        change = [(old - p.tensor.detach()) / (lr * p.lr_factor) for old, p in zip(before, parameters, strict=True)]
+        change = [
+            (old - p.tensor.detach()) / (lr * p.lr_factor) for old, p in zip(before, parameters, strict=True)
+        ]
         # lr is large, so that rounding of the weights, 6e-8 of them, stays small beside the change
         assert found == pytest.approx([rms(part) for part in by_layer(parameters, change)], rel=1e-4)
-    assert found[0] < 0.999         # not the 1 that every first step of Adam has
+    assert found[0] < 0.999  # not the 1 that every first step of Adam has
 
 
 def test_update_rms_without_bias_correction():
@@ -148,7 +165,9 @@ def test_update_rms_without_bias_correction():
     backward(model)
     before = [p.tensor.detach().clone() for p in parameters]
     optimizer.step(0.5)
-    change = [(old - p.tensor.detach()) / (0.5 * p.lr_factor) for old, p in zip(before, parameters, strict=True)]
+    change = [
+        (old - p.tensor.detach()) / (0.5 * p.lr_factor) for old, p in zip(before, parameters, strict=True)
+    ]
     found = telemetry.update_signals(optimizer)["update_rms"].tolist()
     assert found == pytest.approx([rms(part) for part in by_layer(parameters, change)], rel=1e-4)
 
@@ -184,6 +203,7 @@ def test_what_has_no_gradient_does_not_thin_the_mean():
 
 # Attention
 
+
 def test_probe_is_what_eager_attention_says():
     model = bert().eval()
     model.set_attn_implementation("eager")
@@ -193,8 +213,9 @@ def test_probe_is_what_eager_attention_says():
         output = model(**inputs, output_attentions=True, output_hidden_states=True)
     found = probe.measured(inputs["attention_mask"])
     entropies, largest = [], []
-    for layer, weights_BHLM, hidden in zip(model.bert.encoder.layer, output.attentions, output.hidden_states,
-                                           strict=False):
+    for layer, weights_BHLM, hidden in zip(
+        model.bert.encoder.layer, output.attentions, output.hidden_states, strict=False
+    ):
         entropy_BHL = -torch.special.xlogy(weights_BHLM, weights_BHLM).sum(-1)
         entropies.append(float(torch.cat([entropy_BHL[b][:, real[b]].flatten() for b in range(B)]).mean()))
         query, key = layer.attention.self.query(hidden), layer.attention.self.key(hidden)
@@ -240,6 +261,7 @@ def test_probe_knows_distilbert_and_passes_others_over():
 
 # What is written, and when
 
+
 def test_due_every_so_many_steps():
     *_, telemetry = made(signals_every=4)
     assert [step for step in range(10) if telemetry.due(step)] == [0, 4, 8]
@@ -248,28 +270,40 @@ def test_due_every_so_many_steps():
 def test_record_keeps_until_a_flush_and_keeps_nan():
     *_, log, telemetry = made(flush_every=3)
     for step in range(2):
-        telemetry.record(step, {"lr": 0.1}, {"norm": torch.arange(5.0) + step, "loss_nats": torch.tensor(math.nan)})
+        telemetry.record(
+            step, {"lr": 0.1}, {"norm": torch.arange(5.0) + step, "loss_nats": torch.tensor(math.nan)}
+        )
     assert log.steps == {}
     telemetry.record(2, {"lr": 0.2}, {"loss_nats": torch.tensor(math.inf)})
     assert list(log.steps) == [0, 1, 2]
     assert log.flushes == 1
-    assert {name: log.steps[1][f"norm{name}"] for name in NAMES} == dict(zip(NAMES, [1.0, 2.0, 3.0, 4.0, 5.0],
-                                                                           strict=True))
+    assert {name: log.steps[1][f"norm{name}"] for name in NAMES} == dict(
+        zip(NAMES, [1.0, 2.0, 3.0, 4.0, 5.0], strict=True)
+    )
     assert math.isnan(log.steps[0]["loss_nats"])
     assert log.steps[2] == {"lr": 0.2, "loss_nats": math.inf}
     telemetry.flush()
-    assert log.flushes == 1         # nothing was there to write
+    assert log.flushes == 1  # nothing was there to write
 
 
 def training(config):
     made = _Training(prepare(config, read_splits(config), WORLD)[0], resume=False, force=False)
-    made.bar = type("Bar", (), {"update": lambda *_: None, "set_postfix_str": lambda *_, **__: None, "n": 0})()
+    made.bar = type(
+        "Bar", (), {"update": lambda *_: None, "set_postfix_str": lambda *_, **__: None, "n": 0}
+    )()
     return made
 
 
 def test_gradient_norms_of_a_step_are_those_before_clipping(config_of, tmp_path):
-    config = config_of(tmp_path / "run", clip_norm=1e-3, dropout=0.0, word_dropout=0.0, micro_batch=None, flush_every=1,
-                       deterministic=False)
+    config = config_of(
+        tmp_path / "run",
+        clip_norm=1e-3,
+        dropout=0.0,
+        word_dropout=0.0,
+        micro_batch=None,
+        flush_every=1,
+        deterministic=False,
+    )
     run, other = training(config), training(config.replace(out=tmp_path / "other"))
     position, one = run.next_batch(Stop())
     run.model.train()
@@ -285,7 +319,9 @@ def test_gradient_norms_of_a_step_are_those_before_clipping(config_of, tmp_path)
     assert trace["clipped"][0, 0] == 1
     assert trace["loss_nats"][0, 0] == pytest.approx(loss.item(), rel=1e-6)
     assert trace["log_z"][0, 0] == pytest.approx(float(output.logits.logsumexp(-1).mean()), rel=1e-5)
-    assert trace["accuracy"][0, 0] == pytest.approx(float((output.logits.argmax(-1) == one["labels"]).float().mean()))
+    assert trace["accuracy"][0, 0] == pytest.approx(
+        float((output.logits.argmax(-1) == one["labels"]).float().mean())
+    )
     assert trace["targets"][0, 0] == 8
     weights = [p.tensor.detach() for p in other.parameters]
     assert trace["param_norm"][0, 0] == pytest.approx(float(global_norm(weights)), rel=1e-5)
@@ -302,7 +338,8 @@ def test_the_log_is_the_same_whatever_flush_every_is(config_of, go, tmp_path):
 
 
 def test_a_step_waits_for_two_numbers_and_no_more(config_of, tmp_path, monkeypatch):
-    """Every way for a float to leave a tensor is counted; whole numbers are those of the batch, which is here."""
+    """Every way for a float to leave a tensor is counted; whole numbers are those of the batch, which is
+    here."""
     run = training(config_of(tmp_path / "run", flush_every=99, signals_every=1, deterministic=False))
     run.model.train()
     run.step(*run.next_batch(Stop()))
@@ -318,14 +355,15 @@ def test_a_step_waits_for_two_numbers_and_no_more(config_of, tmp_path, monkeypat
             if self.is_floating_point():
                 seen[name, tuple(self.shape)] += 1
             return original(self, *args, **kwargs)
+
         return call
 
     for name in ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__"):
         monkeypatch.setattr(torch.Tensor, name, counted(name))
     for position, one in batches:
         run.step(position, one)
-    assert seen == {("tolist", (2,)): 3}        # loss and norm of each step, in one transfer
+    assert seen == {("tolist", (2,)): 3}  # loss and norm of each step, in one transfer
     run.telemetry.flush()
-    (name, shape), = set(seen) - {("tolist", (2,))}
+    ((name, shape),) = set(seen) - {("tolist", (2,))}
     assert name == "tolist"
-    assert seen[name, shape] == 1               # and all signals of all steps in another
+    assert seen[name, shape] == 1  # and all signals of all steps in another

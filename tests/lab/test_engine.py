@@ -27,11 +27,24 @@ def test_train_gives_a_run_among_many_what_it_gives_alone(optimizer):
         np.testing.assert_allclose(curves(together.select(seed=seed)), curves(alone), rtol=1e-9)
 
 
-@pytest.mark.parametrize("knobs", [
-    {"model": "lstm"}, {"task": "copy"}, {"norm": "post"}, {"qk_norm": True}, {"softcap": 5.0}, {"clip_value": 1e-3},
-    {"clip_adaptive": 0.01}, {"label_smoothing": 0.1, "z_loss": 1e-2}, {"schedule": "plateau"}, {"task": "regression"},
-    {"task": "ravine", "noise_scale": 0.3, "lr": 1e-2}, {"bias_correction": False}, {"gradient_scale": 1e-7},
-])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"model": "lstm"},
+        {"task": "copy"},
+        {"norm": "post"},
+        {"qk_norm": True},
+        {"softcap": 5.0},
+        {"clip_value": 1e-3},
+        {"clip_adaptive": 0.01},
+        {"label_smoothing": 0.1, "z_loss": 1e-2},
+        {"schedule": "plateau"},
+        {"task": "regression"},
+        {"task": "ravine", "noise_scale": 0.3, "lr": 1e-2},
+        {"bias_correction": False},
+        {"gradient_scale": 1e-7},
+    ],
+)
 def test_train_gives_a_run_among_many_what_it_gives_alone_whatever_the_knobs(knobs):
     knobs = TINY | {"task": "markov", "lr": 1e-3} | knobs
     together = train(grid(seed=[2, 7, 13], **knobs))
@@ -40,9 +53,20 @@ def test_train_gives_a_run_among_many_what_it_gives_alone_whatever_the_knobs(kno
 
 
 def test_train_keeps_numeric_knobs_apart_between_runs():
-    together = train(grid("markov", lr=[1e-3, 1e-1], beta2=[0.9, 0.999], bias_correction=[True, False],
-                          clip_norm=[0.1, math.inf], seed=[1], **TINY))
-    alone = train(grid("markov", lr=[1e-1], beta2=0.999, bias_correction=False, clip_norm=math.inf, seed=[1], **TINY))
+    together = train(
+        grid(
+            "markov",
+            lr=[1e-3, 1e-1],
+            beta2=[0.9, 0.999],
+            bias_correction=[True, False],
+            clip_norm=[0.1, math.inf],
+            seed=[1],
+            **TINY,
+        )
+    )
+    alone = train(
+        grid("markov", lr=[1e-1], beta2=0.999, bias_correction=False, clip_norm=math.inf, seed=[1], **TINY)
+    )
     same = together.select(lr=1e-1, beta2=0.999, bias_correction=False, clip_norm=math.inf)
     np.testing.assert_allclose(curves(same), curves(alone), rtol=1e-9)
     assert len({curves(together)[0, r, -1] for r in range(16)}) > 8
@@ -62,6 +86,7 @@ def test_train_does_not_let_a_nan_into_a_neighbour():
 
 def test_the_law_of_independence_is_caught_when_broken(monkeypatch):
     """One norm over ALL runs, the classical mistake: the comparison with the single run must see it."""
+
     def one_norm_for_all(self, grads_RP):
         norm = grads_RP.norm()
         return grads_RP * 0.5 / norm.clamp(min=0.5), norm.expand(len(self.runs))
@@ -75,14 +100,17 @@ def test_the_law_of_independence_is_caught_when_broken(monkeypatch):
 
 def test_train_equals_torchs_own_loop_step_by_step():
     """The reference: torch's AdamW, clipping and cross-entropy on the same model, data and schedule."""
-    experiment = grid("markov", seed=[5], lr=3e-2, warmup_steps=3, clip_norm=0.3, weight_decay=0.1, beta2=0.98, **TINY)
+    experiment = grid(
+        "markov", seed=[5], lr=3e-2, warmup_steps=3, clip_norm=0.3, weight_decay=0.1, beta2=0.98, **TINY
+    )
     run = experiment.runs[0]
     problem = problem_of(run)
     params = {name: tensor.double().requires_grad_() for name, tensor in problem.init(run).items()}
     batches = problem.batches([run], torch.device("cpu"))
     optimizer = torch.optim.AdamW(params.values(), lr=run.lr, betas=(0.9, 0.98), weight_decay=0.1)
     rates = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: (s + 1) / 3 if s < 3 else 0.5 * (1 + math.cos(math.pi * (s - 3) / (run.steps - 3)))
+        optimizer,
+        lambda s: (s + 1) / 3 if s < 3 else 0.5 * (1 + math.cos(math.pi * (s - 3) / (run.steps - 3))),
     )
     losses, norms = [], []
     for step in range(run.steps):
@@ -134,8 +162,12 @@ def test_stream_cancelled_keeps_what_was_done():
 
 
 def test_stream_stops_early_when_no_run_is_left():
-    traces = list(stream(grid("quartic", optimizer="sgd", lr=[1.0, 2.0], steps=1000, schedule="constant",
-                              warmup_steps=0), every=10))
+    traces = list(
+        stream(
+            grid("quartic", optimizer="sgd", lr=[1.0, 2.0], steps=1000, schedule="constant", warmup_steps=0),
+            every=10,
+        )
+    )
     assert traces[-1].n_steps == 10
     assert [event["kind"] for event in traces[-1].events] == ["non_finite"] * 2
 
@@ -193,8 +225,17 @@ def test_train_joins_runs_of_several_structures_in_their_order():
 
 
 def test_train_rates_follow_the_schedule():
-    trace = train(grid("bowl", optimizer="sgd", lr=0.4, schedule=["cosine", "constant"], warmup_steps=[0, 4], steps=8,
-                       final_lr_share=0.0))
+    trace = train(
+        grid(
+            "bowl",
+            optimizer="sgd",
+            lr=0.4,
+            schedule=["cosine", "constant"],
+            warmup_steps=[0, 4],
+            steps=8,
+            final_lr_share=0.0,
+        )
+    )
     cosine = trace.select(schedule="cosine", warmup_steps=0)["lr"][0]
     np.testing.assert_allclose(cosine, 0.2 * (1 + np.cos(np.pi * np.arange(8) / 8)), rtol=1e-6)
     np.testing.assert_allclose(trace.select(schedule="constant", warmup_steps=0)["lr"][0], 0.4, rtol=1e-6)
@@ -207,7 +248,9 @@ def test_train_cosine_ends_on_the_final_share():
 
 
 def test_train_plateau_halves_a_rate_that_only_bounces():
-    trace = train(grid("ravine", optimizer="sgd", schedule="plateau", lr=[2.0 / 20.0], warmup_steps=0, steps=200))
+    trace = train(
+        grid("ravine", optimizer="sgd", schedule="plateau", lr=[2.0 / 20.0], warmup_steps=0, steps=200)
+    )
     rates = np.unique(trace["lr"][0])[::-1]
     np.testing.assert_allclose(rates[:2], [0.1, 0.05], rtol=1e-5)
     assert trace["loss_nats"][0, -1] < 1e-3
@@ -217,8 +260,18 @@ def test_train_sharpness_finds_the_hessian_of_a_quadratic_model():
     """A one-layer perceptron has a quadratic loss: its Hessian is known exactly."""
     from stabviz.lab import regression_points
 
-    trace = train(grid("regression", optimizer="sgd", layers=1, lr=1e-3, steps=40, sharpness=True, seed=[0, 1],
-                       schedule="constant"))
+    trace = train(
+        grid(
+            "regression",
+            optimizer="sgd",
+            layers=1,
+            lr=1e-3,
+            steps=40,
+            sharpness=True,
+            seed=[0, 1],
+            schedule="constant",
+        )
+    )
     x_N2, _ = regression_points()
     inputs = torch.cat([x_N2, torch.ones(len(x_N2), 1)], dim=1).double()
     largest = torch.linalg.eigvalsh(2 * inputs.T @ inputs / len(inputs))[-1].item()
@@ -229,8 +282,19 @@ def test_train_preconditioned_sharpness_divides_by_the_root_of_the_second_moment
     from stabviz.lab import regression_points
     from stabviz.lab.engine import _Batch
 
-    experiment = grid("regression", optimizer="adam", layers=1, lr=1e-3, steps=60, sharpness=True, seed=[0],
-                      schedule="constant", warmup_steps=0, beta2=0.9, dtype="float64")
+    experiment = grid(
+        "regression",
+        optimizer="adam",
+        layers=1,
+        lr=1e-3,
+        steps=60,
+        sharpness=True,
+        seed=[0],
+        schedule="constant",
+        warmup_steps=0,
+        beta2=0.9,
+        dtype="float64",
+    )
     batch = _Batch(list(experiment.runs), torch.device("cpu"), True)
     for _ in range(59):
         batch.step()
@@ -250,7 +314,9 @@ def test_stream_restores_the_thread_count():
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("knobs", [{"width": 32}, {"width": 64, "context": 64}, {"model": "lstm"}, {"norm": "post"}])
+@pytest.mark.parametrize(
+    "knobs", [{"width": 32}, {"width": 64, "context": 64}, {"model": "lstm"}, {"norm": "post"}]
+)
 def test_the_number_of_threads_does_not_change_a_bit(knobs):
     """What lets a stopwatch choose the number of threads: equal seeds give equal curves whatever it says."""
     experiment = grid("text", **{"seed": range(5), "clip_norm": 0.5, "lr": 1e-2, "steps": 5} | knobs)

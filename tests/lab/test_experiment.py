@@ -52,5 +52,7 @@ def test_grid_refuses(knobs, message):
 
 
 def test_experiment_refuses_runs_without_labels():
-    with pytest.raises(ValueError, match="runs must be one or more, with one label each; got 1 runs, 0 labels"):
+    with pytest.raises(
+        ValueError, match="runs must be one or more, with one label each; got 1 runs, 0 labels"
+    ):
         Experiment(runs=(Run(),), labels=())

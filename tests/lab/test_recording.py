@@ -5,20 +5,46 @@ import torch
 from stabviz.lab import engine, grid, train
 from stabviz.lab.recording import NotReplayable, record
 
-KNOBS = {"width": 12, "heads": 3, "layers": 2, "context": 6, "batch": 5, "steps": 9, "lr": 1e-2, "seed": [2, 7, 13]}
+KNOBS = {
+    "width": 12,
+    "heads": 3,
+    "layers": 2,
+    "context": 6,
+    "batch": 5,
+    "steps": 9,
+    "lr": 1e-2,
+    "seed": [2, 7, 13],
+}
 
 
-@pytest.mark.parametrize("knobs", [
-    {}, {"model": "lstm"}, {"task": "copy"}, {"norm": "post"}, {"qk_norm": True}, {"softcap": [5.0, 7.0, np.inf]},
-    {"clip_value": 1e-3}, {"clip_adaptive": 0.01}, {"clip_norm": [0.1, 0.5, np.inf]}, {"label_smoothing": 0.1},
-    {"z_loss": [0.0, 1e-2]}, {"schedule": "plateau", "steps": 41}, {"task": "regression"}, {"dtype": "float64"},
-    {"task": "ravine", "noise_scale": 0.3}, {"task": "quartic", "optimizer": "sgd", "lr": [0.1, 1.0], "steps": 41},
-    {"optimizer": "stable_adamw"}, {"optimizer": "amsgrad", "bias_correction": [True, False]},
-    {"optimizer": "nesterov", "weight_decay": [0.0, 0.1]}, {"gradient_scale": [1.0, 3.0]},
-    {"poison_step": [-1, 4], "poison_scale": float("nan")},
-    {"poison_step": [-1, 4], "poison_scale": float("nan"), "on_non_finite": "skip"},
-    {"poison_step": [-1, 4], "poison_scale": float("nan"), "on_non_finite": "apply"},
-])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"model": "lstm"},
+        {"task": "copy"},
+        {"norm": "post"},
+        {"qk_norm": True},
+        {"softcap": [5.0, 7.0, np.inf]},
+        {"clip_value": 1e-3},
+        {"clip_adaptive": 0.01},
+        {"clip_norm": [0.1, 0.5, np.inf]},
+        {"label_smoothing": 0.1},
+        {"z_loss": [0.0, 1e-2]},
+        {"schedule": "plateau", "steps": 41},
+        {"task": "regression"},
+        {"dtype": "float64"},
+        {"task": "ravine", "noise_scale": 0.3},
+        {"task": "quartic", "optimizer": "sgd", "lr": [0.1, 1.0], "steps": 41},
+        {"optimizer": "stable_adamw"},
+        {"optimizer": "amsgrad", "bias_correction": [True, False]},
+        {"optimizer": "nesterov", "weight_decay": [0.0, 0.1]},
+        {"gradient_scale": [1.0, 3.0]},
+        {"poison_step": [-1, 4], "poison_scale": float("nan")},
+        {"poison_step": [-1, 4], "poison_scale": float("nan"), "on_non_finite": "skip"},
+        {"poison_step": [-1, 4], "poison_scale": float("nan"), "on_non_finite": "apply"},
+    ],
+)
 @pytest.mark.parametrize("measure", [True, False])
 def test_replayed_steps_equal_written_ones_to_the_bit(monkeypatch, knobs, measure):
     experiment = grid(**{"task": "markov"} | KNOBS | knobs)
@@ -82,7 +108,9 @@ def test_record_keeps_living_values_apart():
 
 def test_record_copies_the_result_of_an_operation_without_out():
     x = torch.tensor([3.0, 1.0, 2.0])
-    actions, (largest, seen) = record(lambda: (x.max(dim=0).values + 0, torch.nn.functional.pad(x, (1, 0))), (x,))
+    actions, (largest, seen) = record(
+        lambda: (x.max(dim=0).values + 0, torch.nn.functional.pad(x, (1, 0))), (x,)
+    )
     x.copy_(torch.tensor([1.0, 5.0, 2.0]))
     for action in actions:
         action()
@@ -101,7 +129,9 @@ def test_recorder_does_not_import_the_compiler():
     import subprocess
     import sys
 
-    code = ("import sys, torch; from stabviz.lab.recording import record; x = torch.ones(2);"
-            "record(lambda: x * 2, (x,));"
-            "assert not any(name.startswith('torch._inductor') for name in sys.modules)")
+    code = (
+        "import sys, torch; from stabviz.lab.recording import record; x = torch.ones(2);"
+        "record(lambda: x * 2, (x,));"
+        "assert not any(name.startswith('torch._inductor') for name in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

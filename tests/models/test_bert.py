@@ -28,18 +28,29 @@ CLASSES = {
 
 
 def theirs_of(kind, seed=0, dropout=0.0, **settings):
-    """transformers' random model; biases, norms and large weights too, so that nothing is at its neutral value."""
+    """transformers' random model; biases, norms and large weights too, so that nothing is at its neutral
+    value."""
     config = transformers.BertConfig(
-        vocab_size=V, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=H, intermediate_size=FF,
-        max_position_embeddings=CONTEXT, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-        attn_implementation="eager", **settings)
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=H,
+        intermediate_size=FF,
+        max_position_embeddings=CONTEXT,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        attn_implementation="eager",
+        **settings,
+    )
     if kind in ("classes", "tags"):
         config.id2label = dict(enumerate(TAGS))
     model = CLASSES[kind](config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + ("LayerNorm.weight" in name))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * 0.3 + ("LayerNorm.weight" in name)
+            )
     return model.eval()
 
 
@@ -59,7 +70,8 @@ def inputs(seed=1):
 
 
 def packed_inputs():
-    """Two texts in one row, each blind to the other, positions restarting. (transformers' eager ADDS a bool mask.)"""
+    """Two texts in one row, each blind to the other, positions restarting. (transformers' eager ADDS a bool
+    mask.)"""
     batch = inputs()
     text_L = torch.tensor([0, 0, 0, 0, 1, 1, 1])
     may_LM = text_L[:, None] == text_L
@@ -95,7 +107,9 @@ def assert_equal(ours, theirs, kind, batch):
     found = {name: parameter.grad for name, parameter in ours.named_parameters()}
     assert list(found) == list(expected)
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], gradient, **CLOSE, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -105,10 +119,16 @@ def test_bert_equals_transformers_on_outputs_and_gradients(kind, build, tmp_path
     assert_equal(ours_of(theirs, kind, tmp_path), theirs, kind, build())
 
 
-@pytest.mark.parametrize("settings", [
-    {"hidden_act": "relu"}, {"pad_token_id": None}, {"pad_token_id": 4}, {"layer_norm_eps": 1e-2},
-    {"type_vocab_size": 3},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden_act": "relu"},
+        {"pad_token_id": None},
+        {"pad_token_id": 4},
+        {"layer_norm_eps": 1e-2},
+        {"type_vocab_size": 3},
+    ],
+)
 def test_bert_equals_transformers_under_other_settings(settings, tmp_path):
     theirs = theirs_of("base", **settings)
     assert_equal(ours_of(theirs, "base", tmp_path), theirs, "base", inputs())
@@ -151,12 +171,16 @@ def test_dropout_of_the_folder_can_be_replaced(tmp_path):
 
 # ---- folders
 
+
 @pytest.mark.parametrize("kind", CLASSES)
 def test_saved_folders_are_read_both_ways(kind, tmp_path):
-    ours = Bert.from_config(small_config(), kind=kind, labels=TAGS, generator=torch.Generator().manual_seed(2)).eval()
+    ours = Bert.from_config(
+        small_config(), kind=kind, labels=TAGS, generator=torch.Generator().manual_seed(2)
+    ).eval()
     ours.save_pretrained(tmp_path / "ours")
     theirs, report = CLASSES[kind].from_pretrained(
-        tmp_path / "ours", output_loading_info=True, attn_implementation="eager")
+        tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+    )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     for a, b in zip(answers(ours(**inputs()), kind), answers(theirs.eval()(**inputs()), kind), strict=True):
@@ -164,7 +188,9 @@ def test_saved_folders_are_read_both_ways(kind, tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     again = Bert.from_folder(tmp_path / "theirs", kind=kind)
     assert again.loading == ""
-    assert set(load_file(tmp_path / "ours/model.safetensors")) == set(load_file(tmp_path / "theirs/model.safetensors"))
+    assert set(load_file(tmp_path / "ours/model.safetensors")) == set(
+        load_file(tmp_path / "theirs/model.safetensors")
+    )
     for (name, a), (_, b) in zip(ours.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(a, b), name
     if kind in ("classes", "tags"):
@@ -173,19 +199,29 @@ def test_saved_folders_are_read_both_ways(kind, tmp_path):
 
 
 def small_config(**settings):
-    plain = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": H,
-             "intermediate_size": FF, "max_position_embeddings": CONTEXT} | settings
+    plain = {
+        "vocab_size": V,
+        "hidden_size": D,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": H,
+        "intermediate_size": FF,
+        "max_position_embeddings": CONTEXT,
+    } | settings
     return BertConfig(**plain)
 
 
 def test_a_head_on_a_bare_body_is_drawn_anew_and_said(tmp_path, caplog):
     theirs_of("base").save_pretrained(tmp_path)
-    model = Bert.from_folder(tmp_path, kind="classes", labels=TAGS, generator=torch.Generator().manual_seed(5))
+    model = Bert.from_folder(
+        tmp_path, kind="classes", labels=TAGS, generator=torch.Generator().manual_seed(5)
+    )
     assert "2 drawn anew: classifier.weight, classifier.bias" in model.loading
     assert "\n" not in model.loading
     assert caplog.messages == [model.loading]
     assert model(**inputs()).logits.shape == (B, len(TAGS))
-    again = Bert.from_folder(tmp_path, kind="classes", labels=TAGS, generator=torch.Generator().manual_seed(5))
+    again = Bert.from_folder(
+        tmp_path, kind="classes", labels=TAGS, generator=torch.Generator().manual_seed(5)
+    )
     assert torch.equal(model.classifier.weight, again.classifier.weight)
 
 
@@ -214,8 +250,12 @@ def test_names_of_2018_buffers_and_tied_copies_are_understood(tmp_path):
     theirs = theirs_of("pretraining")
     theirs.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
-           for name, tensor in tensors.items()}
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for name, tensor in tensors.items()
+    }
     old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"].clone()
     old["bert.embeddings.position_ids"] = torch.arange(CONTEXT)[None]
     save_file(old, tmp_path / "model.safetensors")
@@ -233,10 +273,14 @@ def test_weights_in_several_files_or_an_old_bin_are_read(tmp_path):
     theirs.save_pretrained(tmp_path / "parts", max_shard_size="5KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
     expected = theirs(**inputs()).last_hidden_state
-    torch.testing.assert_close(Bert.from_folder(tmp_path / "parts").eval()(**inputs()).hidden, expected, **CLOSE)
+    torch.testing.assert_close(
+        Bert.from_folder(tmp_path / "parts").eval()(**inputs()).hidden, expected, **CLOSE
+    )
     theirs.config.save_pretrained(tmp_path / "bin")
     torch.save(theirs.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
-    torch.testing.assert_close(Bert.from_folder(tmp_path / "bin").eval()(**inputs()).hidden, expected, **CLOSE)
+    torch.testing.assert_close(
+        Bert.from_folder(tmp_path / "bin").eval()(**inputs()).hidden, expected, **CLOSE
+    )
 
 
 class Malicious:
@@ -263,15 +307,24 @@ def break_config(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize(("changes", "match"), [
-    ({"model_type": "roberta"}, "model_type must be 'bert'; got 'roberta'"),
-    ({"is_decoder": True}, "is_decoder must be False"),
-    ({"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute'"),
-    ({"hidden_act": "silu"}, "hidden_act must be one of"),
-    ({"tie_word_embeddings": False}, "tie_word_embeddings must be True"),
-    ({"intermediate_size": 23}, r"encoder.layer.0.intermediate.dense.weight of .* must have shape \(23, 15\)"),
-    ({"num_hidden_layers": 3}, "must hold every parameter of the body; 16 are missing: encoder.layer.2.attention"),
-])
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"model_type": "roberta"}, "model_type must be 'bert'; got 'roberta'"),
+        ({"is_decoder": True}, "is_decoder must be False"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute'"),
+        ({"hidden_act": "silu"}, "hidden_act must be one of"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings must be True"),
+        (
+            {"intermediate_size": 23},
+            r"encoder.layer.0.intermediate.dense.weight of .* must have shape \(23, 15\)",
+        ),
+        (
+            {"num_hidden_layers": 3},
+            "must hold every parameter of the body; 16 are missing: encoder.layer.2.attention",
+        ),
+    ],
+)
 def test_folders_that_do_not_fit_are_named(changes, match, tmp_path):
     theirs_of("base").save_pretrained(tmp_path)
     break_config(tmp_path, **changes)
@@ -293,17 +346,24 @@ def test_missing_files_and_unknown_kinds_are_named(tmp_path):
 
 # ---- the module and the functions
 
+
 def test_a_fresh_bert_has_transformers_names_shapes_and_spread():
     config = small_config(vocab_size=997, hidden_size=60, intermediate_size=128)
     for kind, theirs in CLASSES.items():
         ours = Bert.from_config(config, kind=kind, generator=torch.Generator().manual_seed(0))
-        twin = theirs(transformers.BertConfig(**{
-            name: value for name, value in dataclasses.asdict(config).items() if name != "labels"}))
-        assert [(n, p.shape) for n, p in ours.named_parameters()] == [(n, p.shape) for n, p in twin.named_parameters()]
+        twin = theirs(
+            transformers.BertConfig(
+                **{name: value for name, value in dataclasses.asdict(config).items() if name != "labels"}
+            )
+        )
+        assert [(n, p.shape) for n, p in ours.named_parameters()] == [
+            (n, p.shape) for n, p in twin.named_parameters()
+        ]
         for (name, a), (_, b) in zip(ours.named_parameters(), twin.named_parameters(), strict=True):
             # a standard deviation of n normal draws scatters by 1/sqrt(2 n): under 4 % for the matrices here
             assert float(a.detach().std(correction=0)) == pytest.approx(
-                float(b.detach().std(correction=0)), rel=0.2, abs=1e-9), name
+                float(b.detach().std(correction=0)), rel=0.2, abs=1e-9
+            ), name
 
 
 def test_from_config_takes_transformers_config():
@@ -340,16 +400,21 @@ def test_measures_are_those_of_transformers_attention(tmp_path):
     torch.testing.assert_close(measured["attention_entropy"], entropy, **CLOSE)
     assert set(measured) == {"max_attention_logit", "attention_entropy"}
     largest = []
-    hooks = [layer.attention.self.register_forward_hook(
-        lambda module, args, _: largest.append(largest_logit(module, args[0], batch["attention_mask"])))
-        for layer in theirs.encoder.layer]
+    hooks = [
+        layer.attention.self.register_forward_hook(
+            lambda module, args, _: largest.append(largest_logit(module, args[0], batch["attention_mask"]))
+        )
+        for layer in theirs.encoder.layer
+    ]
     theirs(**batch)
     [hook.remove() for hook in hooks]
     torch.testing.assert_close(measured["max_attention_logit"], torch.stack(largest).amax(), **CLOSE)
 
 
 def largest_logit(module, hidden_BLD, mask_BM):
-    query, key = (x.unflatten(-1, (H, K)).transpose(1, 2) for x in (module.query(hidden_BLD), module.key(hidden_BLD)))
+    query, key = (
+        x.unflatten(-1, (H, K)).transpose(1, 2) for x in (module.query(hidden_BLD), module.key(hidden_BLD))
+    )
     return ((query @ key.mT) / K**0.5 * mask_BM[:, None, None]).abs().amax()
 
 
@@ -365,7 +430,9 @@ def test_predict_at_gives_the_logits_of_these_positions():
 def test_activation_checkpointing_changes_no_bit_of_a_step_with_dropout():
     gradients = []
     for checkpointing in (False, True):
-        model = Bert.from_config(small_config(), kind="tags", generator=torch.Generator().manual_seed(0)).train()
+        model = Bert.from_config(
+            small_config(), kind="tags", generator=torch.Generator().manual_seed(0)
+        ).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
         torch.manual_seed(4)
@@ -386,7 +453,10 @@ def test_bf16_autocast_stays_near_float32_and_near_transformers(tmp_path):
     scale = 2 * (reference.detach() - exact).norm() + 0.01 * exact.norm()
     assert float((low.detach() - exact).norm()) < float(scale)
     F.cross_entropy(low.float(), torch.tensor([0, 3])).backward()
-    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in ours.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.dtype == torch.float32
+        for parameter in ours.parameters()
+    )
 
 
 def test_lengths_and_masks_that_do_not_fit_are_named():
@@ -399,11 +469,14 @@ def test_lengths_and_masks_that_do_not_fit_are_named():
         bert_mask(torch.full((1, 1, 2, 2), -0.5))
 
 
-@pytest.mark.parametrize(("settings", "match"), [
-    ({"hidden_size": 16}, "multiple of num_attention_heads = 3; got 16"),
-    ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number"),
-    ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must be in \[0, 1\)"),
-])
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"hidden_size": 16}, "multiple of num_attention_heads = 3; got 16"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number"),
+        ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must be in \[0, 1\)"),
+    ],
+)
 def test_a_config_names_what_does_not_fit(settings, match):
     with pytest.raises(ValueError, match=match):
         small_config(**settings)
@@ -417,6 +490,8 @@ def test_a_broken_bert_is_caught(broken, monkeypatch, tmp_path):
         monkeypatch.setitem(bert.ACTIVATIONS, "gelu", lambda x: F.gelu(x, approximate="tanh"))
     else:
         right = bert._norm
-        monkeypatch.setattr(bert, "_norm", lambda params, name, x, config: right(params, name, x, config) * 1.001)
+        monkeypatch.setattr(
+            bert, "_norm", lambda params, name, x, config: right(params, name, x, config) * 1.001
+        )
     with pytest.raises(AssertionError, match="not close"):
         assert_equal(ours, theirs, "base", inputs())

@@ -22,8 +22,14 @@ def torch_twin(config, params):
     for block in range(config.layers):
         mine = part(params, f"block{block}")
         layer = nn.TransformerEncoderLayer(
-            D, H, dim_feedforward=4 * D, dropout=0.0, activation="gelu", batch_first=True,
-            norm_first=config.norm == "pre", bias=True,
+            D,
+            H,
+            dim_feedforward=4 * D,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=config.norm == "pre",
+            bias=True,
         )
         for parameter in layer.parameters():
             parameter.data.zero_()
@@ -42,7 +48,9 @@ def torch_twin(config, params):
         for layer in layers:
             stream = layer.train()(stream, src_mask=mask)
         if config.norm == "pre":
-            stream = nn.functional.layer_norm(stream, (D,), params["head.norm.weight"], params["head.norm.bias"])
+            stream = nn.functional.layer_norm(
+                stream, (D,), params["head.norm.weight"], params["head.norm.bias"]
+            )
         return stream @ params["head.weight"].T
 
     return run, layers
@@ -111,7 +119,9 @@ def test_transformer_logits_padding_mask_keeps_padding_out():
     mask[..., -2:] = False
     changed = tokens_BL.clone()
     changed[:, -1] = (changed[:, -1] + 1) % V
-    before, after = (transformer_logits(params, tokens, config, mask=mask)[0] for tokens in (tokens_BL, changed))
+    before, after = (
+        transformer_logits(params, tokens, config, mask=mask)[0] for tokens in (tokens_BL, changed)
+    )
     torch.testing.assert_close(before[:, : L - 2], after[:, : L - 2], rtol=0, atol=1e-6)
 
 
@@ -121,7 +131,9 @@ def test_transformer_logits_under_vmap_equal_a_loop():
     stacked = {name: torch.stack([params[name], other[name]]) for name in params}
     both = torch.vmap(lambda p: transformer_logits(p, tokens_BL, config)[0])(stacked)
     for r, one in enumerate((params, other)):
-        torch.testing.assert_close(both[r], transformer_logits(one, tokens_BL, config)[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            both[r], transformer_logits(one, tokens_BL, config)[0], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_init_transformer_scales_the_residual_writers_down_in_pre_ln():

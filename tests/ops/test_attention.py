@@ -60,6 +60,7 @@ def assert_same(ours, reference, inputs, **tolerance):
 
 # ---- softmax
 
+
 def test_softmax_by_hand():
     torch.testing.assert_close(softmax(torch.tensor([0.0, math.log(3.0)])), torch.tensor([0.25, 0.75]))
 
@@ -84,7 +85,7 @@ def test_softmax_extremes():
 
 
 def test_softmax_without_the_maximum_taken_off_is_caught():
-    def naive(x):       # the law broken on purpose (PHENOMENA, wrong 11)
+    def naive(x):  # the law broken on purpose (PHENOMENA, wrong 11)
         return x.exp() / x.exp().sum(-1, keepdim=True)
 
     large = torch.tensor([[1000.0, 999.0]], dtype=torch.float64, requires_grad=True)
@@ -95,6 +96,7 @@ def test_softmax_without_the_maximum_taken_off_is_caught():
 
 
 # ---- masks
+
 
 def test_masks_by_hand():
     assert causal_mask(3).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
@@ -113,6 +115,7 @@ def test_masks_name_what_does_not_fit():
 
 # ---- scaled dot-product attention
 
+
 def test_attention_by_hand():
     # scores 0 and ln 3 (K = 1, scale 1): weights 1/4, 3/4 -> out 1/4 * 0 + 3/4 * 8; entropy of (1/4, 3/4)
     query, key = torch.ones(1, 1, 1, 1), torch.tensor([0.0, math.log(3.0)]).reshape(1, 1, 2, 1)
@@ -120,7 +123,9 @@ def test_attention_by_hand():
     out, measures = scaled_dot_product_attention(query, key, value)
     assert out.item() == pytest.approx(6.0, rel=1e-6)
     assert measures.max_logit_H.item() == pytest.approx(math.log(3.0), rel=1e-6)
-    assert measures.entropy_H.item() == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75), rel=1e-6)
+    assert measures.entropy_H.item() == pytest.approx(
+        -0.25 * math.log(0.25) - 0.75 * math.log(0.75), rel=1e-6
+    )
 
 
 MASKS = {
@@ -146,17 +151,24 @@ def test_attention_equals_torch(name, scale):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    b=st.sampled_from([1, 2]), h=st.sampled_from([1, 3]), length=st.sampled_from([1, 2, 5, 17]),
-    k=st.sampled_from([1, 7]), tile=st.sampled_from([1, 4, 13, 128]), size=st.sampled_from([1.0, 30.0, 1e4]),
+    b=st.sampled_from([1, 2]),
+    h=st.sampled_from([1, 3]),
+    length=st.sampled_from([1, 2, 5, 17]),
+    k=st.sampled_from([1, 7]),
+    tile=st.sampled_from([1, 4, 13, 128]),
+    size=st.sampled_from([1.0, 30.0, 1e4]),
 )
 def test_causal_attention_equals_torch_on_many_shapes(b, h, length, k, tile, size):
     query, key, value = qkv(b, h, length, length, k)
     query = (query.detach() * size).requires_grad_()
     reference = lambda *a: F.scaled_dot_product_attention(*a, is_causal=True)  # noqa: E731
-    # Logits up to 1e4 have a rounding of 1e-12 in float64, which exp passes on; gradients are as large as size.
+    # Logits up to 1e4 have a rounding of 1e-12 in float64, which exp passes on; gradients are as large as
+    # size.
     tolerance = {"rtol": 1e-7, "atol": 1e-8 * size}
     assert_same(lambda *a: plain(*a, causal=True), reference, (query, key, value), **tolerance)
-    assert_same(lambda *a: tiled_attention(*a, causal=True, tile=tile), reference, (query, key, value), **tolerance)
+    assert_same(
+        lambda *a: tiled_attention(*a, causal=True, tile=tile), reference, (query, key, value), **tolerance
+    )
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -166,7 +178,10 @@ def test_attention_float32_is_near_float64(causal):
     # float32 rounds at 6e-8: a softmax over 13 logits of size 3 keeps about six digits.
     for ours in (plain, tiled_attention):
         torch.testing.assert_close(
-            ours(*singles, causal=causal).double(), plain(*inputs, causal=causal).detach(), rtol=1e-5, atol=2e-6
+            ours(*singles, causal=causal).double(),
+            plain(*inputs, causal=causal).detach(),
+            rtol=1e-5,
+            atol=2e-6,
         )
 
 
@@ -197,7 +212,9 @@ def test_weight_scale_is_dropout_of_the_weights(mask):
     assert_same(lambda *a: plain(*a, mask=mask, weight_scale=scale_BHLM), reference, qkv())
     _, with_it = scaled_dot_product_attention(*qkv(), mask=mask, weight_scale=scale_BHLM)
     _, without = scaled_dot_product_attention(*qkv(), mask=mask)
-    torch.testing.assert_close(with_it.entropy_H, without.entropy_H)      # measured before the weights are dropped
+    torch.testing.assert_close(
+        with_it.entropy_H, without.entropy_H
+    )  # measured before the weights are dropped
 
 
 def test_weight_scale_derivatives_and_vmap():
@@ -257,7 +274,7 @@ def naive_measures(query, key, mask, scale):
 @pytest.mark.parametrize("shift", [0.0, -40.0])
 def test_measures_equal_the_plain_definition_and_carry_no_graph(shift):
     query, key, value = qkv()
-    key = key.detach() + shift      # with the shift the largest |logit| is often a negative logit
+    key = key.detach() + shift  # with the shift the largest |logit| is often a negative logit
     mask = some_mask(B, H, L, M)
     _, measures = scaled_dot_product_attention(query, key, value, mask=mask, scale=0.4)
     largest, entropy = naive_measures(query.detach(), key, mask, 0.4)
@@ -310,7 +327,9 @@ def test_fully_masked_rows_do_not_count_in_the_measures():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("options", [{}, {"softcap": 5.0}, {"causal": True}, {"causal": True, "softcap": 5.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"softcap": 5.0}, {"causal": True}, {"causal": True, "softcap": 5.0}]
+)
 def test_a_non_finite_query_gives_nan_and_leaves_its_neighbours(bad, options):
     query, key, value = (x.detach() for x in qkv(m=L))
     query[1, 2, 3, 4] = bad
@@ -324,7 +343,7 @@ def test_a_non_finite_query_gives_nan_and_leaves_its_neighbours(bad, options):
 def test_scores_that_overflow_give_nan_even_under_a_softcap(ours):
     huge = torch.full((1, 1, 2, 3), 1e30)
     assert ours(huge, huge, torch.ones(1, 1, 2, 3), softcap=5.0).isnan().all()
-    assert ours(huge, -huge, torch.ones(1, 1, 2, 3)).isnan().all()      # every score -inf
+    assert ours(huge, -huge, torch.ones(1, 1, 2, 3)).isnan().all()  # every score -inf
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4])
@@ -378,7 +397,11 @@ def test_a_tensor_scale_takes_a_gradient():
 
 def loss(query, key, value, mask, softcap, tiled):
     options = {"mask": mask, "softcap": softcap}
-    out = tiled_attention(query, key, value, tile=3, **options) if tiled else plain(query, key, value, **options)
+    out = (
+        tiled_attention(query, key, value, tile=3, **options)
+        if tiled
+        else plain(query, key, value, **options)
+    )
     return out.square().sum()
 
 
@@ -393,20 +416,26 @@ def test_vmap_equals_loop_and_both_ways_of_taking_gradients(batched, softcap_axi
         for i, (x, axis) in enumerate(zip(qkv(), batched, strict=True))
     )
     mask = some_mask(L, M) if mask_axis is None else some_mask(R, 1, L, M)
-    softcap = None if softcap_axis is None else torch.linspace(0.5, 3.0, R).index_fill(0, torch.tensor([4]), torch.inf)
+    softcap = (
+        None
+        if softcap_axis is None
+        else torch.linspace(0.5, 3.0, R).index_fill(0, torch.tensor([4]), torch.inf)
+    )
     axes = (*batched, mask_axis, softcap_axis, None)
 
     def pick(x, axis, r):
         return x if axis is None else x.select(axis, r)
 
-    loop = torch.stack([
-        loss(*(pick(x, a, r) for x, a in zip((*inputs, mask, softcap), axes[:5], strict=True)), tiled)
-        for r in range(R)
-    ])
+    loop = torch.stack(
+        [
+            loss(*(pick(x, a, r) for x, a in zip((*inputs, mask, softcap), axes[:5], strict=True)), tiled)
+            for r in range(R)
+        ]
+    )
     expected = torch.autograd.grad(loop.sum(), inputs)
     losses_R = vmap(loss, in_dims=axes)(*inputs, mask, softcap, tiled)
     torch.testing.assert_close(losses_R, loop, **CLOSE)
-    outside = torch.autograd.grad(losses_R.sum(), inputs)       # vmap forward, one backward
+    outside = torch.autograd.grad(losses_R.sum(), inputs)  # vmap forward, one backward
     inside = vmap(grad(loss, argnums=(0, 1, 2)), in_dims=axes)(*inputs, mask, softcap, tiled)
     for a, b, c, axis in zip(outside, inside, expected, batched, strict=True):
         torch.testing.assert_close(a, c, **CLOSE)
@@ -427,6 +456,7 @@ def test_vmap_keeps_measures_by_run():
 
 
 # ---- tiled: memory
+
 
 class LargestTensor(TorchDispatchMode):
     """Watches every operation and keeps the size of the largest tensor that one made."""
@@ -458,6 +488,7 @@ def test_tiled_memory_is_linear_in_length_forward_and_backward(causal):
 
 # ---- errors
 
+
 @pytest.mark.parametrize("function", [scaled_dot_product_attention, tiled_attention])
 def test_attention_names_what_does_not_fit(function):
     query, key, value = (x.detach() for x in qkv())
@@ -466,11 +497,15 @@ def test_attention_names_what_does_not_fit(function):
         function(query[0], key, value)
     with pytest.raises(ValueError, match=rf"{name}: key_BHMK must be \(2, 3, M, 11\); got \(2, 3, 7, 5\)"):
         function(query, key[..., :5], value)
-    with pytest.raises(ValueError, match=rf"{name}: value_BHMK must be \(2, 3, 7, \.\.\.\); got \(2, 3, 6, 11\)"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: value_BHMK must be \(2, 3, 7, \.\.\.\); got \(2, 3, 6, 11\)"
+    ):
         function(query, key, value[:, :, :6])
     with pytest.raises(ValueError, match=rf"{name}: causal must be False when L != M; got L=5, M=7"):
         function(query, key, value, causal=True)
-    with pytest.raises(ValueError, match=rf"{name}: mask must be bool, True = may attend; got torch\.float32"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: mask must be bool, True = may attend; got torch\.float32"
+    ):
         function(query, key, value, mask=torch.zeros(L, M))
 
 
@@ -481,11 +516,15 @@ def test_tiled_attention_names_a_bad_tile():
 
 # ---- laws broken on purpose
 
-@pytest.mark.parametrize("broken", [
-    lambda q, k, v: F.softmax(q @ k.mT / K, -1) @ v,                        # scaled by 1/K, not 1/sqrt(K)
-    lambda q, k, v: F.softmax(q @ k.mT / math.sqrt(K), -2) @ v,             # normalised over queries: L for M
-    lambda q, k, v: F.softmax(q @ k.mT / math.sqrt(K), -1).detach() @ v + 0 * (q.sum() + k.sum()),
-])
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda q, k, v: F.softmax(q @ k.mT / K, -1) @ v,  # scaled by 1/K, not 1/sqrt(K)
+        lambda q, k, v: F.softmax(q @ k.mT / math.sqrt(K), -2) @ v,  # normalised over queries: L for M
+        lambda q, k, v: F.softmax(q @ k.mT / math.sqrt(K), -1).detach() @ v + 0 * (q.sum() + k.sum()),
+    ],
+)
 def test_broken_attention_is_caught(broken):
     with pytest.raises(AssertionError, match="not close"):
         assert_same(broken, F.scaled_dot_product_attention, qkv())
@@ -493,10 +532,16 @@ def test_broken_attention_is_caught(broken):
 
 # ---- many heads
 
+
 def mha_params(D=12, qk_norm=False, bias=True, seed=0):
-    params = {f"{n}.weight": randn(D, D, seed=seed + i) for i, n in enumerate(("query", "key", "value", "output"))}
+    params = {
+        f"{n}.weight": randn(D, D, seed=seed + i) for i, n in enumerate(("query", "key", "value", "output"))
+    }
     if bias:
-        params |= {f"{n}.bias": randn(D, seed=seed + 9 + i) for i, n in enumerate(("query", "key", "value", "output"))}
+        params |= {
+            f"{n}.bias": randn(D, seed=seed + 9 + i)
+            for i, n in enumerate(("query", "key", "value", "output"))
+        }
     if qk_norm:
         params |= {"query_norm.weight": randn(4, seed=31), "key_norm.weight": randn(4, seed=32)}
     return params
@@ -526,10 +571,13 @@ def test_multi_head_attention_equals_torch(cross, masked):
     torch.testing.assert_close(out, expected, **CLOSE)
     names = ("query", "key", "value", "output")
     weight = randn(*out.shape, seed=60, requires_grad=False)
-    ours = torch.autograd.grad(out, [x_BLD, *(params[f"{n}.{p}"] for p in ("weight", "bias") for n in names)], weight)
+    ours = torch.autograd.grad(
+        out, [x_BLD, *(params[f"{n}.{p}"] for p in ("weight", "bias") for n in names)], weight
+    )
     theirs = torch.autograd.grad(
         expected,
-        [x_BLD, module.in_proj_weight, module.out_proj.weight, module.in_proj_bias, module.out_proj.bias], weight,
+        [x_BLD, module.in_proj_weight, module.out_proj.weight, module.in_proj_bias, module.out_proj.bias],
+        weight,
     )
     torch.testing.assert_close(ours[0], theirs[0], **CLOSE)
     torch.testing.assert_close(torch.cat(ours[1:4]), theirs[1], **CLOSE)
@@ -543,13 +591,15 @@ def test_multi_head_attention_takes_params_without_bias():
     zero = {f"{n}.bias": torch.zeros(12, dtype=torch.float64) for n in ("query", "key", "value", "output")}
     x_BLD = randn(2, 5, 12)
     torch.testing.assert_close(
-        multi_head_attention(params, x_BLD, heads=3)[0], multi_head_attention(params | zero, x_BLD, heads=3)[0]
+        multi_head_attention(params, x_BLD, heads=3)[0],
+        multi_head_attention(params | zero, x_BLD, heads=3)[0],
     )
 
 
 def test_qk_norm_bounds_the_logit_whatever_the_weights():
-    params = mha_params(qk_norm=True) | {n: torch.ones(4, dtype=torch.float64)
-                                         for n in ("query_norm.weight", "key_norm.weight")}
+    params = mha_params(qk_norm=True) | {
+        n: torch.ones(4, dtype=torch.float64) for n in ("query_norm.weight", "key_norm.weight")
+    }
     params |= {n: params[n] * 1e3 for n in ("query.weight", "key.weight")}
     x_BLD = randn(2, 5, 12)
     _, measures = multi_head_attention(params, x_BLD, heads=3)
@@ -563,18 +613,27 @@ def test_qk_norm_equals_its_parts():
     params, x_BLD = mha_params(qk_norm=True), randn(2, 5, 12)
 
     def project(name):
-        return (x_BLD @ params[f"{name}.weight"].T + params[f"{name}.bias"]).reshape(2, 5, 3, 4).transpose(1, 2)
+        return (
+            (x_BLD @ params[f"{name}.weight"].T + params[f"{name}.bias"]).reshape(2, 5, 3, 4).transpose(1, 2)
+        )
 
     mixed = F.scaled_dot_product_attention(
         rms_norm(project("query"), params["query_norm.weight"]),
-        rms_norm(project("key"), params["key_norm.weight"]), project("value"), is_causal=True,
+        rms_norm(project("key"), params["key_norm.weight"]),
+        project("value"),
+        is_causal=True,
     )
     expected = mixed.transpose(1, 2).reshape(2, 5, 12) @ params["output.weight"].T + params["output.bias"]
-    torch.testing.assert_close(multi_head_attention(params, x_BLD, heads=3, causal=True)[0], expected, **CLOSE)
+    torch.testing.assert_close(
+        multi_head_attention(params, x_BLD, heads=3, causal=True)[0], expected, **CLOSE
+    )
 
 
 def test_multi_head_attention_under_vmap_equals_loop():
-    params_R = {k: torch.stack([v, v * 0.5, -v]).detach().requires_grad_() for k, v in mha_params(qk_norm=True).items()}
+    params_R = {
+        k: torch.stack([v, v * 0.5, -v]).detach().requires_grad_()
+        for k, v in mha_params(qk_norm=True).items()
+    }
     x_RBLD = randn(3, 2, 5, 12, seed=70, requires_grad=False)
 
     def objective(params, x_BLD):
@@ -585,8 +644,10 @@ def test_multi_head_attention_under_vmap_equals_loop():
     torch.testing.assert_close(losses_R, loop, **CLOSE)
     values = list(params_R.values())
     for a, b, c in zip(
-        torch.autograd.grad(losses_R.sum(), values), torch.autograd.grad(loop.sum(), values),
-        vmap(grad(objective))(params_R, x_RBLD).values(), strict=True,
+        torch.autograd.grad(losses_R.sum(), values),
+        torch.autograd.grad(loop.sum(), values),
+        vmap(grad(objective))(params_R, x_RBLD).values(),
+        strict=True,
     ):
         torch.testing.assert_close(a, b, **CLOSE)
         torch.testing.assert_close(c, b, **CLOSE)
@@ -597,5 +658,7 @@ def test_multi_head_attention_names_what_does_not_fit():
         multi_head_attention(mha_params(), randn(2, 5, 12), heads=5)
     params = mha_params(qk_norm=True)
     del params["key_norm.weight"]
-    with pytest.raises(ValueError, match=r"must hold both query_norm\.weight and key_norm\.weight, .*; got only"):
+    with pytest.raises(
+        ValueError, match=r"must hold both query_norm\.weight and key_norm\.weight, .*; got only"
+    ):
         multi_head_attention(params, randn(2, 5, 12), heads=3)

@@ -57,7 +57,9 @@ def test_hand_values():
     clipped, norm_preclip = clip_by_value(torch.tensor([-6.0, 1.0, 8.0]), 2.0)
     assert clipped.tolist() == [-2, 1, 2]
     assert norm_preclip == pytest.approx(math.sqrt(101))
-    clipped, norm_preclip = clip_adaptive(torch.tensor([[6.0, 8.0], [0.0, 1.0]]), torch.tensor([[3.0, 4.0]] * 2), 0.5)
+    clipped, norm_preclip = clip_adaptive(
+        torch.tensor([[6.0, 8.0], [0.0, 1.0]]), torch.tensor([[3.0, 4.0]] * 2), 0.5
+    )
     assert clipped.tolist() == [[1.5, 2.0], [0.0, 1.0]]  # rows of norm 10 and 1 against a limit of 2.5
 
 
@@ -172,7 +174,9 @@ def test_clip_adaptive_equals_the_definition_unit_by_unit(scale, clip_factor):
         expected = adaptive_reference(grad.numpy(), param.numpy(), clip_factor, 1e-3)
         np.testing.assert_allclose(mine.numpy(), expected, rtol=1e-12)
     names = [f"w{i}" for i in range(len(grads))]
-    by_name, _ = clip_adaptive(dict(zip(names, grads, strict=True)), dict(zip(names, params, strict=True)), clip_factor)
+    by_name, _ = clip_adaptive(
+        dict(zip(names, grads, strict=True)), dict(zip(names, params, strict=True)), clip_factor
+    )
     assert all(torch.equal(by_name[name], mine) for name, mine in zip(names, clipped, strict=True))
 
 
@@ -186,7 +190,9 @@ def test_half_precision_norm_is_summed_in_float32():
     assert float(clipped.float().norm()) == pytest.approx(1, rel=2e-3)  # float16 has 11 bits
 
 
-@pytest.mark.parametrize("clip", [clip_by_global_norm, clip_by_value, lambda g, c: clip_adaptive(g, g.flip(0) + 1, c)])
+@pytest.mark.parametrize(
+    "clip", [clip_by_global_norm, clip_by_value, lambda g, c: clip_adaptive(g, g.flip(0) + 1, c)]
+)
 def test_vmap_over_runs_equals_the_loop(clip):
     generator = torch.Generator().manual_seed(6)
     grad_RP = torch.randn(5, 13, generator=generator) * torch.logspace(-2, 2, 5)[:, None]
@@ -194,7 +200,9 @@ def test_vmap_over_runs_equals_the_loop(clip):
     clipped_RP, norm_R = torch.vmap(clip)(grad_RP, limit_R)
     for run in range(5):
         clipped, norm_preclip = clip(grad_RP[run], limit_R[run])
-        torch.testing.assert_close(clipped_RP[run], clipped, rtol=1e-6, atol=0)  # float32, another summing order
+        torch.testing.assert_close(
+            clipped_RP[run], clipped, rtol=1e-6, atol=0
+        )  # float32, another summing order
         torch.testing.assert_close(norm_R[run], norm_preclip, rtol=1e-6, atol=0)
 
 

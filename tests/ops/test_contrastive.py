@@ -57,7 +57,7 @@ def test_info_nce_equals_cross_entropy_on_values_and_gradients(ours, reference, 
     left, right = ours(*inputs, temperature), reference(*inputs, temperature)
     torch.testing.assert_close(left, right, **CLOSE)
     for a, b in zip(torch.autograd.grad(left, inputs), torch.autograd.grad(right, inputs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)     # gradients are up to 100 times the inputs
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)  # gradients are up to 100 times the inputs
 
 
 @pytest.mark.parametrize(("ours", "reference", "rows"), CASES)
@@ -85,7 +85,7 @@ def test_info_nce_of_a_collapsed_encoder_is_chance(ours, reference, rows):
 @pytest.mark.parametrize(("ours", "reference", "rows"), CASES)
 def test_info_nce_extremes(ours, reference, rows):
     inputs = [torch.eye(B, E) * 100, torch.eye(B, E) * 100, torch.zeros(C, E)][: len(rows)]
-    assert ours(*inputs, 1.0).item() == 0.0                  # similarities of 1e4 on the diagonal
+    assert ours(*inputs, 1.0).item() == 0.0  # similarities of 1e4 on the diagonal
     inputs[0] = inputs[0].clone()
     inputs[0][1, 1] = torch.nan
     assert ours(*inputs, 1.0).isnan()
@@ -114,7 +114,9 @@ def test_cpc_scores_equal_the_triple_sum():
     torch.testing.assert_close(
         cpc_scores(context, future, weight), torch.einsum("id,de,je->ij", context, weight, future), **CLOSE
     )
-    torch.testing.assert_close(cpc_scores(context, future, weight)[1, 2], context[1] @ weight @ future[2], **CLOSE)
+    torch.testing.assert_close(
+        cpc_scores(context, future, weight)[1, 2], context[1] @ weight @ future[2], **CLOSE
+    )
     assert gradcheck(cpc_scores, (context, future, weight))
 
 
@@ -156,16 +158,22 @@ def test_uniformity_of_a_collapsed_set_is_zero_and_low_when_spread():
 
 def test_contrastive_functions_name_what_does_not_fit():
     x = torch.zeros(B, E)
-    with pytest.raises(ValueError, match=r"info_nce: positive_BE must be \(B, E\) like .*, \(5, 11\); got \(5, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"info_nce: positive_BE must be \(B, E\) like .*, \(5, 11\); got \(5, 3\)"
+    ):
         info_nce(x, torch.zeros(B, 3), x, 1.0)
     with pytest.raises(ValueError, match=r"info_nce: negatives_CE must be \(C, 11\); got \(7, 3\)"):
         info_nce(x, x, torch.zeros(C, 3), 1.0)
     for function, name in ((info_nce_in_batch, "key_BE"), (info_nce_symmetric, "y_BE")):
-        with pytest.raises(ValueError, match=rf"{function.__name__}: {name} must be \(B, E\) like .*; got \(7, 11\)"):
+        with pytest.raises(
+            ValueError, match=rf"{function.__name__}: {name} must be \(B, E\) like .*; got \(7, 11\)"
+        ):
             function(x, torch.zeros(C, E), 1.0)
     with pytest.raises(ValueError, match=r"alignment: y_BE must be \(B, E\) like .*; got \(7, 11\)"):
         alignment(x, torch.zeros(C, E))
-    with pytest.raises(ValueError, match=r"cpc_scores: future_BE must have the batch of context_BD, 5; got 7"):
+    with pytest.raises(
+        ValueError, match=r"cpc_scores: future_BE must have the batch of context_BD, 5; got 7"
+    ):
         cpc_scores(x, torch.zeros(C, D), torch.zeros(E, D))
     with pytest.raises(ValueError, match=r"cpc_scores: weight_DE must be \(11, 3\); got \(3, 11\)"):
         cpc_scores(x, torch.zeros(B, D), torch.zeros(D, E))
@@ -173,14 +181,17 @@ def test_contrastive_functions_name_what_does_not_fit():
         uniformity(x[:1])
 
 
-@pytest.mark.parametrize("objective", [
-    lambda x, y: info_nce(x, y, y[:3] + 1, 0.5),
-    lambda x, y: info_nce_in_batch(x, y, 0.5),
-    lambda x, y: info_nce_symmetric(x, y, 0.5),
-    lambda x, y: cpc_scores(x, y, torch.eye(E, dtype=torch.float64)).square().sum(),
-    alignment,
-    lambda x, y: uniformity(x + y),
-])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda x, y: info_nce(x, y, y[:3] + 1, 0.5),
+        lambda x, y: info_nce_in_batch(x, y, 0.5),
+        lambda x, y: info_nce_symmetric(x, y, 0.5),
+        lambda x, y: cpc_scores(x, y, torch.eye(E, dtype=torch.float64)).square().sum(),
+        alignment,
+        lambda x, y: uniformity(x + y),
+    ],
+)
 def test_contrastive_under_vmap_equals_loop(objective):
     x_RBE, y_RBE = randn(3, B, E), randn(3, B, E, seed=1, requires_grad=False)
     losses_R = vmap(objective)(x_RBE, y_RBE)
@@ -191,10 +202,13 @@ def test_contrastive_under_vmap_equals_loop(objective):
     torch.testing.assert_close(vmap(grad(objective))(x_RBE, y_RBE), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("broken", [
-    lambda x, y, tau: F.cross_entropy(y @ x.T / tau, torch.arange(B)),       # query and key swapped
-    lambda x, y, tau: F.cross_entropy(x @ y.T * tau, torch.arange(B)),       # multiplied by the temperature
-])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda x, y, tau: F.cross_entropy(y @ x.T / tau, torch.arange(B)),  # query and key swapped
+        lambda x, y, tau: F.cross_entropy(x @ y.T * tau, torch.arange(B)),  # multiplied by the temperature
+    ],
+)
 def test_a_broken_info_nce_is_caught(broken):
     x, y = randn(B, E), randn(B, E, seed=1)
     with pytest.raises(AssertionError, match="not close"):

@@ -35,7 +35,9 @@ def test_linear_equals_torch(shape):
 
 
 def test_linear_names_the_widths_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"linear: x must be \(\.\.\., 3\) for a weight \(5, 3\); got \(2, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"linear: x must be \(\.\.\., 3\) for a weight \(5, 3\); got \(2, 5\)"
+    ):
         linear(torch.zeros(2, 5), torch.zeros(5, 3))
 
 
@@ -71,7 +73,9 @@ def test_derivatives_by_hand_agree_with_finite_differences(check):
 def test_layer_norm_gradient_has_no_shift_and_no_stretch():
     # The output does not feel x + c or c x (eps aside), so the gradient is orthogonal to both directions.
     x = randn(7, 11)
-    (gradient,) = torch.autograd.grad(layer_norm(x, torch.ones(11), torch.zeros(11), eps=0.0), x, randn(7, 11, seed=1))
+    (gradient,) = torch.autograd.grad(
+        layer_norm(x, torch.ones(11), torch.zeros(11), eps=0.0), x, randn(7, 11, seed=1)
+    )
     torch.testing.assert_close(gradient.sum(-1), torch.zeros(7, dtype=torch.float64), **CLOSE)
     centred = x - x.mean(-1, keepdim=True)
     torch.testing.assert_close((gradient * centred).sum(-1), torch.zeros(7, dtype=torch.float64), **CLOSE)
@@ -112,7 +116,9 @@ def test_embedding_equals_torch_on_values_and_gradients():
 
 
 def test_embedding_asks_for_integers():
-    with pytest.raises(ValueError, match=r"embedding: tokens must be integers; got torch\.float32\. Use tokens"):
+    with pytest.raises(
+        ValueError, match=r"embedding: tokens must be integers; got torch\.float32\. Use tokens"
+    ):
         embedding(torch.zeros(3, 2), torch.zeros(2))
 
 
@@ -153,7 +159,7 @@ def test_vmap_equals_loop_and_both_ways_of_taking_gradients():
     expected = torch.autograd.grad(torch.stack(loop).sum(), list(params.values()))
     losses_R = vmap(whole_layer)(params, x_RBLD)
     torch.testing.assert_close(losses_R, torch.stack(loop), **CLOSE)
-    outside = torch.autograd.grad(losses_R.sum(), list(params.values()))      # vmap forward, one backward
+    outside = torch.autograd.grad(losses_R.sum(), list(params.values()))  # vmap forward, one backward
     inside = vmap(grad(whole_layer))(params, x_RBLD)
     for a, b, c in zip(outside, inside.values(), expected, strict=True):
         torch.testing.assert_close(a, c, **CLOSE)

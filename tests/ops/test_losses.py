@@ -48,6 +48,7 @@ def gradient(function, x):
 
 # ---- log-sum-exp, log-softmax
 
+
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_log_sum_exp_and_log_softmax_equal_torch(dim):
     x, weight = randn(3, 5), randn(3, 5, seed=1, requires_grad=False)
@@ -57,7 +58,9 @@ def test_log_sum_exp_and_log_softmax_equal_torch(dim):
     ):
         torch.testing.assert_close(ours(x), theirs(x), **CLOSE)
         torch.testing.assert_close(
-            gradient(lambda x, f=ours: f(x).sin().sum(), x), gradient(lambda x, f=theirs: f(x).sin().sum(), x), **CLOSE
+            gradient(lambda x, f=ours: f(x).sin().sum(), x),
+            gradient(lambda x, f=theirs: f(x).sin().sum(), x),
+            **CLOSE,
         )
 
 
@@ -69,7 +72,7 @@ def test_log_sum_exp_derivatives(check):
 
 def test_log_softmax_keeps_what_the_log_of_softmax_loses():
     scores = torch.tensor([0.0, 200.0])
-    assert softmax(scores).log().tolist() == [-math.inf, 0.0]     # PHENOMENA, wrong 11
+    assert softmax(scores).log().tolist() == [-math.inf, 0.0]  # PHENOMENA, wrong 11
     assert log_softmax(scores).tolist() == [-200.0, 0.0]
     assert log_sum_exp(torch.tensor([1000.0])).item() == 1000.0
     assert torch.tensor(1000.0).exp().log().item() == math.inf
@@ -83,6 +86,7 @@ def test_log_sum_exp_hides_nothing(bad):
 
 # ---- cross-entropy
 
+
 def test_cross_entropy_by_hand():
     # softmax(0, ln 3) = (1/4, 3/4): -ln(1/4) and -ln(3/4); their mean
     logits_NV = torch.tensor([[0.0, math.log(3.0)], [0.0, math.log(3.0)]])
@@ -95,8 +99,12 @@ def test_cross_entropy_by_hand():
 
 @settings(max_examples=50, deadline=None)
 @given(
-    n=st.sampled_from([1, 2, 7]), v=st.sampled_from([1, 2, 11, 101]), size=st.sampled_from([1e-3, 1.0, 1e4]),
-    smoothing=st.sampled_from([0.0, 0.1, 1.0]), ignore=st.booleans(), seed=st.integers(0, 99),
+    n=st.sampled_from([1, 2, 7]),
+    v=st.sampled_from([1, 2, 11, 101]),
+    size=st.sampled_from([1e-3, 1.0, 1e4]),
+    smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    ignore=st.booleans(),
+    seed=st.integers(0, 99),
 )
 def test_cross_entropy_equals_torch_on_values_and_gradients(n, v, size, smoothing, ignore, seed):
     logits_NV = (randn(n, v, seed=seed).detach() * size).requires_grad_()
@@ -126,7 +134,9 @@ def test_cross_entropy_gradient_by_hand_is_the_gradient(options, ignored):
 def test_z_loss_adds_the_mean_square_of_log_z():
     logits_NV, targets_N = randn(N, V), some_targets(ignored=(2,))
     kept = targets_N != -100
-    expected = F.cross_entropy(logits_NV, targets_N) + 0.3 * torch.logsumexp(logits_NV, -1)[kept].square().mean()
+    expected = (
+        F.cross_entropy(logits_NV, targets_N) + 0.3 * torch.logsumexp(logits_NV, -1)[kept].square().mean()
+    )
     loss_nats, measures = cross_entropy(logits_NV, targets_N, z_loss=0.3)
     torch.testing.assert_close(loss_nats, expected, **CLOSE)
     torch.testing.assert_close(measures.log_z, torch.logsumexp(logits_NV, -1)[kept].mean().detach(), **CLOSE)
@@ -139,7 +149,9 @@ def test_cross_entropy_takes_knobs_as_tensors():
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in knobs.items()}
     for options in (knobs, tensors):
         torch.testing.assert_close(
-            cross_entropy(logits_NV, targets_N, **options)[0], cross_entropy(logits_NV, targets_N, **knobs)[0], **CLOSE
+            cross_entropy(logits_NV, targets_N, **options)[0],
+            cross_entropy(logits_NV, targets_N, **knobs)[0],
+            **CLOSE,
         )
 
 
@@ -158,7 +170,8 @@ def test_another_ignore_index():
     ignored = int(targets_N[0])
     torch.testing.assert_close(
         cross_entropy(logits_NV, targets_N, ignore_index=ignored)[0],
-        F.cross_entropy(logits_NV, targets_N, ignore_index=ignored), **CLOSE,
+        F.cross_entropy(logits_NV, targets_N, ignore_index=ignored),
+        **CLOSE,
     )
 
 
@@ -169,7 +182,9 @@ def test_cross_entropy_extremes_in_float32():
     # At a gap beyond the clamp of exp a gradient may be off by exp(-60), about 1e-26, and no more.
     torch.testing.assert_close(
         cross_entropy_grad(logits_NV, torch.tensor([1, 0])),
-        torch.tensor([[0.5, -0.5, 0.0], [-0.5, 0.5, 0.0]]), rtol=0, atol=1e-20,
+        torch.tensor([[0.5, -0.5, 0.0], [-0.5, 0.5, 0.0]]),
+        rtol=0,
+        atol=1e-20,
     )
 
 
@@ -179,7 +194,7 @@ def test_a_small_loss_keeps_its_digits_at_large_logits():
     for loss_nats in (cross_entropy(shifted_NV, torch.tensor([1]))[0], -log_softmax(shifted_NV)[0, 1]):
         assert loss_nats.item() == pytest.approx(math.log1p(math.exp(-3)), rel=1e-6)
     naive = log_sum_exp(shifted_NV)[0] - shifted_NV[0, 1]
-    assert abs(naive.item() - math.log1p(math.exp(-3))) > 1e-5      # the law broken on purpose
+    assert abs(naive.item() - math.log1p(math.exp(-3))) > 1e-5  # the law broken on purpose
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -187,17 +202,25 @@ def test_cross_entropy_hides_nothing(bad):
     logits_NV = torch.zeros(3, 5)
     logits_NV[1, 2] = bad
     assert cross_entropy(logits_NV, torch.tensor([0, 0, 0]))[0].isnan()
-    assert cross_entropy(logits_NV, torch.tensor([0, -100, 0]))[0].item() == pytest.approx(math.log(5), rel=1e-6)
+    assert cross_entropy(logits_NV, torch.tensor([0, -100, 0]))[0].item() == pytest.approx(
+        math.log(5), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("function", [cross_entropy, cross_entropy_grad])
 def test_cross_entropy_names_what_does_not_fit(function):
     name = function.__name__
-    with pytest.raises(ValueError, match=rf"{name}: logits_NV must have 2 axes \(N, V\); got \(2, 3, 5\)\. Flatten"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: logits_NV must have 2 axes \(N, V\); got \(2, 3, 5\)\. Flatten"
+    ):
         function(torch.zeros(2, 3, 5), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=rf"{name}: targets_N must be \(3,\), one per row of logits; got \(2,\)"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: targets_N must be \(3,\), one per row of logits; got \(2,\)"
+    ):
         function(torch.zeros(3, 5), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=rf"{name}: targets_N must be integer class numbers; got torch\.float32"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: targets_N must be integer class numbers; got torch\.float32"
+    ):
         function(torch.zeros(3, 5), torch.zeros(3))
 
 
@@ -217,22 +240,27 @@ def test_cross_entropy_vmap_equals_loop_and_both_ways_of_taking_gradients(axes, 
     def pick(x, axis, r):
         return x if axis is None else x.select(axis, r)
 
-    loop = torch.stack([
-        objective(pick(logits, axes[0], r), pick(targets, axes[1], r), pick(smoothing, knob_axis, r)) for r in range(R)
-    ])
+    loop = torch.stack(
+        [
+            objective(pick(logits, axes[0], r), pick(targets, axes[1], r), pick(smoothing, knob_axis, r))
+            for r in range(R)
+        ]
+    )
     in_dims = (*axes, knob_axis)
     losses_R = vmap(objective, in_dims=in_dims)(logits, targets, smoothing)
     torch.testing.assert_close(losses_R, loop, **CLOSE)
     expected = torch.autograd.grad(loop.sum(), logits)[0]
     torch.testing.assert_close(torch.autograd.grad(losses_R.sum(), logits)[0], expected, **CLOSE)
     inside = vmap(grad(objective), in_dims=in_dims)(logits, targets, smoothing)
-    torch.testing.assert_close(inside.sum(0) if axes[0] is None else inside.movedim(0, axes[0]), expected, **CLOSE)
+    torch.testing.assert_close(
+        inside.sum(0) if axes[0] is None else inside.movedim(0, axes[0]), expected, **CLOSE
+    )
 
 
 def test_a_broken_cross_entropy_is_caught():
     logits_NV, targets_N = randn(N, V), some_targets(ignored=(0,))
 
-    def broken(logits_NV):      # the law broken on purpose: divided by all rows, ignored ones included
+    def broken(logits_NV):  # the law broken on purpose: divided by all rows, ignored ones included
         return -log_softmax(logits_NV)[1:].gather(-1, targets_N[1:, None]).sum() / N
 
     with pytest.raises(AssertionError, match="not close"):
@@ -240,6 +268,7 @@ def test_a_broken_cross_entropy_is_caught():
 
 
 # ---- binary cross-entropy
+
 
 @pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
 def test_binary_cross_entropy_equals_torch(size):
@@ -268,14 +297,20 @@ def test_binary_cross_entropy_derivatives_and_extremes():
 
 # ---- distillation
 
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, torch.tensor(3.0, dtype=torch.float64)])
 def test_kl_distillation_equals_torch(temperature):
     student_NV, teacher_NV = randn(N, V), randn(N, V, seed=1, requires_grad=False)
 
     def theirs(student_NV):
-        return F.kl_div(
-            F.log_softmax(student_NV / temperature, -1), F.softmax(teacher_NV / temperature, -1), reduction="batchmean"
-        ) * temperature**2
+        return (
+            F.kl_div(
+                F.log_softmax(student_NV / temperature, -1),
+                F.softmax(teacher_NV / temperature, -1),
+                reduction="batchmean",
+            )
+            * temperature**2
+        )
 
     ours = lambda x: kl_distillation(x, teacher_NV, temperature)  # noqa: E731
     torch.testing.assert_close(ours(student_NV), theirs(student_NV), **CLOSE)
@@ -292,7 +327,8 @@ def test_kl_distillation_is_zero_for_the_teacher_itself():
 
 def test_t_squared_keeps_the_gradient_about_constant_in_t():
     # PHENOMENA, exact values: without T^2 it falls .094 -> .0019 from T = 1 to 8, about 1/T^2 (50-fold);
-    # with it it stays within a third. Ten classes, logits of standard deviation 2; the effect, not the digits.
+    # with it it stays within a third. Ten classes, logits of standard deviation 2; the effect, not the
+    # digits.
     student_NV, teacher_NV = 2 * randn(64, 10).detach(), 2 * randn(64, 10, seed=1).detach()
     with_it = [kl_distillation_grad(student_NV, teacher_NV, t).norm().item() for t in (1.0, 2.0, 4.0, 8.0)]
     without = [size / t**2 for size, t in zip(with_it, (1.0, 2.0, 4.0, 8.0), strict=True)]
@@ -302,28 +338,44 @@ def test_t_squared_keeps_the_gradient_about_constant_in_t():
 
 def test_mse_distillation_equals_torch():
     student_NV, teacher_NV = randn(N, V), randn(N, V, seed=1, requires_grad=False)
-    torch.testing.assert_close(mse_distillation(student_NV, teacher_NV), F.mse_loss(student_NV, teacher_NV), **CLOSE)
+    torch.testing.assert_close(
+        mse_distillation(student_NV, teacher_NV), F.mse_loss(student_NV, teacher_NV), **CLOSE
+    )
     expected = gradient(lambda x: F.mse_loss(x, teacher_NV), student_NV)
-    torch.testing.assert_close(gradient(lambda x: mse_distillation(x, teacher_NV), student_NV), expected, **CLOSE)
+    torch.testing.assert_close(
+        gradient(lambda x: mse_distillation(x, teacher_NV), student_NV), expected, **CLOSE
+    )
     torch.testing.assert_close(mse_distillation_grad(student_NV.detach(), teacher_NV), expected, **CLOSE)
 
 
-@pytest.mark.parametrize(("function", "extra", "partner"), [
-    (kl_distillation, (2.0,), "teacher_NV"), (kl_distillation_grad, (2.0,), "teacher_NV"),
-    (mse_distillation, (), "teacher_NV"), (mse_distillation_grad, (), "teacher_NV"),
-    (binary_cross_entropy_with_logits, (), "targets"), (binary_cross_entropy_with_logits_grad, (), "targets"),
-])
+@pytest.mark.parametrize(
+    ("function", "extra", "partner"),
+    [
+        (kl_distillation, (2.0,), "teacher_NV"),
+        (kl_distillation_grad, (2.0,), "teacher_NV"),
+        (mse_distillation, (), "teacher_NV"),
+        (mse_distillation_grad, (), "teacher_NV"),
+        (binary_cross_entropy_with_logits, (), "targets"),
+        (binary_cross_entropy_with_logits_grad, (), "targets"),
+    ],
+)
 def test_losses_of_a_pair_ask_for_equal_shapes(function, extra, partner):
-    with pytest.raises(ValueError, match=rf"{function.__name__}: {partner} must have the shape of .*; got \(3, 1\)"):
+    with pytest.raises(
+        ValueError, match=rf"{function.__name__}: {partner} must have the shape of .*; got \(3, 1\)"
+    ):
         function(torch.zeros(3, 5), torch.zeros(3, 1), *extra)
 
 
 # ---- penalties, and everything under vmap
 
-@pytest.mark.parametrize(("penalty", "by_hand", "reference"), [
-    (l1_penalty, l1_penalty_grad, lambda x, s: s * x.norm(1)),
-    (l2_penalty, l2_penalty_grad, lambda x, s: s / 2 * x.norm(2) ** 2),
-])
+
+@pytest.mark.parametrize(
+    ("penalty", "by_hand", "reference"),
+    [
+        (l1_penalty, l1_penalty_grad, lambda x, s: s * x.norm(1)),
+        (l2_penalty, l2_penalty_grad, lambda x, s: s / 2 * x.norm(2) ** 2),
+    ],
+)
 def test_penalties_equal_norms_and_their_gradients(penalty, by_hand, reference):
     x = randn(3, 5)
     torch.testing.assert_close(penalty(x, 0.3), reference(x, 0.3), **CLOSE)
@@ -332,13 +384,16 @@ def test_penalties_equal_norms_and_their_gradients(penalty, by_hand, reference):
     assert (gradient(lambda x: penalty(x, 0.3), torch.zeros(2, requires_grad=True)) == 0).all()
 
 
-@pytest.mark.parametrize("objective", [
-    lambda x, y: binary_cross_entropy_with_logits(x, y.sigmoid()),
-    lambda x, y: kl_distillation(x, y, 2.0),
-    mse_distillation,
-    lambda x, y: (log_softmax(x, 0) * y).sum(),
-    lambda x, y: l1_penalty(x, 0.1) + l2_penalty(y, 0.1) + x.sum() * 0,
-])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda x, y: binary_cross_entropy_with_logits(x, y.sigmoid()),
+        lambda x, y: kl_distillation(x, y, 2.0),
+        mse_distillation,
+        lambda x, y: (log_softmax(x, 0) * y).sum(),
+        lambda x, y: l1_penalty(x, 0.1) + l2_penalty(y, 0.1) + x.sum() * 0,
+    ],
+)
 def test_losses_under_vmap_equal_loop(objective):
     x_RNV, y_RNV = randn(3, N, V), randn(3, N, V, seed=1, requires_grad=False)
     losses_R = vmap(objective)(x_RNV, y_RNV)

@@ -25,10 +25,7 @@ REFERENCES = {
         lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8, nesterov=True),
         {"lr": 0.01, "beta1": 0.8},
     ),
-    "rmsprop": (
-        lambda p: torch.optim.RMSprop(p, lr=0.003, alpha=0.95),
-        {"lr": 0.003, "beta2": 0.95},
-    ),
+    "rmsprop": (lambda p: torch.optim.RMSprop(p, lr=0.003, alpha=0.95), {"lr": 0.003, "beta2": 0.95}),
     "adam": (
         lambda p: torch.optim.Adam(p, lr=0.003, betas=(0.8, 0.99)),
         {"lr": 0.003, "beta1": 0.8, "beta2": 0.99},
@@ -107,7 +104,9 @@ def test_adam_without_bias_correction_takes_the_steps_that_the_formula_says():
         param, state = torch.zeros(1, dtype=torch.float64), adam_init(torch.zeros(1, dtype=torch.float64))
         for t in range(1, 101):
             grad = torch.full((1,), 17.0, dtype=torch.float64)
-            new, state, measured = adam_step(param, grad, state, lr=0.1, beta2=beta2, eps=0.0, bias_correction=False)
+            new, state, measured = adam_step(
+                param, grad, state, lr=0.1, beta2=beta2, eps=0.0, bias_correction=False
+            )
             ratio = float(param - new) / 0.1
             assert ratio == pytest.approx((1 - 0.9**t) / math.sqrt(1 - beta2**t), rel=1e-9)
             assert float(measured.update_rms) == pytest.approx(ratio, rel=1e-9)
@@ -121,7 +120,9 @@ def test_bias_correction_as_a_tensor_chooses_per_run():
     for flag in (True, False):
         by_bool = adam_step(param, grad, adam_init(param), lr=0.1, bias_correction=flag)
         by_tensor = adam_step(param, grad, adam_init(param), lr=0.1, bias_correction=torch.tensor(flag))
-        torch.testing.assert_close(by_bool[0], by_tensor[0], rtol=1e-6, atol=0)  # float64 scalar or none: 1 ulp
+        torch.testing.assert_close(
+            by_bool[0], by_tensor[0], rtol=1e-6, atol=0
+        )  # float64 scalar or none: 1 ulp
         torch.testing.assert_close(by_bool[2], by_tensor[2], rtol=1e-6, atol=0)
 
 
@@ -135,7 +136,9 @@ def test_amsgrad_finds_the_optimum_that_adam_walks_away_from(bias_correction):
         for t in range(1, 6001):
             grad = torch.tensor(3.0 if t % 3 == 1 else -1.0, dtype=torch.float64)
             hyper = {"lr": 0.5 / math.sqrt(t), "beta1": 0.0, "beta2": 1 / (1 + 3**2)}
-            param, state, _ = OPTIMIZERS[name].step(param, grad, state, **hyper, bias_correction=bias_correction)
+            param, state, _ = OPTIMIZERS[name].step(
+                param, grad, state, **hyper, bias_correction=bias_correction
+            )
             param = param.clamp(-1, 1)
         ends[name] = float(param)
     # The last steps are up to 0.5 / sqrt(6000) = 0.006 long, and three of them make one cycle.
@@ -185,7 +188,9 @@ def test_independent_decay_is_not_multiplied_by_lr():
         coupled = adamw_step(param, grad, adam_init(param), lr=lr, weight_decay=0.1)[0]
         torch.testing.assert_close(coupled, param * (1 - 0.1 * lr))
     moving = torch.randn(3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    independent = optimizers.adamw_independent_step(param, moving, adam_init(param), lr=0.1, weight_decay=0.02)[0]
+    independent = optimizers.adamw_independent_step(
+        param, moving, adam_init(param), lr=0.1, weight_decay=0.02
+    )[0]
     coupled = adamw_step(param, moving, adam_init(param), lr=0.1, weight_decay=0.2)[0]
     torch.testing.assert_close(independent, coupled)
 
@@ -272,7 +277,10 @@ def test_a_tensor_hyperparameter_equals_the_number(name):
     )
     optimizer = OPTIMIZERS[name]
     hyper = {"lr": 0.03, **optimizer.hyperparameters}
-    tensors = {key: torch.tensor(value, dtype=None if value is True else torch.float64) for key, value in hyper.items()}
+    tensors = {
+        key: torch.tensor(value, dtype=None if value is True else torch.float64)
+        for key, value in hyper.items()
+    }
     by_number, by_tensor = (param, optimizer.init(param)), (param, optimizer.init(param))
     for _ in range(20):
         by_number = optimizer.step(by_number[0], grad, by_number[1], **hyper)
@@ -328,7 +336,9 @@ def test_registry_names_every_hyperparameter_with_its_default(name):
     optimizer = OPTIMIZERS[name]
     signature = inspect.signature(optimizer.step).parameters
     keywords = {k: p.default for k, p in signature.items() if p.kind is p.KEYWORD_ONLY}
-    assert {k: v for k, v in keywords.items() if k not in ("lr", "measure", "out")} == optimizer.hyperparameters
+    assert {
+        k: v for k, v in keywords.items() if k not in ("lr", "measure", "out")
+    } == optimizer.hyperparameters
 
 
 @pytest.mark.parametrize("name", [name for name, optimizer in OPTIMIZERS.items() if not optimizer.per_tensor])
@@ -387,7 +397,9 @@ def test_step_refuses_another_shape_and_another_optimizers_state():
     param = torch.ones(3)
     with pytest.raises(ValueError, match=r"adam_step: grad must be of param's shape \(3,\); got \(2,\)"):
         adam_step(param, torch.ones(2), adam_init(param), lr=0.1)
-    with pytest.raises(ValueError, match=r"amsgrad_step: state must be a dict of .*Make it with amsgrad_init"):
+    with pytest.raises(
+        ValueError, match=r"amsgrad_step: state must be a dict of .*Make it with amsgrad_init"
+    ):
         amsgrad_step(param, param, adam_init(param), lr=0.1)
 
 
@@ -417,6 +429,8 @@ def test_a_broken_bias_correction_is_caught(monkeypatch):
 def test_a_lerp_that_loses_infinity_would_be_caught():
     # An infinite gradient leaves v infinite (the update is 0 there), and does not turn it into NaN later.
     param = torch.ones(2)
-    _, state, _ = optimizers.rmsprop_step(param, torch.tensor([math.inf, 1.0]), optimizers.rmsprop_init(param), lr=0.1)
+    _, state, _ = optimizers.rmsprop_step(
+        param, torch.tensor([math.inf, 1.0]), optimizers.rmsprop_init(param), lr=0.1
+    )
     _, state, _ = optimizers.rmsprop_step(param, torch.ones(2), state, lr=0.1)
     assert state["second_moment"][0] == math.inf

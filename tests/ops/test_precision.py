@@ -89,8 +89,12 @@ def test_stochastic_rounding_under_vmap_equals_the_loop_and_a_seed_repeats():
     x_RP = torch.randn(3, 11, generator=torch.Generator().manual_seed(1))
     noise_RP = torch.rand(3, 11, generator=torch.Generator().manual_seed(2))
     together = torch.vmap(lambda x, n: stochastic_round_to_bf16(x, noise=n))(x_RP, noise_RP)
-    assert all(torch.equal(together[r], stochastic_round_to_bf16(x_RP[r], noise=noise_RP[r])) for r in range(3))
-    first, second = (stochastic_round_to_bf16(x_RP, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(
+        torch.equal(together[r], stochastic_round_to_bf16(x_RP[r], noise=noise_RP[r])) for r in range(3)
+    )
+    first, second = (
+        stochastic_round_to_bf16(x_RP, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+    )
     assert torch.equal(first, second)
 
 

@@ -93,10 +93,14 @@ def test_inverse_sqrt_equals_the_formula_of_the_paper_scaled_to_peak_1():
     close(inverse_sqrt(STEPS.double(), 29), reference(lambda o: lr_scheduler.LambdaLR(o, rate)))
 
 
-@pytest.mark.parametrize(("factor", "patience", "threshold"), [(0.1, 10, 1e-4), (0.5, 0, 0.0), (0.9, 3, 0.05)])
+@pytest.mark.parametrize(
+    ("factor", "patience", "threshold"), [(0.1, 10, 1e-4), (0.5, 0, 0.0), (0.9, 3, 0.05)]
+)
 def test_reduce_on_plateau_equals_torch(factor, patience, threshold):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    twin = lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=patience, threshold=threshold, eps=0.0)
+    twin = lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=factor, patience=patience, threshold=threshold, eps=0.0
+    )
     generator = torch.Generator().manual_seed(0)
     state, reductions, multiplier = plateau_state(), 0, torch.ones(())
     for step in range(500):
@@ -104,7 +108,9 @@ def test_reduce_on_plateau_equals_torch(factor, patience, threshold):
         loss = 5.0 / (1 + step // 40) + 0.1 * float(torch.rand((), generator=generator))
         loss = math.nan if step % 97 == 50 else float(torch.tensor(loss))
         before = multiplier
-        state, multiplier = reduce_on_plateau(state, loss, factor=factor, patience=patience, threshold=threshold)
+        state, multiplier = reduce_on_plateau(
+            state, loss, factor=factor, patience=patience, threshold=threshold
+        )
         twin.step(loss)
         reductions += int(multiplier < before)
         # The multiplier is float32: one rounding for each reduction; below 1e-37 it becomes denormal, then 0.
@@ -138,7 +144,9 @@ def test_lengths_may_be_batched_over_runs(name):
         step_R, total_R, warmup_R
     )
     for run in range(3):
-        alone = SCHEDULES[name](int(step_R[run]), total_steps=int(total_R[run]), warmup_steps=int(warmup_R[run]))
+        alone = SCHEDULES[name](
+            int(step_R[run]), total_steps=int(total_R[run]), warmup_steps=int(warmup_R[run])
+        )
         torch.testing.assert_close(together_R[run], alone, rtol=1e-6, atol=1e-7)  # float32
 
 
@@ -146,7 +154,9 @@ def test_plateau_under_vmap_equals_the_loop():
     loss_RS = torch.tensor([[3.0, 2, 1, 0.5], [1, 1, 1, 1], [1, math.nan, math.nan, 0.1]])
     state = torch.vmap(lambda _: plateau_state())(loss_RS)
     for loss_R in loss_RS.unbind(1):
-        state, multiplier_R = torch.vmap(lambda s, v: reduce_on_plateau(s, v, factor=0.5, patience=1))(state, loss_R)
+        state, multiplier_R = torch.vmap(lambda s, v: reduce_on_plateau(s, v, factor=0.5, patience=1))(
+            state, loss_R
+        )
     assert multiplier_R.tolist() == [1, 0.5, 0.5]
 
 

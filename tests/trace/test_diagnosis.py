@@ -10,7 +10,7 @@ import pytest
 from stabviz.trace import Trace
 from stabviz.trace.diagnosis import _REMEDIES, RULES, Kind, diagnose
 
-TEST_SEEDS = range(200, 208)     # the rules were written on seeds 0 to 15, and 100 to 107
+TEST_SEEDS = range(200, 208)  # the rules were written on seeds 0 to 15, and 100 to 107
 RIGHT = 0.9
 S = 120
 KINDS = [kind for kind in get_args(Kind) if kind != "not_known"]
@@ -22,14 +22,19 @@ def run(loss=None, events=(), config=None, steps=None, **signals):
         loss = 0.6 + 1.4 * np.exp(-np.arange(S) / 30) + np.random.default_rng(5).normal(0, 0.03, S)
     loss = np.asarray(loss, dtype=float)
     signals = {name: [np.broadcast_to(values, loss.shape)] for name, values in signals.items()}
-    return Trace(steps=range(len(loss)) if steps is None else steps, runs=[{}], config=config or {},
-                 signals={"loss_nats": [loss], **signals}, events=[{"run": 0, **event} for event in events])
+    return Trace(
+        steps=range(len(loss)) if steps is None else steps,
+        runs=[{}],
+        config=config or {},
+        signals={"loss_nats": [loss], **signals},
+        events=[{"run": 0, **event} for event in events],
+    )
 
 
 def every(n, values, length=S):
     """Values at every n-th of `length` steps, NaN between them."""
     row = np.full(length, np.nan)
-    row[n - 1::n] = values
+    row[n - 1 :: n] = values
     return row
 
 
@@ -45,7 +50,9 @@ def test_diagnose_healthy_says_what_was_looked_at_and_what_is_not_known():
     got = diagnose(run(lr=rate(), grad_norm_preclip=0.5))
     assert (got.kind, got.step, got.lesson) == ("healthy", None, "")
     assert "looked at loss_nats, lr, grad_norm_preclip" in got.evidence
-    assert any(line.startswith("update_rms was not measured: not known whether bias") for line in got.evidence)
+    assert any(
+        line.startswith("update_rms was not measured: not known whether bias") for line in got.evidence
+    )
 
 
 def test_diagnose_every_kind_has_a_remedy_that_names_its_lesson_and_every_rule_a_docstring():
@@ -58,7 +65,9 @@ def test_diagnose_every_kind_has_a_remedy_that_names_its_lesson_and_every_rule_a
 
 
 def test_diagnose_judges_the_run_it_is_asked_for_and_refuses_others():
-    two = Trace(steps=range(S), runs=[{}, {}], signals={"loss_nats": [FALLING, np.r_[FALLING[:60], np.zeros(60)]]})
+    two = Trace(
+        steps=range(S), runs=[{}, {}], signals={"loss_nats": [FALLING, np.r_[FALLING[:60], np.zeros(60)]]}
+    )
     assert [diagnose(two, r).kind for r in (0, 1)] == ["healthy", "hidden_nan"]
     for wrong in (2, -1, True, "0"):
         with pytest.raises(ValueError, match=r"run must be an index in 0\.\.1"):
@@ -75,8 +84,8 @@ def test_diagnose_too_little_is_not_known():
 @pytest.mark.parametrize(("late", "kind"), [(2, "healthy"), (6, "fp16_overflow")])
 def test_diagnose_fp16_overflow_is_one_step_in_twenty_after_the_scale_had_time(late, kind):
     norm = np.full(S, 0.5)
-    norm[:8] = np.inf       # the search for a first scale is no fault
-    norm[70:70 + 5 * late:5] = np.inf
+    norm[:8] = np.inf  # the search for a first scale is no fault
+    norm[70 : 70 + 5 * late : 5] = np.inf
     got = diagnose(run(grad_norm_preclip=norm, loss_scale=1024.0))
     assert got.kind == kind
     if kind != "healthy":
@@ -98,14 +107,20 @@ def test_diagnose_hidden_nan_behind_finite_losses():
     assert "the log still shows finite losses at 79 lines" in got.evidence[0]
 
 
-@pytest.mark.parametrize(("loss", "kind"), [
-    (np.r_[FALLING[:60], np.zeros(60)], "hidden_nan"),
-    (np.r_[FALLING[:60], np.full(60, np.nan)], "hidden_nan"),
-    (np.r_[np.maximum(np.linspace(2, -0.5, 100), 0), np.zeros(20)], "healthy"),     # a loss may come down to 0
-    (np.r_[FALLING[:60], 0.0, FALLING[61:]], "healthy"),
-    (np.r_[FALLING[:60], np.nan, FALLING[61:]], "healthy"),
-    (np.r_[np.full(9, np.nan), FALLING[9:]], "healthy"),        # a search for a loss scale that was not logged
-])
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        (np.r_[FALLING[:60], np.zeros(60)], "hidden_nan"),
+        (np.r_[FALLING[:60], np.full(60, np.nan)], "hidden_nan"),
+        (
+            np.r_[np.maximum(np.linspace(2, -0.5, 100), 0), np.zeros(20)],
+            "healthy",
+        ),  # a loss may come down to 0
+        (np.r_[FALLING[:60], 0.0, FALLING[61:]], "healthy"),
+        (np.r_[FALLING[:60], np.nan, FALLING[61:]], "healthy"),
+        (np.r_[np.full(9, np.nan), FALLING[9:]], "healthy"),  # a search for a loss scale that was not logged
+    ],
+)
 def test_diagnose_hidden_nan_is_sudden_and_lasts(loss, kind):
     got = diagnose(run(loss=loss))
     assert got.kind == kind
@@ -125,7 +140,9 @@ def test_diagnose_a_nan_after_growth_is_no_hidden_nan():
     assert diagnose(run(loss=loss)).kind == "not_known"
 
 
-@pytest.mark.parametrize(("update", "kind"), [([3.16, 6.5], "missing_bias_correction"), ([1.0, 1.2], "healthy")])
+@pytest.mark.parametrize(
+    ("update", "kind"), [([3.16, 6.5], "missing_bias_correction"), ([1.0, 1.2], "healthy")]
+)
 def test_diagnose_missing_bias_correction_by_the_first_updates(update, kind):
     row = np.full(S, 0.3)
     row[0], row[10] = update
@@ -138,28 +155,43 @@ def test_diagnose_missing_bias_correction_by_the_first_updates(update, kind):
 
 def test_diagnose_missing_bias_correction_in_the_layer_that_has_gradients():
     """Unused rows of an embedding have no update and dilute the total."""
-    got = diagnose(run(**{"update_rms": 0.9, "update_rms/layer0": np.r_[np.full(30, 3.2), np.full(90, 0.5)],
-                          "second_moment_ratio": 0.9}))
+    got = diagnose(
+        run(
+            **{
+                "update_rms": 0.9,
+                "update_rms/layer0": np.r_[np.full(30, 3.2), np.full(90, 0.5)],
+                "second_moment_ratio": 0.9,
+            }
+        )
+    )
     assert got.kind == "missing_bias_correction"
 
 
 def test_diagnose_long_updates_of_sgd_are_no_missing_bias_correction():
     assert diagnose(run(update_rms=40.0)).kind == "healthy"
     assert diagnose(run(update_rms=40.0, config={"optimizer": "sgd"})).kind == "healthy"
-    assert diagnose(run(update_rms=40.0, config={"optimizer": "adamw_fused"})).kind == "missing_bias_correction"
+    assert (
+        diagnose(run(update_rms=40.0, config={"optimizer": "adamw_fused"})).kind == "missing_bias_correction"
+    )
 
 
-@pytest.mark.parametrize(("first", "rest", "kind"), [
-    (0.02, 0.01, "epsilon_too_large"), (1.0, 0.01, "healthy"), (0.02, 0.2, "healthy")])
+@pytest.mark.parametrize(
+    ("first", "rest", "kind"),
+    [(0.02, 0.01, "epsilon_too_large"), (1.0, 0.01, "healthy"), (0.02, 0.2, "healthy")],
+)
 def test_diagnose_epsilon_too_large_by_small_updates_from_the_start(first, rest, kind):
-    got = diagnose(run(update_rms=np.r_[first, np.full(S - 1, rest)], second_moment_ratio=0.05, grad_norm_preclip=0.5))
+    got = diagnose(
+        run(update_rms=np.r_[first, np.full(S - 1, rest)], second_moment_ratio=0.05, grad_norm_preclip=0.5)
+    )
     assert got.kind == kind
 
 
 def test_diagnose_epsilon_in_the_middle_of_a_run_needs_the_ratio_too():
     def later(ratio):
-        return diagnose(run(steps=range(500, 500 + S), update_rms=0.01, second_moment_ratio=ratio,
-                            grad_norm_preclip=0.5)).kind
+        return diagnose(
+            run(steps=range(500, 500 + S), update_rms=0.01, second_moment_ratio=ratio, grad_norm_preclip=0.5)
+        ).kind
+
     assert (later(0.05), later(0.9)) == ("epsilon_too_large", "healthy")
 
 
@@ -188,18 +220,22 @@ def test_diagnose_a_lost_loss_without_enough_signals_is_not_known():
     assert diagnose(slow).kind == "not_known"
     assert "whether the step followed (update_rms, clipped) was not measured" in diagnose(slow).evidence[0]
     assert diagnose(run(loss=loss, lr=rate())).kind == "not_known"
-    assert "without a gradient norm a rate too high looks like an explosion" in diagnose(run(loss=loss)).evidence[0]
+    assert (
+        "without a gradient norm a rate too high looks like an explosion"
+        in diagnose(run(loss=loss)).evidence[0]
+    )
 
 
 def test_diagnose_equal_growth_every_step_is_a_rate_too_high():
     growth = 1.2 ** np.arange(60)
-    got = diagnose(run(loss=growth ** 2, grad_norm_preclip=growth, update_rms=growth, clipped=0.0))
+    got = diagnose(run(loss=growth**2, grad_norm_preclip=growth, update_rms=growth, clipped=0.0))
     assert got.kind == "rate_too_high"
     assert got.evidence[0].startswith("the gradient norm grew by an equal factor")
 
 
-@pytest.mark.parametrize(("early", "warmup", "kind"), [
-    (80.0, 0, "no_warmup"), (80.0, 10, "healthy"), (35.0, 0, "healthy")])
+@pytest.mark.parametrize(
+    ("early", "warmup", "kind"), [(80.0, 0, "no_warmup"), (80.0, 10, "healthy"), (35.0, 0, "healthy")]
+)
 def test_diagnose_no_warmup_by_attention_logits_in_the_first_steps(early, warmup, kind):
     logit = np.r_[np.linspace(4, early, 11), np.full(S - 11, early)]
     got = diagnose(run(lr=rate(warmup), max_attention_logit=logit, grad_norm_preclip=0.5))
@@ -212,7 +248,9 @@ def test_diagnose_no_warmup_by_attention_logits_in_the_first_steps(early, warmup
 @pytest.mark.parametrize(("warmup", "kind"), [(0, "no_warmup"), (10, "healthy")])
 def test_diagnose_no_warmup_by_a_loss_that_rises_at_once(warmup, kind):
     loss = np.r_[2.0, np.full(6, 2.5), FALLING[7:]]
-    assert diagnose(run(loss=loss, lr=rate(warmup), second_moment_ratio=0.9, grad_norm_preclip=0.5)).kind == kind
+    assert (
+        diagnose(run(loss=loss, lr=rate(warmup), second_moment_ratio=0.9, grad_norm_preclip=0.5)).kind == kind
+    )
 
 
 @pytest.mark.parametrize(("top", "kind"), [(3000.0, "attention_logit_growth"), (90.0, "healthy")])
@@ -227,7 +265,9 @@ def test_diagnose_attention_logit_growth(top, kind):
 
 def test_diagnose_ruined_loss_with_large_logits_is_the_rate():
     loss = np.r_[FALLING[:40], np.full(80, 2.0) + np.repeat([9.0, 1.0], 40) + NOISE[:80]]
-    got = diagnose(run(loss=loss, lr=rate(), max_attention_logit=np.geomspace(4, 3000, S), grad_norm_preclip=0.5))
+    got = diagnose(
+        run(loss=loss, lr=rate(), max_attention_logit=np.geomspace(4, 3000, S), grad_norm_preclip=0.5)
+    )
     assert got.kind == "rate_too_high"
     assert "at a rate of 0.001" in got.evidence[0]
 
@@ -236,8 +276,9 @@ def test_diagnose_ruined_loss_with_large_logits_is_the_rate():
 def test_diagnose_label_noise_by_training_behind_validation(accuracy, kind):
     held = every(10, np.linspace(1.2, 0.4, 12))
     right = accuracy + NOISE / 3
-    got = diagnose(run(loss=FALLING + 0.4, accuracy=right, validation_loss_nats=held,
-                       validation_score=every(10, 0.88)))
+    got = diagnose(
+        run(loss=FALLING + 0.4, accuracy=right, validation_loss_nats=held, validation_score=every(10, 0.88))
+    )
     assert got.kind == kind
 
 
@@ -250,8 +291,12 @@ def test_diagnose_label_noise_by_the_losses_alone_unless_labels_are_smoothed():
 
 def overfitted(end, score_end=0.7, training=0.05):
     held = every(10, np.r_[np.linspace(1.5, 0.9, 6), np.linspace(0.95, end, 6)])
-    return run(loss=np.geomspace(2, training, S), validation_loss_nats=held, accuracy=0.9,
-               validation_score=every(10, np.r_[np.full(6, 0.7), np.full(6, score_end)]))
+    return run(
+        loss=np.geomspace(2, training, S),
+        validation_loss_nats=held,
+        accuracy=0.9,
+        validation_score=every(10, np.r_[np.full(6, 0.7), np.full(6, score_end)]),
+    )
 
 
 def test_diagnose_overfit_by_a_validation_loss_that_turned():
@@ -261,16 +306,24 @@ def test_diagnose_overfit_by_a_validation_loss_that_turned():
     assert "validation loss was best, 0.9, at step 59 and is 1.6 at the end" in got.evidence[0]
 
 
-@pytest.mark.parametrize("other", [overfitted(1.0), overfitted(1.3, score_end=0.75), overfitted(1.6, training=1.2)],
-                         ids=["hardly risen", "the score still rose", "training loss did not fall"])
+@pytest.mark.parametrize(
+    "other",
+    [overfitted(1.0), overfitted(1.3, score_end=0.75), overfitted(1.6, training=1.2)],
+    ids=["hardly risen", "the score still rose", "training loss did not fall"],
+)
 def test_diagnose_overfit_is_not_said_of(other):
     assert diagnose(other).kind == "healthy"
 
 
-@pytest.mark.parametrize(("signals", "kind"), [
-    ({"param_norm": np.linspace(10, 14, S)}, "rate_too_high"),
-    ({"second_moment_ratio": np.geomspace(1, 0.05, S)}, "rate_too_high"),
-    ({"param_norm": np.linspace(10, 11, S), "second_moment_ratio": 0.6}, "stall")], ids=["far", "shrunk", "neither"])
+@pytest.mark.parametrize(
+    ("signals", "kind"),
+    [
+        ({"param_norm": np.linspace(10, 14, S)}, "rate_too_high"),
+        ({"second_moment_ratio": np.geomspace(1, 0.05, S)}, "rate_too_high"),
+        ({"param_norm": np.linspace(10, 11, S), "second_moment_ratio": 0.6}, "stall"),
+    ],
+    ids=["far", "shrunk", "neither"],
+)
 def test_diagnose_nothing_learned_although_the_weights_moved_is_a_rate_too_high(signals, kind):
     got = diagnose(run(loss=2 + NOISE, lr=rate(), grad_norm_preclip=0.5, **signals))
     assert got.kind == kind
@@ -308,15 +361,19 @@ def told(planted_runs, *, only=None):
 def table(pairs):
     """The confusion table as text: a row for each fault, with the kinds that it was told to be."""
     count = Counter(pairs)
-    lines = [f"{fault:24}" + ", ".join(f"{kind} {n}" for (f, kind), n in count.most_common() if f == fault)
-             for fault in KINDS]
+    lines = [
+        f"{fault:24}" + ", ".join(f"{kind} {n}" for (f, kind), n in count.most_common() if f == fault)
+        for fault in KINDS
+    ]
     return "\n".join(lines)
 
 
 def test_diagnose_names_planted_faults_and_accuses_no_healthy_run(planted_runs):
     pairs = list(told(planted_runs))
     right = np.mean([fault == kind for fault, kind in pairs])
-    print(f"\n{len(pairs)} runs, seeds {TEST_SEEDS[0]} to {TEST_SEEDS[-1]}, {right:.1%} right\n{table(pairs)}")
+    print(
+        f"\n{len(pairs)} runs, seeds {TEST_SEEDS[0]} to {TEST_SEEDS[-1]}, {right:.1%} right\n{table(pairs)}"
+    )
     assert len(pairs) >= 100
     assert {fault for fault, _ in pairs} == set(KINDS)
     assert [kind for fault, kind in pairs if fault == "healthy" and kind != "healthy"] == []
@@ -325,16 +382,27 @@ def test_diagnose_names_planted_faults_and_accuses_no_healthy_run(planted_runs):
         assert np.mean([kind == fault for f, kind in pairs if f == fault]) >= 0.75, fault
 
 
-@pytest.mark.parametrize("only", [["loss_nats"], ["loss_nats", "lr", "grad_norm_preclip"],
-                                  ["loss_nats", "lr", "grad_norm_preclip", "validation_loss_nats"]], ids=len)
+@pytest.mark.parametrize(
+    "only",
+    [
+        ["loss_nats"],
+        ["loss_nats", "lr", "grad_norm_preclip"],
+        ["loss_nats", "lr", "grad_norm_preclip", "validation_loss_nats"],
+    ],
+    ids=len,
+)
 def test_diagnose_with_fewer_signals_accuses_no_healthy_run_and_rarely_another_fault(planted_runs, only):
-    """What signals cannot tell is "healthy" with its list of unknowns, "not_known", or a name for what it led to."""
+    """What signals cannot tell is "healthy" with its list of unknowns, "not_known", or a name for what it led
+    to."""
     led_to = {("epsilon_too_large", "stall"), ("fp16_overflow", "hidden_nan"), ("label_noise", "overfit")}
     pairs = list(told(planted_runs, only=only))
     print(f"\n{only}\n{table(pairs)}")
     assert [kind for fault, kind in pairs if fault == "healthy" and kind != "healthy"] == []
-    wrong = [(fault, kind) for fault, kind in pairs
-             if kind not in (fault, "healthy", "not_known") and (fault, kind) not in led_to]
+    wrong = [
+        (fault, kind)
+        for fault, kind in pairs
+        if kind not in (fault, "healthy", "not_known") and (fault, kind) not in led_to
+    ]
     assert len(wrong) <= 0.05 * len(pairs), wrong
     assert sum(fault == kind == "hidden_nan" for fault, kind in pairs) > 0
 
@@ -351,7 +419,15 @@ def test_planted_runs_hold_the_fault_that_they_are_named_for():
     assert (gain(grid("markov", warmup_steps=0, **wide), grid("markov", warmup_steps=12, **wide)) > 0.3).all()
     attention = small | {"width": 32, "steps": 100, "lr": 0.3, "warmup_steps": 15}
     assert (gain(grid("markov", **attention), grid("markov", qk_norm=True, **attention)) > 0.1).all()
-    lstm = small | {"model": "lstm", "layers": 1, "width": 32, "steps": 80, "lr": 60.0, "optimizer": "sgd",
-                    "schedule": "constant", "warmup_steps": 0}
+    lstm = small | {
+        "model": "lstm",
+        "layers": 1,
+        "width": 32,
+        "steps": 80,
+        "lr": 60.0,
+        "optimizer": "sgd",
+        "schedule": "constant",
+        "warmup_steps": 0,
+    }
     clipped, unclipped = (grid("text", **lstm | {"clip_norm": c}) for c in (0.15, math.inf))
     assert (gain(unclipped, clipped) > 0.3).all()

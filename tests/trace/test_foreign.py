@@ -22,8 +22,14 @@ def trainer_state(path, history, **more):
 
 HISTORY = [
     {"epoch": 0.5, "step": 10, "loss": 2.5, "grad_norm": 1.5, "learning_rate": 1e-3},
-    {"epoch": 0.5, "step": 10, "eval_loss": 2.25, "eval_accuracy": 0.5, "eval_runtime": 0.1,
-     "eval_samples_per_second": 90.0},
+    {
+        "epoch": 0.5,
+        "step": 10,
+        "eval_loss": 2.25,
+        "eval_accuracy": 0.5,
+        "eval_runtime": 0.1,
+        "eval_samples_per_second": 90.0,
+    },
     {"epoch": 1.0, "step": 20, "loss": 2.0, "grad_norm": 3.5, "learning_rate": 5e-4},
     {"epoch": 1.5, "step": 30, "loss": 0.0, "grad_norm": NAN, "learning_rate": 0.0},
     {"epoch": 1.5, "step": 30, "eval_loss": 1.75, "eval_accuracy": 0.75, "eval_runtime": 0.1},
@@ -39,8 +45,16 @@ def test_from_trainer_state_keeps_what_stands_there_and_says_where_the_filter_wa
     np.testing.assert_array_equal(trace["grad_norm_preclip"], [[1.5, 3.5, NAN]])
     np.testing.assert_array_equal(trace["validation_loss_nats"], [[2.25, NAN, 1.75]])
     np.testing.assert_array_equal(trace["validation_score"], [[0.5, NAN, 0.75]])
-    assert set(trace.signals) == {"loss_nats", "lr", "grad_norm_preclip", "validation_loss_nats", "validation_score"}
-    assert trace.events == [{"run": 0, "step": 29, "kind": "filtered_loss", "signal": "loss_nats", "logged": 0.0}]
+    assert set(trace.signals) == {
+        "loss_nats",
+        "lr",
+        "grad_norm_preclip",
+        "validation_loss_nats",
+        "validation_score",
+    }
+    assert trace.events == [
+        {"run": 0, "step": 29, "kind": "filtered_loss", "signal": "loss_nats", "logged": 0.0}
+    ]
     assert (trace.config["logging_steps"], trace.config["train_loss_mean"]) == (10, 1.5)
     assert trace.config["names"]["validation_score"] == "eval_accuracy"
 
@@ -59,13 +73,19 @@ def test_from_trainer_state_evaluations_between_two_losses_are_thinned_and_count
     assert trace.config["thinned"] == {"validation_loss_nats": 1}
 
 
-@pytest.mark.parametrize(("text", "what"), [
-    ('{"log_history": [\n}', "line 2: must be JSON"),
-    ('{"steps": 3}', "must hold a list log_history"),
-    ('{"log_history": [{"loss": 1.0}]}', r"log_history\[0\]: must have a whole number 'step'"),
-    ('{"log_history": [{"step": 1, "loss": "low"}]}', r"log_history\[0\]: loss must be a number; got 'low'"),
-    ('{"log_history": [{"step": 1, "eval_loss": 1.0}]}', "must have a loss, under one of"),
-])
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('{"log_history": [\n}', "line 2: must be JSON"),
+        ('{"steps": 3}', "must hold a list log_history"),
+        ('{"log_history": [{"loss": 1.0}]}', r"log_history\[0\]: must have a whole number 'step'"),
+        (
+            '{"log_history": [{"step": 1, "loss": "low"}]}',
+            r"log_history\[0\]: loss must be a number; got 'low'",
+        ),
+        ('{"log_history": [{"step": 1, "eval_loss": 1.0}]}', "must have a loss, under one of"),
+    ],
+)
 def test_from_trainer_state_names_what_is_wrong(tmp_path, text, what):
     (tmp_path / "trainer_state.json").write_text(text)
     with pytest.raises(ValueError, match=what):
@@ -79,8 +99,14 @@ def test_from_trainer_state_without_a_state_is_a_missing_file(tmp_path):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_from_csv_knows_the_usual_names_and_leaves_empty_cells_unmeasured(tmp_path, delimiter):
-    rows = ["Global Step,Train/Loss,grad norm,LR-AdamW,Val Loss,note,temperature", "0,4.5,1.5,1e-3,,start,7",
-            "", "5,nan,inf,2e-3,,,8", "7,,,,3.5,,", "11,2.5,1.25,0,3.25,end,9"]
+    rows = [
+        "Global Step,Train/Loss,grad norm,LR-AdamW,Val Loss,note,temperature",
+        "0,4.5,1.5,1e-3,,start,7",
+        "",
+        "5,nan,inf,2e-3,,,8",
+        "7,,,,3.5,,",
+        "11,2.5,1.25,0,3.25,end,9",
+    ]
     path = tmp_path / "log.csv"
     path.write_text("\ufeff" + "\r\n".join(rows).replace(",", delimiter), encoding="utf-8")
     trace = from_csv(path)
@@ -114,15 +140,24 @@ def test_from_csv_a_gap_in_the_gradient_norm_is_not_read_as_nan(tmp_path):
     np.testing.assert_array_equal(rarely["grad_norm_sparse"], [[1, NAN, NAN, NAN]])
 
 
-@pytest.mark.parametrize(("text", "what"), [
-    ("step,loss\n0,4.5\n1,low\n", r"line 3, column 'loss': must be a number; got 'low'"),
-    ("step,loss\n0,4.5\n1\n", r"line 3: must have 2 cells, as line 1 has; got 1"),
-    ("step,loss\n0,4.5\n0.5,4\n", r"line 3, column 'step': must be a whole number; got '0.5'"),
-    ("step,loss\n0,4.5\n3,4\n2,4\n", r"line 4, column 'step': must not fall, a file holds one run; got 2 after 3"),
-    ("time,loss\n0,4.5\n", r"line 1: must name each column once, a step among them; got \['time', 'loss'\]"),
-    ("step,loss,loss\n0,4.5,1\n", "line 1: must name each column once"),
-    ("step,value\n0,4.5\n", r"must have a loss, under one of .*; got \['value'\]"),
-])
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("step,loss\n0,4.5\n1,low\n", r"line 3, column 'loss': must be a number; got 'low'"),
+        ("step,loss\n0,4.5\n1\n", r"line 3: must have 2 cells, as line 1 has; got 1"),
+        ("step,loss\n0,4.5\n0.5,4\n", r"line 3, column 'step': must be a whole number; got '0.5'"),
+        (
+            "step,loss\n0,4.5\n3,4\n2,4\n",
+            r"line 4, column 'step': must not fall, a file holds one run; got 2 after 3",
+        ),
+        (
+            "time,loss\n0,4.5\n",
+            r"line 1: must name each column once, a step among them; got \['time', 'loss'\]",
+        ),
+        ("step,loss,loss\n0,4.5,1\n", "line 1: must name each column once"),
+        ("step,value\n0,4.5\n", r"must have a loss, under one of .*; got \['value'\]"),
+    ],
+)
 def test_from_csv_names_file_line_and_column(tmp_path, text, what):
     (tmp_path / "log.csv").write_text(text)
     with pytest.raises(ValueError, match=what) as raised:
@@ -146,14 +181,23 @@ def write_events(folder, columns):
 
 
 def test_from_tensorboard_reads_every_scalar_with_its_nan(tmp_path):
-    loss = {step: 4.0 - step / 10_500 for step in range(10_500)} | {7: NAN}      # more than the reader keeps unasked
-    write_events(tmp_path / "runs" / "one", {
-        "train/loss": loss, "train/grad_norm": dict.fromkeys(loss, 0.5), "train/epoch": {0: 0.0},
-        "train/learning_rate": dict.fromkeys(loss, 0.25), "eval/loss": {499: 3.5}})
+    loss = {step: 4.0 - step / 10_500 for step in range(10_500)} | {
+        7: NAN
+    }  # more than the reader keeps unasked
+    write_events(
+        tmp_path / "runs" / "one",
+        {
+            "train/loss": loss,
+            "train/grad_norm": dict.fromkeys(loss, 0.5),
+            "train/epoch": {0: 0.0},
+            "train/learning_rate": dict.fromkeys(loss, 0.25),
+            "eval/loss": {499: 3.5},
+        },
+    )
     trace = from_tensorboard(tmp_path)
     assert trace.n_steps == 10_500
     assert np.flatnonzero(np.isnan(trace["loss_nats"][0])).tolist() == [7]
-    assert trace["loss_nats"][0, 5250] == pytest.approx(3.5)     # float32 in the file
+    assert trace["loss_nats"][0, 5250] == pytest.approx(3.5)  # float32 in the file
     assert np.unique(trace["grad_norm_preclip"]).tolist() == [0.5]
     assert np.flatnonzero(np.isfinite(trace["validation_loss_nats"][0])).tolist() == [499]
     assert read_run(next(tmp_path.rglob("*tfevents*"))).equals(trace)
@@ -184,7 +228,9 @@ def test_from_tensorboard_refuses_several_runs_and_none(tmp_path):
 
 
 def test_from_tensorboard_without_tensorboard_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboard.backend.event_processing.event_accumulator", None)
+    monkeypatch.setitem(
+        __import__("sys").modules, "tensorboard.backend.event_processing.event_accumulator", None
+    )
     with pytest.raises(RuntimeError, match="pip install tensorboard"):
         from_tensorboard(tmp_path)
 
@@ -210,7 +256,9 @@ def test_read_run_says_what_it_found_instead(tmp_path):
     with pytest.raises(FileNotFoundError, match="path must exist"):
         read_run(tmp_path / "none")
     (tmp_path / "seed-0").mkdir()
-    with pytest.raises(ValueError, match=r"must hold the record of one run; got \['seed-0'\]. Name one of them"):
+    with pytest.raises(
+        ValueError, match=r"must hold the record of one run; got \['seed-0'\]. Name one of them"
+    ):
         read_run(tmp_path)
     (tmp_path / "notes.txt").write_text("step,loss")
     with pytest.raises(ValueError, match="path must be metrics.jsonl, trainer_state.json"):

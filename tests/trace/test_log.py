@@ -45,6 +45,7 @@ def test_metrics_log_writes_strict_json(log):
 
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
+
     lines = [json.loads(line, parse_constant=refuse) for line in log.path.read_text().splitlines()]
     assert lines[1] == {"step": 0, "values": {"loss_nats": "NaN"}}
 
@@ -75,13 +76,16 @@ def test_read_metrics_leaves_out_a_last_line_that_was_cut_short(log):
     assert read_metrics(log.path).steps.tolist() == [0]
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ("{", "line 2: must be one JSON object"),
-    ('{"step": 0}', "line 2: must be a step, an event or an evaluation"),
-    ('{"values": {"loss_nats": 1.0}}', "line 2: must be a step"),
-    ('{"step": 0, "values": {"loss_nats": "high"}}', "line 2: must be a step"),
-    ("[1]", "line 2: must be a step"),
-])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: must be one JSON object"),
+        ('{"step": 0}', "line 2: must be a step, an event or an evaluation"),
+        ('{"values": {"loss_nats": 1.0}}', "line 2: must be a step"),
+        ('{"step": 0, "values": {"loss_nats": "high"}}', "line 2: must be a step"),
+        ("[1]", "line 2: must be a step"),
+    ],
+)
 def test_read_metrics_names_file_and_line_of_what_is_damaged(log, line, message):
     log.flush()
     with open(log.path, "a") as file:

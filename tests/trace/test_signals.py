@@ -4,8 +4,18 @@ from stabviz.trace import SIGNALS, signal_of
 
 
 def test_signals_hold_every_point_of_the_step():
-    step = {"lr", "loss_nats", "max_attention_logit", "log_z", "grad_norm_preclip", "clipped", "update_rms",
-            "second_moment_ratio", "attention_entropy", "param_norm"}
+    step = {
+        "lr",
+        "loss_nats",
+        "max_attention_logit",
+        "log_z",
+        "grad_norm_preclip",
+        "clipped",
+        "update_rms",
+        "second_moment_ratio",
+        "attention_entropy",
+        "param_norm",
+    }
     assert step <= set(SIGNALS)
     assert all(name == signal.name and signal.meaning.endswith(".") for name, signal in SIGNALS.items())
 

@@ -13,26 +13,39 @@ from stabviz.trace import Trace
 
 FORMATS = ["jsonl", "parquet"]
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=5) | st.just("NaN"),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=5)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.just("NaN"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
 
 
 @st.composite
 def traces(draw):
     R, S = draw(st.integers(1, 3)), draw(st.integers(0, 5))
     dtypes = {"loss_nats": np.float32, "grad_norm_preclip/block0": np.float64}
-    signals = {name: draw(hnp.arrays(dtype, (R, S), elements=st.floats(width=dtype(0).itemsize * 8)))
-               for name, dtype in dtypes.items()}
+    signals = {
+        name: draw(hnp.arrays(dtype, (R, S), elements=st.floats(width=dtype(0).itemsize * 8)))
+        for name, dtype in dtypes.items()
+    }
     gaps = draw(hnp.arrays(np.int64, S, elements=st.integers(1, 10**6)))
     runs = [draw(st.dictionaries(st.text(), PLAIN)) for _ in range(R)]
-    return Trace(steps=np.cumsum(gaps), signals=signals, runs=runs,
-                 config=draw(st.dictionaries(st.text(), PLAIN, max_size=3)),
-                 events=[{"run": 0, "step": 3, "kind": "note", "value": draw(st.floats())}])
+    return Trace(
+        steps=np.cumsum(gaps),
+        signals=signals,
+        runs=runs,
+        config=draw(st.dictionaries(st.text(), PLAIN, max_size=3)),
+        events=[{"run": 0, "step": 3, "kind": "note", "value": draw(st.floats())}],
+    )
 
 
 def small(S=7):
     loss = np.linspace(4, 2, 3 * S).reshape(3, S)
-    loss[1, 5:] = [math.inf, math.nan][:S - 5] if S > 5 else math.nan
+    loss[1, 5:] = [math.inf, math.nan][: S - 5] if S > 5 else math.nan
     return Trace(steps=range(S), signals={"loss_nats": loss}, runs=[{"seed": r} for r in range(3)])
 
 
@@ -50,6 +63,7 @@ def test_save_and_load_round_trip_is_exact(tmp_path, format, trace):
 def test_save_jsonl_is_strict_json_line_by_line(tmp_path):
     def refuse(word):
         raise AssertionError(word)
+
     lines = small().save(tmp_path / "t.jsonl").read_text().splitlines()
     rows = [json.loads(line, parse_constant=refuse) for line in lines]
     assert rows[0]["schema"] == "stabviz.trace/1"
@@ -60,6 +74,7 @@ def test_save_jsonl_is_strict_json_line_by_line(tmp_path):
 
 def test_save_parquet_is_long_and_keeps_nan_apart_from_null(tmp_path):
     import pyarrow.parquet as pq
+
     table = pq.read_table(small().save(tmp_path / "t.parquet"))
     assert table.column_names == ["run", "step", "loss_nats"]
     assert table["loss_nats"].null_count == 0
@@ -73,6 +88,7 @@ def test_save_leaves_the_old_file_when_it_fails(tmp_path, format, monkeypatch):
 
     def fail(*_):
         raise OSError("disk full")
+
     monkeypatch.setattr("stabviz.trace.storage.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         small(5).save(path)
@@ -80,18 +96,36 @@ def test_save_leaves_the_old_file_when_it_fails(tmp_path, format, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (lambda lines: lines[:-2], r"t\.jsonl line 7: must hold 7 steps; got 5"),
-    (lambda lines: [*lines[:-1], lines[-1][:20]], r"t\.jsonl line 8: must be one whole step"),
-    (lambda lines: [*lines[:3], lines[3].replace('"step"', '"stop"'), *lines[4:]], r"line 4: must be one whole"),
-    (lambda lines: [*lines[:3], lines[3].replace("[", "[1.0, "), *lines[4:]], r"line 4: .*4 values for 3 runs"),
-    (lambda lines: [*lines[:5], '{"step": 4, "values": {"loss_nats": [NaN, 1, 1]}}', *lines[6:]], "line 6: .*not JSON"),
-    (lambda lines: [lines[0].replace("trace/1", "trace/9"), *lines[1:]], "line 1: schema must be .*got .*trace/9"),
-    (lambda lines: [lines[0][:30], *lines[1:]], "line 1: must be a Trace header"),
-    (lambda lines: ["{}", *lines[1:]], "line 1: must be a Trace header"),
-    (lambda lines: ['{"schema": "stabviz.trace/1"}', *lines[1:]], "line 1: header must be whole; .*'config'"),
-    (lambda lines: [], "line 1: must be a Trace header"),
-])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda lines: lines[:-2], r"t\.jsonl line 7: must hold 7 steps; got 5"),
+        (lambda lines: [*lines[:-1], lines[-1][:20]], r"t\.jsonl line 8: must be one whole step"),
+        (
+            lambda lines: [*lines[:3], lines[3].replace('"step"', '"stop"'), *lines[4:]],
+            r"line 4: must be one whole",
+        ),
+        (
+            lambda lines: [*lines[:3], lines[3].replace("[", "[1.0, "), *lines[4:]],
+            r"line 4: .*4 values for 3 runs",
+        ),
+        (
+            lambda lines: [*lines[:5], '{"step": 4, "values": {"loss_nats": [NaN, 1, 1]}}', *lines[6:]],
+            "line 6: .*not JSON",
+        ),
+        (
+            lambda lines: [lines[0].replace("trace/1", "trace/9"), *lines[1:]],
+            "line 1: schema must be .*got .*trace/9",
+        ),
+        (lambda lines: [lines[0][:30], *lines[1:]], "line 1: must be a Trace header"),
+        (lambda lines: ["{}", *lines[1:]], "line 1: must be a Trace header"),
+        (
+            lambda lines: ['{"schema": "stabviz.trace/1"}', *lines[1:]],
+            "line 1: header must be whole; .*'config'",
+        ),
+        (lambda lines: [], "line 1: must be a Trace header"),
+    ],
+)
 def test_load_jsonl_names_file_and_line_of_the_damage(tmp_path, damage, message):
     path = small().save(tmp_path / "t.jsonl")
     path.write_text("\n".join(damage(path.read_text().splitlines())))
@@ -102,6 +136,7 @@ def test_load_jsonl_names_file_and_line_of_the_damage(tmp_path, damage, message)
 def test_load_parquet_names_the_damaged_file(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
+
     path = small().save(tmp_path / "t.parquet")
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"t\.parquet: must be a whole Parquet file"):

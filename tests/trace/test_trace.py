@@ -15,7 +15,10 @@ def make(**changes):
     rng = np.random.default_rng(0)
     fields = {
         "steps": np.arange(S) * 3,
-        "signals": {"loss_nats": rng.normal(3, 0.1, (R, S)).astype(np.float32), "param_norm": rng.random((R, S))},
+        "signals": {
+            "loss_nats": rng.normal(3, 0.1, (R, S)).astype(np.float32),
+            "param_norm": rng.random((R, S)),
+        },
         "runs": [{"lr": lr, "seed": r % 2} for r, lr in enumerate([1e-3, 1e-3, 1e-2, 1e-2, 1e-1])],
         "config": {"floor_nats": 2.0, "nested": {"betas": (0.9, 0.95)}},
         "events": [{"run": 3, "step": 6, "kind": "non_finite", "signal": "loss_nats"}],
@@ -34,26 +37,34 @@ def test_trace_copies_arrays_and_keeps_their_dtype():
 
 
 def test_trace_turns_settings_into_plain_data():
-    trace = make(runs=[{"lr": np.float32(0.5), "on": np.bool_(True)}] * R, config={"betas": (0.9, np.float64(0.95))})
+    trace = make(
+        runs=[{"lr": np.float32(0.5), "on": np.bool_(True)}] * R, config={"betas": (0.9, np.float64(0.95))}
+    )
     assert trace.runs[0] == {"lr": 0.5, "on": True}
     assert type(trace.runs[0]["lr"]) is float
     assert trace.config == {"betas": [0.9, 0.95]}
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"signals": {"loss_nats": np.ones((S, R))}}, r"signals\['loss_nats'\] must have shape \(R, S\) = \(5, 11\)"),
-    ({"signals": {"loss_nats": np.ones((R, S - 1))}}, r"must have shape .* got \(5, 10\)"),
-    ({"signals": {"loss_nats": [["a"] * S] * R}}, r"must be an array of numbers .* got list"),
-    ({"signals": {"step": np.ones((R, S))}}, r"named by a text other than 'run' and 'step'; got 'step'"),
-    ({"steps": np.zeros(S, int)}, r"steps must increase strictly; got \[0, 0\] at position 0"),
-    ({"steps": np.arange(S) / 2}, r"steps must be integers of shape \(S,\); got float64"),
-    ({"runs": []}, r"runs must be a list of one or more dicts of labels; got \[\]"),
-    ({"runs": [1] * R}, r"runs must be a list of one or more dicts"),
-    ({"config": {"model": object()}}, r"config\['model'\] must be plain data"),
-    ({"config": {1: 2}}, r"config must have text keys; got \[1\]"),
-    ({"events": [{"run": R, "step": 0, "kind": "non_finite"}]}, r"events must name a run in 0..4"),
-    ({"events": [{"run": 0, "kind": "non_finite"}]}, r"events must each have int 'run', int 'step'"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"signals": {"loss_nats": np.ones((S, R))}},
+            r"signals\['loss_nats'\] must have shape \(R, S\) = \(5, 11\)",
+        ),
+        ({"signals": {"loss_nats": np.ones((R, S - 1))}}, r"must have shape .* got \(5, 10\)"),
+        ({"signals": {"loss_nats": [["a"] * S] * R}}, r"must be an array of numbers .* got list"),
+        ({"signals": {"step": np.ones((R, S))}}, r"named by a text other than 'run' and 'step'; got 'step'"),
+        ({"steps": np.zeros(S, int)}, r"steps must increase strictly; got \[0, 0\] at position 0"),
+        ({"steps": np.arange(S) / 2}, r"steps must be integers of shape \(S,\); got float64"),
+        ({"runs": []}, r"runs must be a list of one or more dicts of labels; got \[\]"),
+        ({"runs": [1] * R}, r"runs must be a list of one or more dicts"),
+        ({"config": {"model": object()}}, r"config\['model'\] must be plain data"),
+        ({"config": {1: 2}}, r"config must have text keys; got \[1\]"),
+        ({"events": [{"run": R, "step": 0, "kind": "non_finite"}]}, r"events must name a run in 0..4"),
+        ({"events": [{"run": 0, "kind": "non_finite"}]}, r"events must each have int 'run', int 'step'"),
+    ],
+)
 def test_trace_refuses_what_does_not_fit(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         make(**changes)
@@ -76,7 +87,9 @@ def test_select_matches_numbers_lists_and_moves_events():
 
 
 def test_select_tells_what_there_is():
-    with pytest.raises(ValueError, match=r"match a run; got {'lr': 0.5}, known {'lr': \['0.001', '0.01', '0.1'\]}"):
+    with pytest.raises(
+        ValueError, match=r"match a run; got {'lr': 0.5}, known {'lr': \['0.001', '0.01', '0.1'\]}"
+    ):
         make().select(lr=0.5)
     with pytest.raises(ValueError, match=r"key must be one of \['lr', 'seed'\]; got 'optimizer'"):
         make().select(optimizer="sgd")
@@ -125,8 +138,14 @@ def test_table_has_a_row_per_run():
     loss = np.full((R, S), 3.0)
     loss[2, 4:] = NAN
     row = make(signals={"loss_nats": loss}).table()[2]
-    assert row == {"run": 2, "lr": 1e-2, "seed": 0, "initial_loss_nats": 3.0, "final_loss_nats": INF,
-                   "non_finite_step": 12}
+    assert row == {
+        "run": 2,
+        "lr": 1e-2,
+        "seed": 0,
+        "initial_loss_nats": 3.0,
+        "final_loss_nats": INF,
+        "non_finite_step": 12,
+    }
 
 
 def test_concatenate_makes_labels_of_what_differs():
@@ -152,7 +171,9 @@ def test_equals_sees_every_difference():
     assert make().equals(make())
     loss = make()["loss_nats"]
     assert not make().equals(make(signals={"loss_nats": loss, "param_norm": np.zeros((R, S))}))
-    assert not make().equals(make(signals={"loss_nats": loss.astype(float), "param_norm": make()["param_norm"]}))
+    assert not make().equals(
+        make(signals={"loss_nats": loss.astype(float), "param_norm": make()["param_norm"]})
+    )
     assert not make().equals(make(config={"floor_nats": 2}))
     assert not make().equals(make(events=[]))
     assert not make().equals(make(steps=np.arange(S)))

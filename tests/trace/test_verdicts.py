@@ -19,8 +19,12 @@ def learning(final=2.4, noise=0.0, seed=0):
 
 def judge(loss_S, norm_S=None, **options):
     signals = {"loss_nats": [loss_S]} | ({} if norm_S is None else {"grad_norm_preclip": [norm_S]})
-    trace = Trace(steps=np.arange(S) * 2, signals=signals, runs=[{"seed": 0}],
-                  config={"chance_nats": CHANCE, "floor_nats": FLOOR} | options)
+    trace = Trace(
+        steps=np.arange(S) * 2,
+        signals=signals,
+        runs=[{"seed": 0}],
+        config={"chance_nats": CHANCE, "floor_nats": FLOOR} | options,
+    )
     return verdict(trace, 0)
 
 
@@ -150,8 +154,12 @@ def test_verdict_calls_no_noise_a_spike(noise):
     R = 263
     loss_RS = learning(2.4) + rng.normal(0, noise, (R, S))
     norm_RS = np.exp(rng.normal(0, 0.3, (R, S))) * (0.5 + np.exp(-np.arange(S) / 40))
-    trace = Trace(steps=range(S), signals={"loss_nats": loss_RS, "grad_norm_preclip": norm_RS},
-                  runs=[{"seed": r} for r in range(R)], config={"chance_nats": CHANCE, "floor_nats": FLOOR})
+    trace = Trace(
+        steps=range(S),
+        signals={"loss_nats": loss_RS, "grad_norm_preclip": norm_RS},
+        runs=[{"seed": r} for r in range(R)],
+        config={"chance_nats": CHANCE, "floor_nats": FLOOR},
+    )
     assert {v.kind for v in verdicts(trace)} == {"healthy"}
 
 
@@ -162,12 +170,18 @@ def test_verdict_calls_no_slow_rise_a_spike():
 
 def test_verdict_takes_levels_from_labels_then_configuration_then_defaults():
     loss = np.linspace(4.0, 3.5, S)
-    trace = Trace(steps=range(S), signals={"loss_nats": [loss, loss]}, config={"chance_nats": 4.0, "floor_nats": 2.0},
-                  runs=[{"floor_nats": -20.0}, {}])
+    trace = Trace(
+        steps=range(S),
+        signals={"loss_nats": [loss, loss]},
+        config={"chance_nats": 4.0, "floor_nats": 2.0},
+        runs=[{"floor_nats": -20.0}, {}],
+    )
     assert [v.kind for v in verdicts(trace)] == ["stalled", "healthy"]
     assert verdict(trace, 1, floor=-20.0).kind == "stalled"
     bare = Trace(steps=range(S), signals={"loss_nats": [loss]}, runs=[{}])
-    assert verdict(bare, 0).evidence.startswith("loss went from 4 to 3.52 nats, 12% of the way from initial loss 4")
+    assert verdict(bare, 0).evidence.startswith(
+        "loss went from 4 to 3.52 nats, 12% of the way from initial loss 4"
+    )
 
 
 def test_verdict_refuses_what_it_cannot_judge():
@@ -247,13 +261,16 @@ def test_lr_sensitivity_is_zero_for_flat_and_blind_to_order_and_level():
     assert lr_sensitivity(lrs, [math.inf] * 5, 4.0) == 0
 
 
-@pytest.mark.parametrize(("lrs", "losses", "initial", "message"), [
-    ([1e-3], [2.0], 4.0, "lrs must be 2 or more distinct rates > 0"),
-    ([1e-3, 1e-3], [2.0, 2.0], 4.0, "lrs must be 2 or more distinct rates > 0"),
-    ([0.0, 1e-3], [2.0, 2.0], 4.0, "lrs must be 2 or more distinct rates > 0"),
-    ([1e-3, 1e-2], [2.0], 4.0, r"losses must be one per rate, \(2,\); got \(1,\)"),
-    ([1e-3, 1e-2], [2.0, 3.0], math.nan, "initial_loss must be finite; got nan"),
-])
+@pytest.mark.parametrize(
+    ("lrs", "losses", "initial", "message"),
+    [
+        ([1e-3], [2.0], 4.0, "lrs must be 2 or more distinct rates > 0"),
+        ([1e-3, 1e-3], [2.0, 2.0], 4.0, "lrs must be 2 or more distinct rates > 0"),
+        ([0.0, 1e-3], [2.0, 2.0], 4.0, "lrs must be 2 or more distinct rates > 0"),
+        ([1e-3, 1e-2], [2.0], 4.0, r"losses must be one per rate, \(2,\); got \(1,\)"),
+        ([1e-3, 1e-2], [2.0, 3.0], math.nan, "initial_loss must be finite; got nan"),
+    ],
+)
 def test_lr_sensitivity_refuses(lrs, losses, initial, message):
     with pytest.raises(ValueError, match=message):
         lr_sensitivity(lrs, losses, initial)

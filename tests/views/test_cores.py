@@ -12,7 +12,8 @@ from stabviz.views import cores
 
 needs_threads = pytest.mark.skipif(
     not sys.platform.startswith("linux") or (os.cpu_count() or 1) < 2 or cores._pause_function() is None,
-    reason="needs Linux, two cores and an OpenMP runtime that can pause")
+    reason="needs Linux, two cores and an OpenMP runtime that can pause",
+)
 
 
 def threads():
@@ -35,7 +36,7 @@ def test_release_frees_the_pool_of_the_calling_thread_and_the_next_operation_bri
 
     used = torch.get_num_threads()
     try:
-        worker = threading.Thread(target=compute)   # a thread of its own: no pool is there yet
+        worker = threading.Thread(target=compute)  # a thread of its own: no pool is there yet
         worker.start()
         worker.join()
     finally:
@@ -45,8 +46,9 @@ def test_release_frees_the_pool_of_the_calling_thread_and_the_next_operation_bri
 
 def test_release_is_asked_for_once_and_does_nothing_outside_ipython(monkeypatch):
     registered = []
-    events = SimpleNamespace(callbacks={"post_run_cell": registered},
-                             register=lambda name, function: registered.append(function))
+    events = SimpleNamespace(
+        callbacks={"post_run_cell": registered}, register=lambda name, function: registered.append(function)
+    )
     monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(events=events))
     cores.release_after_each_cell()
     cores.release_after_each_cell()

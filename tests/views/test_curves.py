@@ -7,7 +7,14 @@ import pytest
 
 from stabviz.trace import Trace
 from stabviz.views import curve_points, new_figure
-from stabviz.views.curves import MOST_LAYER_PICTURES, layers_of, mark_events, plot_learning, plot_runs, report_figures
+from stabviz.views.curves import (
+    MOST_LAYER_PICTURES,
+    layers_of,
+    mark_events,
+    plot_learning,
+    plot_runs,
+    report_figures,
+)
 
 
 def make(S=101, seed=0, *, every=10, events=(), **signals):
@@ -17,13 +24,21 @@ def make(S=101, seed=0, *, every=10, events=(), **signals):
     norm = np.exp(rng.normal(0, 0.3, S))
     own = {
         "loss_nats": 2 * np.exp(-steps / 40) + rng.normal(0, 0.01, S) + 0.3,
-        "grad_norm_preclip": norm, "grad_norm_preclip/layer0": 0.5 * norm, "grad_norm_preclip/head": 2 * norm,
-        "lr": 1e-3 * (1 - steps / S), "update_rms": np.where(steps % every == 0, 1.0 + steps / S, math.nan),
+        "grad_norm_preclip": norm,
+        "grad_norm_preclip/layer0": 0.5 * norm,
+        "grad_norm_preclip/head": 2 * norm,
+        "lr": 1e-3 * (1 - steps / S),
+        "update_rms": np.where(steps % every == 0, 1.0 + steps / S, math.nan),
         "validation_loss_nats": np.where(steps % 25 == 24, 0.5 + 1 / (1 + steps), math.nan),
         "validation_score": np.where(steps % 25 == 24, np.sin(steps / 40), math.nan),
     } | signals
-    return Trace(steps=steps, signals={name: np.array([values]) for name, values in own.items() if values is not None},
-                 runs=[{"seed": seed}], config={"clip_norm": 1.0}, events=[{"run": 0, **event} for event in events])
+    return Trace(
+        steps=steps,
+        signals={name: np.array([values]) for name, values in own.items() if values is not None},
+        runs=[{"seed": seed}],
+        config={"clip_norm": 1.0},
+        events=[{"run": 0, **event} for event in events],
+    )
 
 
 def drawn(draw, traces, **options):
@@ -92,8 +107,12 @@ def test_plot_learning_stops_where_the_run_died():
 
 
 def test_mark_events_puts_each_kind_on_the_step_axis():
-    events = [{"step": 7, "kind": "rewind"}, {"step": 9, "kind": "rewind"}, {"step": 11, "kind": "of its own"},
-              {"step": 13, "kind": "non_finite"}]
+    events = [
+        {"step": 7, "kind": "rewind"},
+        {"step": 9, "kind": "rewind"},
+        {"step": 11, "kind": "of its own"},
+        {"step": 13, "kind": "non_finite"},
+    ]
     figure, axes = drawn(mark_events, [make(), make(events=events)])
     assert gids(axes) == ["event-rewind-1", "event-other-1"]  # a non-finite step has its x in the curve
     assert curve_points(figure, "event-rewind-1")[0].tolist() == [7, 9]
@@ -102,12 +121,25 @@ def test_mark_events_puts_each_kind_on_the_step_axis():
 
 def test_report_figures_draw_what_was_measured_and_nothing_else():
     titles = [one.title for one in report_figures([make()], ["a run"])]
-    assert titles == ["Loss", "Score of the evaluations", "Gradient norm before clipping", "Learning rate",
-                      "Size of the update", "Gradient norm by layer"]
-    few = make(validation_score=None, update_rms=np.full(101, math.nan), lr=None,
-               **{"grad_norm_preclip/layer0": None, "grad_norm_preclip/head": None})
+    assert titles == [
+        "Loss",
+        "Score of the evaluations",
+        "Gradient norm before clipping",
+        "Learning rate",
+        "Size of the update",
+        "Gradient norm by layer",
+    ]
+    few = make(
+        validation_score=None,
+        update_rms=np.full(101, math.nan),
+        lr=None,
+        **{"grad_norm_preclip/layer0": None, "grad_norm_preclip/head": None},
+    )
     assert layers_of(few) == []
-    assert [one.title for one in report_figures([few], ["a run"])] == ["Loss", "Gradient norm before clipping"]
+    assert [one.title for one in report_figures([few], ["a run"])] == [
+        "Loss",
+        "Gradient norm before clipping",
+    ]
 
 
 def test_report_figures_draw_layers_of_the_first_runs_only():
@@ -122,20 +154,31 @@ def test_report_figures_state_the_finding_in_figures():
     norm = np.array([0.5] * 8 + [4.0, 2.0, 0.25])
     steps = np.arange(11)
     validation = np.where(steps % 5 == 4, np.abs(steps - 8.0) + 1, math.nan)  # 5 at step 4, 2 at step 9
-    one = make(S=11, loss_nats=loss, grad_norm_preclip=norm, validation_loss_nats=validation,
-               **{"grad_norm_preclip/layer0": norm, "grad_norm_preclip/head": 3 * norm})
+    one = make(
+        S=11,
+        loss_nats=loss,
+        grad_norm_preclip=norm,
+        validation_loss_nats=validation,
+        **{"grad_norm_preclip/layer0": norm, "grad_norm_preclip/head": 3 * norm},
+    )
     found = {figure.title: figure.finding for figure in report_figures([one], ["a"])}
-    assert found["Loss"] == ("Training loss: 3 at step 0, 1 at step 10; highest 3 at step 0. "
-                             "Validation loss: 5 at step 4, 2 at step 9; lowest 2 at step 9.")
+    assert found["Loss"] == (
+        "Training loss: 3 at step 0, 1 at step 10; highest 3 at step 0. "
+        "Validation loss: 5 at step 4, 2 at step 9; lowest 2 at step 9."
+    )
     assert found["Gradient norm before clipping"] == (
         "Gradient norm before clipping: 0.5 at step 0, 0.25 at step 10; highest 4 at step 8. "
-        "Above the threshold in 18% of the steps.")
-    assert found["Gradient norm by layer"] == ("Median gradient norm by layer: largest in head, 1.5; "
-                                               "smallest in layer0, 0.5, a factor of 3.")
+        "Above the threshold in 18% of the steps."
+    )
+    assert found["Gradient norm by layer"] == (
+        "Median gradient norm by layer: largest in head, 1.5; smallest in layer0, 0.5, a factor of 3."
+    )
     dead = make(S=11, loss_nats=np.r_[loss[:6], [math.nan] * 5], validation_loss_nats=None)
     both = {figure.title: figure.finding for figure in report_figures([one, dead], ["a", "b"])}
-    assert both["Loss"].startswith("Training loss: median of 2 runs 3 at first, 1.5 at last; at last lowest in a, 1, "
-                                   "and highest in b, 2; b: not finite from step 6 on.")
+    assert both["Loss"].startswith(
+        "Training loss: median of 2 runs 3 at first, 1.5 at last; at last lowest in a, 1, "
+        "and highest in b, 2; b: not finite from step 6 on."
+    )
     assert "Validation loss: median of 1 of 2 runs 5 at first, 2 at last." in both["Loss"]
     assert "not finite" not in both["Learning rate"]
 

@@ -30,7 +30,10 @@ def test_group_runs_sorts_by_number_and_counts_seeds():
     assert [group.runs for group in groups] == [(2, 5), (0, 3), (1, 4)]
     assert [group.size for group in groups] == ["2 seeds"] * 3
     assert group_runs(trace, "seed")[0].size == "3 runs"
-    assert [group.name for group in group_runs(trace, ["seed", "lr"])][:2] == ["seed=0, lr=0.001", "seed=0, lr=0.1"]
+    assert [group.name for group in group_runs(trace, ["seed", "lr"])][:2] == [
+        "seed=0, lr=0.001",
+        "seed=0, lr=0.1",
+    ]
     assert [group.key for group in group_runs(trace_of([{"name": "a b"}]), None)] == ["name=a_b"]
     assert group_runs(trace, None, apart=("lr",))[0].name == "all runs"
 
@@ -43,7 +46,9 @@ def test_quantiles_agree_with_numpy_where_all_is_finite():
 def test_quantiles_are_infinite_where_dead_runs_decide():
     for dtype in (np.float32, np.float64):
         values = np.array([[1.0], [2.0], [3.0], [math.nan], [math.inf]], dtype)
-        assert quantiles(values, [0.1, 0.5, 0.7, 0.9])[:, 0].tolist() == pytest.approx([1.4, 3, math.inf, math.inf])
+        assert quantiles(values, [0.1, 0.5, 0.7, 0.9])[:, 0].tolist() == pytest.approx(
+            [1.4, 3, math.inf, math.inf]
+        )
 
 
 def test_thin_keeps_ends_and_extremes_of_every_stretch():
@@ -82,11 +87,15 @@ def test_non_finite_marks_stand_where_each_stretch_begins():
 
 
 def sparse_trace(dead=None):
-    """Loss at every step, the update at every third, a score at the last; what comes after `dead` was lost."""
+    """Loss at every step, the update at every third, a score at the last; what comes after `dead` was
+    lost."""
     nan = math.nan
-    signals = {"loss_nats": [5.0, nan, 4.0, 3.0, 2.0, 1.0, 1.0], "update_rms": [1.0, nan, nan, 2.0, nan, nan, 3.0],
-               "validation_score": [nan, nan, nan, nan, nan, nan, 0.5],
-               "max_attention_logit": [1.0, nan, nan, math.inf, nan, nan, 2.0]}
+    signals = {
+        "loss_nats": [5.0, nan, 4.0, 3.0, 2.0, 1.0, 1.0],
+        "update_rms": [1.0, nan, nan, 2.0, nan, nan, 3.0],
+        "validation_score": [nan, nan, nan, nan, nan, nan, 0.5],
+        "max_attention_logit": [1.0, nan, nan, math.inf, nan, nan, 2.0],
+    }
     signals = {name: np.array([values]) for name, values in signals.items()}
     for values in signals.values() if dead is not None else ():
         values[0, dead:] = nan
@@ -97,7 +106,11 @@ def test_measured_tells_what_was_lost_from_what_was_left_out():
     trace = sparse_trace()
     assert measured(trace, 0, "loss_nats").all()
     assert np.flatnonzero(measured(trace, 0, "update_rms")).tolist() == [0, 3, 6]
-    assert np.flatnonzero(measured(trace, 0, "max_attention_logit")).tolist() == [0, 3, 6]  # infinity was measured
+    assert np.flatnonzero(measured(trace, 0, "max_attention_logit")).tolist() == [
+        0,
+        3,
+        6,
+    ]  # infinity was measured
     steps, values = measured_columns(trace, "update_rms", [0])
     assert (steps.tolist(), values.tolist()) == ([0, 6, 12], [[1.0, 2.0, 3.0]])
     dead = sparse_trace(dead=4)
@@ -120,15 +133,16 @@ def test_running_median_equals_the_median_of_each_window():
     values[[7, 8, 50]] = math.nan
     smooth = running_median(values, 9)
     for s in range(101):
-        assert smooth[s] == pytest.approx(np.nanmedian(values[max(0, s - 4):s + 5]))
+        assert smooth[s] == pytest.approx(np.nanmedian(values[max(0, s - 4) : s + 5]))
     with_gaps = running_median(values, 9, gaps=True)
     assert np.flatnonzero(np.isnan(with_gaps)).tolist() == [7, 8, 50]
     assert np.isnan(running_median([math.inf, math.nan, math.inf], 3)).all()
 
 
 def test_colours_can_be_told_from_white():
-    """Contrast of at least 1.8 against white for lines of two pixels; the names stand in the legend besides."""
+    """Contrast of at least 1.8 against white for lines of two pixels; the names stand in the legend
+    besides."""
     for colour in COLOURS:
-        channels = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)]) / 255
+        channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
         assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) > 1.8

@@ -9,9 +9,12 @@ from stabviz.trace import Trace
 from stabviz.views import curve_points, new_figure, plot_attention, plot_loss_surface, plot_stability_map
 
 S = 53
-CURVES = {"healthy": np.linspace(4, 2.2, S), "stalled": np.full(S, 4.0),
-          "diverged": np.r_[np.full(S - 2, 4.0), math.inf, math.nan],
-          "spiked": np.linspace(4, 2.2, S) + 1.5 * (np.arange(S) == 41)}
+CURVES = {
+    "healthy": np.linspace(4, 2.2, S),
+    "stalled": np.full(S, 4.0),
+    "diverged": np.r_[np.full(S - 2, 4.0), math.inf, math.nan],
+    "spiked": np.linspace(4, 2.2, S) + 1.5 * (np.arange(S) == 41),
+}
 
 
 def axes_of(draw, *args, **options):
@@ -21,20 +24,37 @@ def axes_of(draw, *args, **options):
 
 
 def test_plot_stability_map_shows_the_most_frequent_and_of_equals_the_gravest():
-    cells = {(1e-3, 2): ["healthy"] * 3, (1e-3, 5): ["healthy", "healthy", "stalled"],
-             (1e-1, 2): ["stalled", "diverged"], (1e-1, 5): ["spiked"]}
-    runs = [{"lr": lr, "width": width, "seed": s} for (lr, width), kinds in cells.items() for s in range(len(kinds))]
+    cells = {
+        (1e-3, 2): ["healthy"] * 3,
+        (1e-3, 5): ["healthy", "healthy", "stalled"],
+        (1e-1, 2): ["stalled", "diverged"],
+        (1e-1, 5): ["spiked"],
+    }
+    runs = [
+        {"lr": lr, "width": width, "seed": s}
+        for (lr, width), kinds in cells.items()
+        for s in range(len(kinds))
+    ]
     loss = [CURVES[kind] for kinds in cells.values() for kind in kinds]
-    trace = Trace(steps=range(S), signals={"loss_nats": loss}, runs=runs,
-                  config={"chance_nats": 4.0, "floor_nats": 2.0})
+    trace = Trace(
+        steps=range(S), signals={"loss_nats": loss}, runs=runs, config={"chance_nats": 4.0, "floor_nats": 2.0}
+    )
     axes = axes_of(plot_stability_map, trace)
     words = {text.get_position(): text.get_text() for text in axes.texts}
     assert words == {(0, 0): "✓ 3/3", (0, 1): "✓ 2/3", (1, 0): "✕ 1/2", (1, 1): "▲"}
     assert {patch.get_gid(): patch.get_facecolor() for patch in axes.patches}.keys() == {
-        "cell-lr=0.001,width=2", "cell-lr=0.001,width=5", "cell-lr=0.1,width=2", "cell-lr=0.1,width=5"}
+        "cell-lr=0.001,width=2",
+        "cell-lr=0.001,width=5",
+        "cell-lr=0.1,width=2",
+        "cell-lr=0.1,width=5",
+    }
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.001", "0.1"]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "✓ healthy", "▲ spiked", "– stalled", "✕ diverged"]
+        "✓ healthy",
+        "▲ spiked",
+        "– stalled",
+        "✕ diverged",
+    ]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("learning rate", "width")
 
 
@@ -75,8 +95,11 @@ def bowl(x, y):
 
 def test_plot_loss_surface_draws_paths_to_their_end_or_to_the_edge():
     steps = np.linspace(0, 1, 11)[:, None]
-    paths = {"arrives": (1 - steps) * [-1.5, 1.0], "leaves": np.array([[-1.0, 0], [1, 0], [-1.5, 0], [5, 0], [0, 0]]),
-             "nan": np.array([[1.0, 1.0], [math.nan, 0]])}
+    paths = {
+        "arrives": (1 - steps) * [-1.5, 1.0],
+        "leaves": np.array([[-1.0, 0], [1, 0], [-1.5, 0], [5, 0], [0, 0]]),
+        "nan": np.array([[1.0, 1.0], [math.nan, 0]]),
+    }
     axes = axes_of(plot_loss_surface, bowl, paths, x_range=(-2, 2), y_range=(-1, 1))
     figure = axes.figure
     assert np.allclose(np.c_[curve_points(figure, "path-arrives")], paths["arrives"])

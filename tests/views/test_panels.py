@@ -19,12 +19,17 @@ LR = Knob("lr", 0.25, low=0.001, high=1.0, log=True)
 
 def trace_of(level, done=N_STEPS, **config):
     loss_RS = np.full((N_RUNS, done), level) + np.arange(done) / 100
-    return Trace(steps=range(done), signals={"loss_nats": loss_RS, "grad_norm_preclip": loss_RS},
-                 runs=[{"seed": seed} for seed in range(N_RUNS)], config={"steps": N_STEPS, **config})
+    return Trace(
+        steps=range(done),
+        signals={"loss_nats": loss_RS, "grad_norm_preclip": loss_RS},
+        runs=[{"seed": seed} for seed in range(N_RUNS)],
+        config={"steps": N_STEPS, **config},
+    )
 
 
 def slow(pause_s=0.01, started=None, closed=None):
     """Return a run whose loss is its lr, and that says when it starts and is closed."""
+
     def run(lr):
         if started is not None:
             started.append(lr)
@@ -35,6 +40,7 @@ def slow(pause_s=0.01, started=None, closed=None):
         finally:
             if closed is not None:
                 closed.append(lr)
+
     return run
 
 
@@ -195,8 +201,9 @@ def test_exception_is_shown_and_raised_by_wait_and_the_next_move_works(when):
     assert level(shown) == 0.5
 
 
-@pytest.mark.parametrize(("run", "words"), [(lambda lr: [], "at least one Trace"),
-                                            (lambda lr: [3], "yield Traces; got int")])
+@pytest.mark.parametrize(
+    ("run", "words"), [(lambda lr: [], "at least one Trace"), (lambda lr: [3], "yield Traces; got int")]
+)
 def test_run_that_yields_no_trace_is_named(run, words):
     shown = panel(run, [LR])
     shown.reset()
@@ -303,9 +310,12 @@ def test_divergence_is_told_with_step_and_number_of_runs_and_is_marked():
     loss_RS = np.ones((N_RUNS, N_STEPS))
     loss_RS[1, 7:] = np.nan
     loss_RS[2, 5:] = np.inf
-    diverged = Trace(steps=range(N_STEPS), signals={"loss_nats": loss_RS, "grad_norm_preclip": loss_RS},
-                     runs=[{"seed": seed} for seed in range(N_RUNS)],
-                     events=[{"run": 2, "step": 5, "kind": "non_finite", "signal": "loss_nats"}])
+    diverged = Trace(
+        steps=range(N_STEPS),
+        signals={"loss_nats": loss_RS, "grad_norm_preclip": loss_RS},
+        runs=[{"seed": seed} for seed in range(N_RUNS)],
+        events=[{"run": 2, "step": 5, "kind": "non_finite", "signal": "loss_nats"}],
+    )
     shown = panel(lambda lr: diverged, [LR])
     shown.reset()
     shown.wait()
@@ -315,8 +325,11 @@ def test_divergence_is_told_with_step_and_number_of_runs_and_is_marked():
 
 def test_all_nan_is_drawn_without_an_error():
     nothing = np.full((N_RUNS, N_STEPS), np.nan)
-    dead = Trace(steps=range(N_STEPS), signals={"loss_nats": nothing, "grad_norm_preclip": nothing},
-                 runs=[{"seed": seed} for seed in range(N_RUNS)])
+    dead = Trace(
+        steps=range(N_STEPS),
+        signals={"loss_nats": nothing, "grad_norm_preclip": nothing},
+        runs=[{"seed": seed} for seed in range(N_RUNS)],
+    )
     shown = panel(lambda lr: [dead], [LR])
     shown.reset()
     shown.wait()
@@ -356,6 +369,7 @@ def test_two_panels_take_turns_and_the_one_moved_last_goes_first():
                 inside.remove(name)
                 order.append(name)
                 yield trace_of(lr, done)
+
         return run
 
     first, second = panel(run_named("first"), [LR]), panel(run_named("second"), [LR])
@@ -365,7 +379,9 @@ def test_two_panels_take_turns_and_the_one_moved_last_goes_first():
     first.wait()
     second.wait()
     assert max(most) == 1
-    assert order.index("second") < N_STEPS - 1, "the panel that was moved last had to wait for the other to end"
+    assert order.index("second") < N_STEPS - 1, (
+        "the panel that was moved last had to wait for the other to end"
+    )
     assert max(i for i, name in enumerate(order) if name == "second") < len(order) - 1
     assert (level(first), level(second)) == (0.5, 0.7)
 
@@ -420,8 +436,10 @@ def test_reset_restores_every_default_in_one_run():
         started.append((lr, layers, clip, norm))
         yield trace_of(lr)
 
-    shown = panel(run, [LR, Knob("layers", 2, low=1, high=7), Knob("clip", True),
-                        Choice("norm", "pre", ["pre", "post"])])
+    shown = panel(
+        run,
+        [LR, Knob("layers", 2, low=1, high=7), Knob("clip", True), Choice("norm", "pre", ["pre", "post"])],
+    )
     shown.set(lr=0.5, layers=5, clip=False, norm="post")
     shown.wait()
     shown.reset()
@@ -444,9 +462,15 @@ def test_table_shows_on_demand_and_follows_the_run():
     assert shown._table.value != before
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"rate": 1.0}, "knob must be one of"), ({"lr": 2.0}, "lr must be in"), ({"lr": float("nan")}, "lr must be in"),
-    ({"lr": True}, "lr must be in")])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"rate": 1.0}, "knob must be one of"),
+        ({"lr": 2.0}, "lr must be in"),
+        ({"lr": float("nan")}, "lr must be in"),
+        ({"lr": True}, "lr must be in"),
+    ],
+)
 def test_set_refuses_what_no_learner_could_set(values, words):
     shown = panel(slow(0.0), [LR])
     with pytest.raises(ValueError, match=words):
@@ -465,6 +489,7 @@ def test_panel_refuses_two_knobs_of_one_name_and_no_memory():
 def test_worker_hands_the_context_of_the_mover_to_the_run():
     # ipykernel keeps the cell that asked in a context variable; without it nbclient loses what a worker sends
     import contextvars
+
     cell = contextvars.ContextVar("cell", default="none")
     seen = []
 

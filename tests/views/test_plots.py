@@ -30,9 +30,13 @@ def make(S=S, dead=(), **config):
     for (lr, seed), step in dict(dead).items():
         r = runs.index({"lr": lr, "seed": seed})
         for values in (loss, norm):
-            values[r, step], values[r, step + 1:] = math.inf, math.nan
-    return Trace(steps=range(S), runs=runs, signals={"loss_nats": loss, "grad_norm_preclip": norm},
-                 config={"chance_nats": 4.0, "floor_nats": 2.0} | config)
+            values[r, step], values[r, step + 1 :] = math.inf, math.nan
+    return Trace(
+        steps=range(S),
+        runs=runs,
+        signals={"loss_nats": loss, "grad_norm_preclip": norm},
+        config={"chance_nats": 4.0, "floor_nats": 2.0} | config,
+    )
 
 
 def axes_of(draw, *args, **options):
@@ -64,7 +68,9 @@ def test_plot_loss_fan_draws_the_median_over_seeds():
 def test_plot_loss_fan_draws_the_band_from_10_to_90_percent():
     trace = make().select(lr=1.0)
     _, axes = axes_of(plot_loss_fan, trace)
-    band = next(c for c in axes.collections if c.get_gid() == "band-loss_nats-all" or "band" in (c.get_gid() or ""))
+    band = next(
+        c for c in axes.collections if c.get_gid() == "band-loss_nats-all" or "band" in (c.get_gid() or "")
+    )
     corners = band.get_paths()[0].vertices
     expected = np.quantile(trace["loss_nats"], [0.1, 0.9], axis=0)
     for s in (0, 53, 100):
@@ -176,6 +182,7 @@ def test_plot_loss_fan_keeps_the_legend_off_the_curves():
         figure.draw_without_rendering()
         box = axes.get_legend().get_window_extent()
         return box.x0 >= axes.get_window_extent().x1
+
     assert not beside(np.linspace(4, 2, S))
     assert beside(np.linspace(4, 3.9, S) + 1.0 * (np.arange(S) == 3) - 1.5 * (np.arange(S) == 5))
 
@@ -204,8 +211,14 @@ def test_plot_gradient_norm_draws_no_threshold_that_is_off():
 
 def test_plot_lr_curve_draws_final_medians_and_the_sensitivity():
     runs = [{"lr": lr, "qk": qk, "seed": s} for lr in LRS for qk in (True, False) for s in range(3)]
-    final = {(1e-3, True): 3.0, (1e-2, True): 2.0, (1.0, True): 2.5,
-             (1e-3, False): 3.0, (1e-2, False): 2.0, (1.0, False): math.nan}
+    final = {
+        (1e-3, True): 3.0,
+        (1e-2, True): 2.0,
+        (1.0, True): 2.5,
+        (1e-3, False): 3.0,
+        (1e-2, False): 2.0,
+        (1.0, False): math.nan,
+    }
     loss = np.array([[4.0] + [final[run["lr"], run["qk"]] + 0.1 * (run["seed"] - 1)] * 10 for run in runs])
     trace = Trace(steps=range(11), signals={"loss_nats": loss}, runs=runs)
     figure, axes = axes_of(plot_lr_curve, trace)
@@ -217,7 +230,11 @@ def test_plot_lr_curve_draws_final_medians_and_the_sensitivity():
     assert [a.tolist() for a in curve_points(figure, "nonfinite-loss_nats-final-qk=False")] == [[1.0], [4.0]]
     assert "nonfinite-loss_nats-final-qk=True" not in gids(axes)
     assert curve_points(figure, "best-qk=True")[0].tolist() == [1e-2]
-    assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "learning rate", "final loss (nats)")
+    assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == (
+        "log",
+        "learning rate",
+        "final loss (nats)",
+    )
 
 
 def test_plot_lr_curve_needs_the_label():
@@ -228,8 +245,11 @@ def test_plot_lr_curve_needs_the_label():
 def test_plot_layer_norms_draws_a_line_per_layer():
     norm = np.exp(np.random.default_rng(1).normal(size=(3, 2, 7)))
     layers = ["embedding", "block0", "head"]
-    trace = Trace(steps=range(7), runs=[{"seed": 0}, {"seed": 1}],
-                  signals={f"grad_norm_preclip/{layer}": values for layer, values in zip(layers, norm, strict=True)})
+    trace = Trace(
+        steps=range(7),
+        runs=[{"seed": 0}, {"seed": 1}],
+        signals={f"grad_norm_preclip/{layer}": values for layer, values in zip(layers, norm, strict=True)},
+    )
     figure, axes = axes_of(plot_layer_norms, trace)
     assert legend_texts(axes) == layers
     assert np.allclose(curve_points(figure, "curve-grad_norm_preclip/block0")[1], np.median(norm[1], axis=0))
@@ -243,8 +263,11 @@ def test_plots_join_the_measured_points_of_a_sparse_signal():
     nan = math.nan
     update = [[1.0, nan, nan, 4.0, nan], [3.0, nan, nan, 8.0, nan]]
     layer = [[1.0, nan, 2.0, nan, 3.0], [3.0, nan, 4.0, nan, 5.0]]
-    trace = Trace(steps=range(5), runs=[{"seed": 0}, {"seed": 1}], signals={
-        "loss_nats": np.ones((2, 5)), "update_rms": update, "update_rms/block0": layer})
+    trace = Trace(
+        steps=range(5),
+        runs=[{"seed": 0}, {"seed": 1}],
+        signals={"loss_nats": np.ones((2, 5)), "update_rms": update, "update_rms/block0": layer},
+    )
     figure, axes = axes_of(plot_loss_fan, trace, signal="update_rms")
     x, y = curve_points(figure, "curve-update_rms-all")
     assert (x.tolist(), y.tolist()) == ([0, 3], [2.0, 6.0])
@@ -256,8 +279,14 @@ def test_plots_join_the_measured_points_of_a_sparse_signal():
 
 def test_plot_layer_norms_takes_a_running_median_and_leaves_gaps():
     norm = np.array([[1.0, 9.0, 2.0, math.nan, 4.0]])
-    trace = Trace(steps=range(5), runs=[{}], signals={
-        "grad_norm_preclip": norm, "grad_norm_preclip/a$b$": np.where(np.isnan(norm), math.inf, norm)})
+    trace = Trace(
+        steps=range(5),
+        runs=[{}],
+        signals={
+            "grad_norm_preclip": norm,
+            "grad_norm_preclip/a$b$": np.where(np.isnan(norm), math.inf, norm),
+        },
+    )
     figure, axes = axes_of(plot_layer_norms, trace, run=0, median_of=3)
     y = curve_points(figure, "curve-grad_norm_preclip/a$b$")[1]
     assert np.array_equal(y, [5.0, 2.0, 5.5, math.nan, 4.0], equal_nan=True)
@@ -277,8 +306,12 @@ def test_new_figure_is_white_and_knows_no_pyplot():
 
 @pytest.mark.filterwarnings("error")
 def test_plot_loss_fan_leaves_out_a_floor_of_zero_where_the_axis_is_logarithmic():
-    trace = Trace(steps=range(3), signals={"loss_nats": [[1.0, 50.0, 0.5]]}, runs=[{"seed": 0}],
-                  config={"floor_nats": 0.0})
+    trace = Trace(
+        steps=range(3),
+        signals={"loss_nats": [[1.0, 50.0, 0.5]]},
+        runs=[{"seed": 0}],
+        config={"floor_nats": 0.0},
+    )
     axes = plot_loss_fan(new_figure().subplots(), trace)
     assert axes.get_yscale() == "log"
     assert "level-floor" not in {line.get_gid() for line in axes.lines}

@@ -16,16 +16,33 @@ from stabviz.views.report import html_report
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 EVIL = "<script>alert('x')</script> & \"$x_1$\""
 CLASSES = ["billing", "<i>delivery</i>", "login"]
-SCORES = {"accuracy": 0.75, "macro_f1": 0.6512, "ece": 0.0421, "loss_nats": 0.9, "majority_share": 0.4, "rows": 20,
-          "failed": False, "classes": CLASSES, "confusion": [[7, 1, 0], [3, 4, 0], [0, 1, 4]],
-          "by_class": {name: {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 8, "predicted": 10}
-                       for name in CLASSES}}
-DIAGNOSIS = SimpleNamespace(kind="rate_too_high", step=61, evidence=("the norm rose <40-fold>", "the loss jumped"),
-                            remedy="Lower lr to 3e-4.", lesson="05-schedules")
+SCORES = {
+    "accuracy": 0.75,
+    "macro_f1": 0.6512,
+    "ece": 0.0421,
+    "loss_nats": 0.9,
+    "majority_share": 0.4,
+    "rows": 20,
+    "failed": False,
+    "classes": CLASSES,
+    "confusion": [[7, 1, 0], [3, 4, 0], [0, 1, 4]],
+    "by_class": {
+        name: {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 8, "predicted": 10}
+        for name in CLASSES
+    },
+}
+DIAGNOSIS = SimpleNamespace(
+    kind="rate_too_high",
+    step=61,
+    evidence=("the norm rose <40-fold>", "the loss jumped"),
+    remedy="Lower lr to 3e-4.",
+    lesson="05-schedules",
+)
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page: elements with attributes, text, and whether tags are balanced."""
+    """What a browser would make of the page: elements with attributes, text, and whether tags are
+    balanced."""
 
     def __init__(self, text):
         super().__init__()
@@ -66,28 +83,55 @@ def make(S=300, seed=0, *, broken=False, config=None):
     events = []
     if broken:
         loss[60], norm[60], norm[80], loss[120] = math.nan, math.nan, math.inf, 9.0
-        events = [{"run": 0, "step": 60, "kind": "non_finite", "signal": "loss_nats", "rows": list(range(40))},
-                  {"run": 0, "step": 80, "kind": "overflow", "rows": [1, 2]},
-                  {"run": 0, "step": 120, "kind": "spike", "loss_nats": 9.0, "usual": 0.8},
-                  {"run": 0, "step": 120, "kind": "rewind", "to": "step 100"},
-                  {"run": 0, "step": 150, "kind": "out_of_memory", "micro_batch": 8},
-                  {"run": 0, "step": 200, "kind": EVIL, "note": f"</td>{EVIL}"}]
-    layers = {f"grad_norm_preclip/{name}": norm * (1 + i) for i, name in
-              enumerate(["embeddings", "layer0", "layer1", "layer2", "layer3", EVIL if broken else "head"])}
+        events = [
+            {"run": 0, "step": 60, "kind": "non_finite", "signal": "loss_nats", "rows": list(range(40))},
+            {"run": 0, "step": 80, "kind": "overflow", "rows": [1, 2]},
+            {"run": 0, "step": 120, "kind": "spike", "loss_nats": 9.0, "usual": 0.8},
+            {"run": 0, "step": 120, "kind": "rewind", "to": "step 100"},
+            {"run": 0, "step": 150, "kind": "out_of_memory", "micro_batch": 8},
+            {"run": 0, "step": 200, "kind": EVIL, "note": f"</td>{EVIL}"},
+        ]
+    layers = {
+        f"grad_norm_preclip/{name}": norm * (1 + i)
+        for i, name in enumerate(
+            ["embeddings", "layer0", "layer1", "layer2", "layer3", EVIL if broken else "head"]
+        )
+    }
     evaluated = np.where(steps % 50 == 49, 1.0, math.nan)
-    signals = {"loss_nats": loss, "grad_norm_preclip": norm, **layers, "lr": 1e-3 * (1 - steps / S),
-               "update_rms": every, "second_moment_ratio": every, "max_attention_logit": every * 3,
-               "attention_entropy": every * 2, "loss_scale": np.full(S, 65536.0),
-               "validation_loss_nats": evaluated * loss, "validation_score": evaluated * 0.5}
+    signals = {
+        "loss_nats": loss,
+        "grad_norm_preclip": norm,
+        **layers,
+        "lr": 1e-3 * (1 - steps / S),
+        "update_rms": every,
+        "second_moment_ratio": every,
+        "max_attention_logit": every * 3,
+        "attention_entropy": every * 2,
+        "loss_scale": np.full(S, 65536.0),
+        "validation_loss_nats": evaluated * loss,
+        "validation_score": evaluated * 0.5,
+    }
     config = {"lr": 1e-3, "clip_norm": 1.0, "steps": S, "seed": seed, "freeze": ["a", "b"]} | (config or {})
-    return Trace(steps=steps, signals={name: values[None] for name, values in signals.items()},
-                 runs=[{"seed": seed}], config=config, events=events)
+    return Trace(
+        steps=steps,
+        signals={name: values[None] for name, values in signals.items()},
+        runs=[{"seed": seed}],
+        config=config,
+        events=events,
+    )
 
 
 @pytest.fixture(scope="module")
 def broken():
-    return Page(html_report([make(broken=True)], names=[f"runs/{EVIL}"], scores=[SCORES], diagnoses=[DIAGNOSIS],
-                            title=f"Report {EVIL}"))
+    return Page(
+        html_report(
+            [make(broken=True)],
+            names=[f"runs/{EVIL}"],
+            scores=[SCORES],
+            diagnoses=[DIAGNOSIS],
+            title=f"Report {EVIL}",
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +144,13 @@ def several():
 @pytest.mark.parametrize("which", ["broken", "several"])
 def test_html_report_loads_nothing(which, request):
     page = request.getfixturevalue(which)
-    assert not [tag for tag, _ in page.elements if tag in ("script", "link", "img", "iframe", "object", "base")]
+    assert not [
+        tag for tag, _ in page.elements if tag in ("script", "link", "img", "iframe", "object", "base")
+    ]
     for tag, attrs in page.elements:
-        assert not [name for name in attrs if name in ("src", "srcset", "action", "data") or name.startswith("on")], tag
+        assert not [
+            name for name in attrs if name in ("src", "srcset", "action", "data") or name.startswith("on")
+        ], tag
         for name in ("href", "xlink:href"):
             assert attrs.get(name, "#").startswith("#"), (tag, attrs)
     style = re.findall(r"url\(([^)]*)\)", page.text)
@@ -110,10 +158,15 @@ def test_html_report_loads_nothing(which, request):
     assert all(target.startswith("#") for target in style)
     assert "@import" not in page.text
     assert "@font-face" not in page.text
-    policy = [attrs["content"] for attrs in page.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy"]
+    policy = [
+        attrs["content"] for attrs in page.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
     addresses = {found for found in re.findall(r"https?://[^\s\"'<>]+", page.text)}
-    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names of formats, not loaded
+    assert addresses == {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }  # names of formats, not loaded
 
 
 @pytest.mark.parametrize("which", ["broken", "several"])
@@ -144,24 +197,40 @@ def test_html_report_shows_names_as_text(broken):
     assert "<script" not in broken.text.lower()
     assert "<i>" not in broken.text
     assert html.escape(EVIL, quote=True) in broken.text
-    for words in (f"runs/{EVIL}", f"Report {EVIL}", f"</td>{EVIL}", "<i>delivery</i>", "the norm rose <40-fold>"):
+    for words in (
+        f"runs/{EVIL}",
+        f"Report {EVIL}",
+        f"</td>{EVIL}",
+        "<i>delivery</i>",
+        "the norm rose <40-fold>",
+    ):
         assert words in broken.said
 
 
 def test_html_report_tells_verdict_and_diagnosis(broken):
     assert "spiked at step 120" in broken.said
     assert "loss jumped from" in broken.said
-    for words in ("rate too high", "at step 61", "the loss jumped", "Remedy: Lower lr to 3e-4.", "05-schedules"):
+    for words in (
+        "rate too high",
+        "at step 61",
+        "the loss jumped",
+        "Remedy: Lower lr to 3e-4.",
+        "05-schedules",
+    ):
         assert words in broken.said
 
 
 def test_html_report_folds_away_what_a_healthy_diagnosis_looked_at():
     trace = make(S=60)
     verdict_words = verdict(trace, 0).evidence
-    healthy = SimpleNamespace(kind="healthy", step=None, evidence=(verdict_words, "looked at lr"), remedy="None.",
-                              lesson="")
+    healthy = SimpleNamespace(
+        kind="healthy", step=None, evidence=(verdict_words, "looked at lr"), remedy="None.", lesson=""
+    )
     page = Page(html_report([trace], names=["a"], diagnoses=[healthy]))
-    assert "<details><summary>Diagnosis: <strong>healthy</strong></summary><ul><li>looked at lr</li></ul>" in page.text
+    assert (
+        "<details><summary>Diagnosis: <strong>healthy</strong></summary><ul><li>looked at lr</li></ul>"
+        in page.text
+    )
     assert page.said.count(verdict_words) == 1
     assert "Remedy" not in page.said
     assert 'class="card good"' in page.text
@@ -170,13 +239,23 @@ def test_html_report_folds_away_what_a_healthy_diagnosis_looked_at():
 
 
 def test_html_report_lists_and_marks_events(broken):
-    rows = broken.said[broken.said.index("Events"):broken.said.index("Mistakes")]
+    rows = broken.said[broken.said.index("Events") : broken.said.index("Mistakes")]
     assert "non finite: 1, overflow: 1, spike: 1, rewind: 1, out of memory: 1" in rows
     assert "rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 28 more" in rows
     assert "loss nats 9; usual 0.8" in rows
     assert "micro batch 8" in rows
-    marks = [f"{kind}-0" for kind in ("event-rewind", "event-spike", "event-out_of_memory", "event-overflow",
-                                      "event-other", "nonfinite-loss_nats", "nonfinite-grad_norm_preclip")]
+    marks = [
+        f"{kind}-0"
+        for kind in (
+            "event-rewind",
+            "event-spike",
+            "event-out_of_memory",
+            "event-overflow",
+            "event-other",
+            "nonfinite-loss_nats",
+            "nonfinite-grad_norm_preclip",
+        )
+    ]
     for mark in marks:
         assert f'data-gid="{mark}"' in broken.text
     for words in ("◀ rewind", "▲ spike", "■ out of memory", "▼ overflow", "✕ not finite"):
@@ -185,8 +264,18 @@ def test_html_report_lists_and_marks_events(broken):
 
 def test_html_report_draws_every_measured_signal(broken):
     gids = set(re.findall(r'data-gid="(curve-[^"]*)"', broken.text))
-    signals = {"loss_nats", "validation_loss_nats", "validation_score", "grad_norm_preclip", "lr", "update_rms",
-               "second_moment_ratio", "max_attention_logit", "attention_entropy", "loss_scale"}
+    signals = {
+        "loss_nats",
+        "validation_loss_nats",
+        "validation_score",
+        "grad_norm_preclip",
+        "lr",
+        "update_rms",
+        "second_moment_ratio",
+        "max_attention_logit",
+        "attention_entropy",
+        "loss_scale",
+    }
     assert {f"curve-{signal}-0" for signal in signals} <= gids
     assert "curve-grad_norm_preclip/layer3" in gids
     x, _ = curve_points(broken.text, "curve-update_rms-0")
@@ -208,8 +297,14 @@ def test_html_report_shades_the_confusion_by_share_of_the_row(broken):
     assert "Most often: <i>delivery</i> taken for billing (3 of 7)" in broken.said
     shade = r'style="background: rgba\(var\(--shade\), ([\d.]+)\)"'
     cells = re.findall(rf'<td( class="hit")? {shade}>(\d+)</td>', broken.text)
-    assert cells == [(' class="hit"', "0.44", "7"), ("", "0.06", "1"), ("", "0.21", "3"), (' class="hit"', "0.29", "4"),
-                     ("", "0.10", "1"), (' class="hit"', "0.40", "4")]
+    assert cells == [
+        (' class="hit"', "0.44", "7"),
+        ("", "0.06", "1"),
+        ("", "0.21", "3"),
+        (' class="hit"', "0.29", "4"),
+        ("", "0.10", "1"),
+        (' class="hit"', "0.40", "4"),
+    ]
 
 
 def test_html_report_sets_runs_side_by_side(several):
@@ -229,7 +324,7 @@ def test_html_report_highlights_settings_that_differ(several):
     rows = re.findall(r'<tr class="differs"><th scope="row">(\w+)</th>(.*?)</tr>', several.text)
     assert [name for name, _ in rows] == ["lr", "seed"]
     assert re.findall(r">([^<]+)</td>", rows[0][1]) == ["0.001", "0.002", "0.003"]
-    same = several.said[several.said.rindex("The other settings"):]
+    same = several.said[several.said.rindex("The other settings") :]
     assert "clip_norm 1" in same
     assert "freeze a, b" in same
     assert EVIL in same
@@ -254,7 +349,9 @@ def test_html_report_of_entities_shows_types():
 def test_html_report_keeps_classes_and_entities_apart():
     entities = {"precision": 0.9, "recall": 0.45, "f1": 0.6, "tag_accuracy": 0.97, "majority_share": 0.0}
     runs = [make(S=7), make(S=7), make(S=7)]
-    page = Page(html_report(runs, names=["one", "two", "three"], scores=[SCORES, entities, entities | {"f1": 0.4}]))
+    page = Page(
+        html_report(runs, names=["one", "two", "three"], scores=[SCORES, entities, entities | {"f1": 0.4}])
+    )
     assert "one 0.750 0.651 0.042 0.900 0.400" in page.said
     assert "two 0.600 0.900 0.450 0.970 three" in page.said
     assert "mean of 2 runs 0.500" in page.said
@@ -262,7 +359,10 @@ def test_html_report_keeps_classes_and_entities_apart():
 
 
 def test_html_report_names_data_and_model_that_all_runs_share():
-    configs = [{"data": "support-desk", "label": "intent", "tags": None, "model": EVIL, "lr": lr} for lr in (1.0, 2.0)]
+    configs = [
+        {"data": "support-desk", "label": "intent", "tags": None, "model": EVIL, "lr": lr}
+        for lr in (1.0, 2.0)
+    ]
     said = Page(html_report([make(S=7), make(S=7)], names=["a", "b"], configs=configs)).said
     assert f"2 runs of 7 steps. Data support-desk; Label intent; Model {EVIL}." in said
 
@@ -270,7 +370,12 @@ def test_html_report_names_data_and_model_that_all_runs_share():
 def test_html_report_of_a_run_that_is_not_scored_or_not_begun():
     empty = Trace(steps=[], signals={"loss_nats": np.zeros((1, 0))}, runs=[{}])
     said = Page(html_report([empty], names=["a"], scores=[None])).said
-    for words in ("no verdict", "No run was scored.", "No step was recorded yet.", "None: no step was skipped"):
+    for words in (
+        "no verdict",
+        "No run was scored.",
+        "No step was recorded yet.",
+        "None: no step was skipped",
+    ):
         assert words in said
 
 
@@ -290,13 +395,16 @@ def test_html_report_is_the_same_every_time():
     assert html_report([make(S=30)], names=["a"]) == html_report([make(S=30)], names=["a"])
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"traces": [], "names": []}, "traces must hold at least one run; got none"),
-    ({"names": ["a", "b"]}, "names must hold one entry a run, 1; got 2"),
-    ({"scores": [{}, {}]}, "scores must hold one entry a run, 1; got 2"),
-    ({"configs": [{}, {}]}, "configs must hold one entry a run, 1; got 2"),
-    ({"diagnoses": [None, None]}, "diagnoses must hold one entry a run, 1; got 2"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"traces": [], "names": []}, "traces must hold at least one run; got none"),
+        ({"names": ["a", "b"]}, "names must hold one entry a run, 1; got 2"),
+        ({"scores": [{}, {}]}, "scores must hold one entry a run, 1; got 2"),
+        ({"configs": [{}, {}]}, "configs must hold one entry a run, 1; got 2"),
+        ({"diagnoses": [None, None]}, "diagnoses must hold one entry a run, 1; got 2"),
+    ],
+)
 def test_html_report_refuses(change, words):
     given = {"traces": [make(S=7)], "names": ["a"]} | change
     with pytest.raises(ValueError, match=f"html_report: {words}"):

@@ -1,4 +1,5 @@
-"""SVG output: the same bytes each time, readable to a screen reader, ids that do not clash, safe in threads."""
+"""SVG output: the same bytes each time, readable to a screen reader, ids that do not clash, safe in
+threads."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -14,7 +15,9 @@ from stabviz.views import curve_points, figure_svg, new_figure, plot_attention, 
 def drawing(offset=0.0):
     figure = new_figure(700, 320)
     loss = np.linspace(4, 2, 7 * 11).reshape(7, 11) + offset
-    trace = Trace(steps=range(11), signals={"loss_nats": loss}, runs=[{"lr": 10.0**-(r % 3)} for r in range(7)])
+    trace = Trace(
+        steps=range(11), signals={"loss_nats": loss}, runs=[{"lr": 10.0 ** -(r % 3)} for r in range(7)]
+    )
     plot_loss_fan(figure.subplots(), trace)
     return figure
 
@@ -37,8 +40,12 @@ def test_figure_svg_gives_the_same_bytes_for_the_same_figure():
 def test_figure_svg_ids_are_unique_on_a_page_and_every_reference_resolves():
     attention = new_figure(400, 400)
     plot_attention(attention.subplots(), np.eye(5)[:3])
-    pages = [figure_svg(drawing(), "a"), figure_svg(drawing(1.0), "b"), figure_svg(attention, "c"),
-             figure_svg(drawing(), "a", prefix="other")]
+    pages = [
+        figure_svg(drawing(), "a"),
+        figure_svg(drawing(1.0), "b"),
+        figure_svg(attention, "c"),
+        figure_svg(drawing(), "a", prefix="other"),
+    ]
     ids = [re.findall(r'\sid="([^"]*)"', page) for page in pages]
     for page, own in zip(pages, ids, strict=True):
         wanted = re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', page)
@@ -63,6 +70,7 @@ def test_figure_svg_carries_each_gid_and_its_points():
 
 def test_figure_svg_leaves_the_settings_of_matplotlib_alone():
     import matplotlib
+
     before = dict(matplotlib.rcParams)
     figure_svg(drawing(), "a")
     assert dict(matplotlib.rcParams) == before

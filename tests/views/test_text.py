@@ -16,29 +16,44 @@ def make():
     loss[4, 47:] = math.nan
     loss[6] = 4.0
     runs = [{"lr": 1e-3 if r < 4 else 1.0, "seed": r} for r in range(7)]
-    return Trace(steps=range(S), signals={"loss_nats": loss}, runs=runs, config={"chance_nats": 4.0, "floor_nats": 1.0})
+    return Trace(
+        steps=range(S), signals={"loss_nats": loss}, runs=runs, config={"chance_nats": 4.0, "floor_nats": 1.0}
+    )
 
 
 def test_describe_states_the_fall_and_the_failures():
-    assert describe(make()) == ("Loss of 7 runs (median) falls from 4 to 2 nats by step 60; "
-                                "2 of 7 diverged, 1 of 7 stalled, first non-finite at step 31.")
+    assert describe(make()) == (
+        "Loss of 7 runs (median) falls from 4 to 2 nats by step 60; "
+        "2 of 7 diverged, 1 of 7 stalled, first non-finite at step 31."
+    )
 
 
 def test_describe_of_rising_flat_dead_and_empty_traces():
     def one(*values, **config):
         return Trace(steps=range(len(values)), signals={"loss_nats": [values]}, runs=[{}], config=config)
-    assert describe(one(1.0, 9.0)).startswith("Loss of 1 run rises from 1 to 9 nats by step 1; 1 of 1 diverged")
+
+    assert describe(one(1.0, 9.0)).startswith(
+        "Loss of 1 run rises from 1 to 9 nats by step 1; 1 of 1 diverged"
+    )
     assert describe(one(3.0, 3.0)).startswith("Loss of 1 run stays at 3 nats by step 1")
-    assert describe(one(math.nan)) == ("Loss of 1 run is never finite; "
-                                       "1 of 1 diverged, first non-finite at step 0.")
+    assert describe(one(math.nan)) == (
+        "Loss of 1 run is never finite; 1 of 1 diverged, first non-finite at step 0."
+    )
     assert describe(one()) == "Loss of 1 run: no step yet."
     assert "from 9 to 1 units by" in describe(one(9.0, 1.0, loss_unit="units"))
 
 
 def test_table_of_has_a_row_per_group_with_quantiles_and_verdicts():
     low, high = table_of(make(), by="lr")
-    assert low == {"lr": 1e-3, "runs": 4, "final median": low["10 %"], "10 %": low["10 %"], "90 %": low["10 %"],
-                   "verdicts": "healthy 4", "first non-finite step": None}
+    assert low == {
+        "lr": 1e-3,
+        "runs": 4,
+        "final median": low["10 %"],
+        "10 %": low["10 %"],
+        "90 %": low["10 %"],
+        "verdicts": "healthy 4",
+        "first non-finite step": None,
+    }
     assert high["runs"] == 3
     assert high["final median"] == math.inf
     assert high["90 %"] == math.inf
@@ -49,5 +64,8 @@ def test_table_of_has_a_row_per_group_with_quantiles_and_verdicts():
 def test_text_table_aligns_and_says_what_it_leaves_out():
     assert text_table([]) == "(no rows)"
     assert text_table([{"a": 1, "bb": None}, {"a": 22, "c": "x"}]).splitlines() == [
-        " a  bb  c", " 1   -  -", "22   -  x"]
+        " a  bb  c",
+        " 1   -  -",
+        "22   -  x",
+    ]
     assert text_table([{"a": 1}] * 5, most=3).splitlines()[-1] == "and 2 more rows"

@@ -11,7 +11,7 @@ CHANCE, FLOOR = 4.0, 1.0
 def _only_asks_for_nan(loss_S, chance, floor):
     if np.isnan(loss_S[-1]):
         return "diverged"
-    way, final = chance - floor, np.mean(loss_S[-max(1, len(loss_S) // 10):])
+    way, final = chance - floor, np.mean(loss_S[-max(1, len(loss_S) // 10) :])
     return "stalled" if chance - final < 0.05 * way else "healthy"
 
 
@@ -25,7 +25,7 @@ def _takes_the_last_step_alone(loss_S, chance, floor):
 def _forgets_the_floor(loss_S, chance, floor):
     if not np.isfinite(loss_S[-1]):
         return "diverged"
-    final = np.mean(loss_S[-max(1, len(loss_S) // 10):])
+    final = np.mean(loss_S[-max(1, len(loss_S) // 10) :])
     if final > 1.1 * chance:
         return "diverged"
     return "stalled" if final > 0.95 * chance else "healthy"
@@ -47,7 +47,8 @@ def verdict_follows_the_rules(solution):
         got = solution(loss_S, CHANCE, FLOOR)
         if got != wanted:
             raise ExerciseFailed(
-                f"{words}, with chance {CHANCE:g} and floor {FLOOR:g}, should be {wanted!r}; got {got!r}")
+                f"{words}, with chance {CHANCE:g} and floor {FLOOR:g}, should be {wanted!r}; got {got!r}"
+            )
 
 
 def _by_the_mean(trace, margin):
@@ -75,7 +76,9 @@ def _sweep(finals):
 
 @check("00-safe-rate", wrong=[_by_the_mean, _the_lowest, _the_luckiest_run])
 def safe_rate_survives_the_worst_seed(solution):
-    sweep = _sweep({0.1: [2.0, np.inf], 0.03: [2.5, 2.52], 0.01: [2.55, 2.56], 0.003: [2.3, 2.75], 0.001: [3.0, 3.1]})
+    sweep = _sweep(
+        {0.1: [2.0, np.inf], 0.03: [2.5, 2.52], 0.01: [2.55, 2.56], 0.003: [2.3, 2.75], 0.001: [3.0, 3.1]}
+    )
     expect("with a margin of 0.1", solution(sweep, 0.1), 0.01)
     expect("with a margin of 0.01", solution(sweep, 0.01), 0.03)
     expect("with a margin of 0.3", solution(sweep, 0.3), 0.003)
@@ -86,16 +89,22 @@ def _difference_of_accuracies(first_N, second_N, targets_N):
     return abs((first_N == targets_N)[counts_N].mean() - (second_N == targets_N)[counts_N].mean())
 
 
-@check("00-churn", wrong=[
-    _difference_of_accuracies,
-    lambda first_N, second_N, targets_N: (first_N != second_N).mean(),
-    lambda first_N, second_N, targets_N: ((first_N != second_N) & (targets_N != -100)).mean(),
-    lambda first_N, second_N, targets_N: (first_N != second_N)[targets_N != -100].sum(),
-])
+@check(
+    "00-churn",
+    wrong=[
+        _difference_of_accuracies,
+        lambda first_N, second_N, targets_N: (first_N != second_N).mean(),
+        lambda first_N, second_N, targets_N: ((first_N != second_N) & (targets_N != -100)).mean(),
+        lambda first_N, second_N, targets_N: (first_N != second_N)[targets_N != -100].sum(),
+    ],
+)
 def churn_counts_disagreements(solution):
     targets_N = np.array([1, 2, 3, 4, -100, -100, -100])
     first_N = np.array([1, 2, 0, 0, 5, 6, 7])
     second_N = np.array([0, 2, 3, 9, 5, 9, 9])
-    expect("two of the four places differ by being right, one by being wrong in another way",
-           solution(first_N, second_N, targets_N), 0.75)
+    expect(
+        "two of the four places differ by being right, one by being wrong in another way",
+        solution(first_N, second_N, targets_N),
+        0.75,
+    )
     expect("of two models that say the same", solution(first_N, first_N, targets_N), 0.0)

@@ -13,7 +13,7 @@ def _padding_only(lengths_B, L):
 
 def _masks_the_queries(lengths_B, L):
     real = torch.arange(L) < lengths_B[:, None]
-    return (real[:, None, :, None] & torch.ones(L, L, dtype=torch.bool).tril())
+    return real[:, None, :, None] & torch.ones(L, L, dtype=torch.bool).tril()
 
 
 def _true_means_masked(lengths_B, L):
@@ -27,10 +27,16 @@ def masks_are_joined(solution):
         raise ExerciseFailed(f"the mask must be a tensor of bool, True = may attend; got {got!r:.100}")
     if got.ndim != 4 or got.shape[0] != 2 or got.shape[-2:] != (3, 3):
         raise ExerciseFailed(f"the mask must have shape (B, 1, L, L) = (2, 1, 3, 3); got {tuple(got.shape)}")
-    expect("rows of queries for a sequence of length 3", got[0, 0].int(),
-           torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1]]))
-    expect("rows of queries for a sequence of length 1, padded to 3", got[1, 0].int(),
-           torch.tensor([[1, 0, 0], [1, 0, 0], [1, 0, 0]]))
+    expect(
+        "rows of queries for a sequence of length 3",
+        got[0, 0].int(),
+        torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1]]),
+    )
+    expect(
+        "rows of queries for a sequence of length 1, padded to 3",
+        got[1, 0].int(),
+        torch.tensor([[1, 0, 0], [1, 0, 0], [1, 0, 0]]),
+    )
 
 
 def _adds_without_rescaling(first, second):
@@ -67,19 +73,29 @@ def merging_equals_one_softmax(solution):
         for low, high in ((slice(0, 2), slice(2, 5)), (slice(2, 5), slice(0, 2))):
             merged = solution(part(low), part(high))
             if not isinstance(merged, tuple | list) or len(merged) != 3:
-                raise ExerciseFailed(f"return three things: largest score, sum, weighted values; got {merged!r:.100}")
+                raise ExerciseFailed(
+                    f"return three things: largest score, sum, weighted values; got {merged!r:.100}"
+                )
             largest, total, weighted_K = merged
             expect(f"the largest score, {words}", largest, scores_M.max())
-            expect(f"weighted values / sum, {words}", weighted_K / total, scores_M.softmax(0) @ values_MK, rtol=1e-9)
+            expect(
+                f"weighted values / sum, {words}",
+                weighted_K / total,
+                scores_M.softmax(0) @ values_MK,
+                rtol=1e-9,
+            )
             expect(f"the sum, {words}", total, (scores_M - scores_M.max()).exp().sum(), rtol=1e-9)
 
 
-@check("01-entropy", wrong=[
-    lambda weights: -(weights * weights.log()).sum(dim=-1),
-    lambda weights: (weights * weights.clamp_min(1e-30).log()).sum(dim=-1),
-    lambda weights: -(weights * weights.clamp_min(1e-30).log2()).sum(dim=-1),
-    lambda weights: -(weights * weights.clamp_min(1e-30).log()).mean(dim=-1),
-])
+@check(
+    "01-entropy",
+    wrong=[
+        lambda weights: -(weights * weights.log()).sum(dim=-1),
+        lambda weights: (weights * weights.clamp_min(1e-30).log()).sum(dim=-1),
+        lambda weights: -(weights * weights.clamp_min(1e-30).log2()).sum(dim=-1),
+        lambda weights: -(weights * weights.clamp_min(1e-30).log()).mean(dim=-1),
+    ],
+)
 def entropy_counts_a_zero_as_nothing(solution):
     expect("four equal weights: ln 4 nats", solution(torch.full((1, 4), 0.25)), torch.tensor([math.log(4)]))
     rows = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])

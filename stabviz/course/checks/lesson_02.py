@@ -7,15 +7,22 @@ import torch
 from stabviz.course.exercises import check, expect
 
 
-@check("02-log-sum-exp", wrong=[
-    lambda scores: scores.exp().sum().log(),
-    lambda scores: (scores - scores.max()).exp().sum().log(),
-    lambda scores: scores.max(),
-    lambda scores: scores.mean() + (scores - scores.mean()).exp().sum().log(),
-])
+@check(
+    "02-log-sum-exp",
+    wrong=[
+        lambda scores: scores.exp().sum().log(),
+        lambda scores: (scores - scores.max()).exp().sum().log(),
+        lambda scores: scores.max(),
+        lambda scores: scores.mean() + (scores - scores.mean()).exp().sum().log(),
+    ],
+)
 def log_sum_exp_is_stable(solution):
-    for words, values in (("of [0, 0]: ln 2", [0.0, 0.0]), ("of [1000, 1000]: 1000 + ln 2", [1000.0, 1000.0]),
-                          ("of [-1000, -1000]", [-1000.0, -1000.0]), ("of [0, 1500, -1500]", [0.0, 1500.0, -1500.0])):
+    for words, values in (
+        ("of [0, 0]: ln 2", [0.0, 0.0]),
+        ("of [1000, 1000]: 1000 + ln 2", [1000.0, 1000.0]),
+        ("of [-1000, -1000]", [-1000.0, -1000.0]),
+        ("of [0, 1500, -1500]", [0.0, 1500.0, -1500.0]),
+    ):
         scores = torch.tensor(values)
         expect(f"log-sum-exp {words}", solution(scores), torch.logsumexp(scores, 0))
 
@@ -50,16 +57,24 @@ def gradient_is_softmax_minus_target(solution):
         leaf, targets_N = logits_NV.clone().requires_grad_(), torch.tensor(targets)
         torch.nn.functional.cross_entropy(leaf, targets_N).backward()
         expect(f"the gradient, {words}", solution(logits_NV, targets_N), leaf.grad)
-    expect("the gradient where every target is -100: zeros",
-           solution(logits_NV, torch.full((5,), -100)), torch.zeros(5, 3))
+    expect(
+        "the gradient where every target is -100: zeros",
+        solution(logits_NV, torch.full((5,), -100)),
+        torch.zeros(5, 3),
+    )
 
 
-@check("02-gap", wrong=[
-    lambda epsilon, V: math.log((1 - epsilon) * V / epsilon),
-    lambda epsilon, V: math.log((1 - epsilon) / epsilon),
-    lambda epsilon, V: math.log((1 - epsilon) * (V - 1) / epsilon),
-])
+@check(
+    "02-gap",
+    wrong=[
+        lambda epsilon, V: math.log((1 - epsilon) * V / epsilon),
+        lambda epsilon, V: math.log((1 - epsilon) / epsilon),
+        lambda epsilon, V: math.log((1 - epsilon) * (V - 1) / epsilon),
+    ],
+)
 def gap_is_where_the_gradient_is_zero(solution):
     for epsilon, V in ((0.1, 4), (0.1, 70), (0.5, 2)):
         gap = solution(epsilon, V)
-        expect(f"the gap at epsilon {epsilon} with {V} classes", gap, math.log(1 + V * (1 - epsilon) / epsilon))
+        expect(
+            f"the gap at epsilon {epsilon} with {V} classes", gap, math.log(1 + V * (1 - epsilon) / epsilon)
+        )

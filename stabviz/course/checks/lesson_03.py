@@ -30,26 +30,35 @@ def adam_step_equals_torch(solution):
         expect(f"the parameter after step {t}", param, theirs.detach(), rtol=1e-9)
 
 
-@check("03-largest-rate", wrong=[
-    lambda hessian: 2 / torch.linalg.eigvalsh(hessian)[0],
-    lambda hessian: 1 / torch.linalg.eigvalsh(hessian)[-1],
-    lambda hessian: 2 / hessian.diagonal().max(),
-])
+@check(
+    "03-largest-rate",
+    wrong=[
+        lambda hessian: 2 / torch.linalg.eigvalsh(hessian)[0],
+        lambda hessian: 1 / torch.linalg.eigvalsh(hessian)[-1],
+        lambda hessian: 2 / hessian.diagonal().max(),
+    ],
+)
 def largest_rate_is_two_over_the_sharpness(solution):
     expect("for curvatures 1 and 50 on the axes", solution(torch.diag(torch.tensor([1.0, 50.0]))), 0.04)
     turned = torch.tensor([[3.0, 1.0], [1.0, 3.0]])
     expect("for [[3, 1], [1, 3]], whose eigenvalues are 2 and 4", solution(turned), 0.5)
 
 
-@check("03-starved", wrong=[
-    lambda update_rms_RS: np.nanmean(update_rms_RS, axis=1) < 0.05,
-    lambda update_rms_RS: update_rms_RS[:, 20:].mean(axis=1) < 0.05,
-    lambda update_rms_RS: np.nanmean(update_rms_RS[:, 20:]) < 0.05,
-])
+@check(
+    "03-starved",
+    wrong=[
+        lambda update_rms_RS: np.nanmean(update_rms_RS, axis=1) < 0.05,
+        lambda update_rms_RS: update_rms_RS[:, 20:].mean(axis=1) < 0.05,
+        lambda update_rms_RS: np.nanmean(update_rms_RS[:, 20:]) < 0.05,
+    ],
+)
 def starved_reads_the_later_steps(solution):
     update_rms_RS = np.full((4, 60), 0.3)
     update_rms_RS[1] = 0.003
-    update_rms_RS[2, :20], update_rms_RS[2, 20:] = 1.0, 0.01       # long first steps hide nothing
-    update_rms_RS[3], update_rms_RS[3, 40:] = 0.004, np.nan       # frozen at step 40
-    expect("healthy, starved, starved after long first steps, starved then frozen",
-           np.asarray(solution(update_rms_RS)), np.array([False, True, True, True]))
+    update_rms_RS[2, :20], update_rms_RS[2, 20:] = 1.0, 0.01  # long first steps hide nothing
+    update_rms_RS[3], update_rms_RS[3, 40:] = 0.004, np.nan  # frozen at step 40
+    expect(
+        "healthy, starved, starved after long first steps, starved then frozen",
+        np.asarray(solution(update_rms_RS)),
+        np.array([False, True, True, True]),
+    )

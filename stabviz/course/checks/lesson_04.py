@@ -12,7 +12,9 @@ def _norm(grads):
 
 
 def _each_tensor_by_itself(grads, max_norm):
-    return [grad * min(1.0, max_norm / grad.norm().item()) if grad.any() else grad for grad in grads], _norm(grads)
+    return [grad * min(1.0, max_norm / grad.norm().item()) if grad.any() else grad for grad in grads], _norm(
+        grads
+    )
 
 
 def _always_to_the_threshold(grads, max_norm):
@@ -32,7 +34,10 @@ def _zero_over_zero(grads, max_norm):
     return [grad / _norm(grads) * _norm(grads).clamp(max=max_norm) for grad in grads], _norm(grads)
 
 
-@check("04-clip", wrong=[_each_tensor_by_itself, _always_to_the_threshold, _norm_after, _by_value, _zero_over_zero])
+@check(
+    "04-clip",
+    wrong=[_each_tensor_by_itself, _always_to_the_threshold, _norm_after, _by_value, _zero_over_zero],
+)
 def clip_scales_all_tensors_by_one_number(solution):
     long = [torch.tensor([3.0, 0.0]), torch.tensor([[0.0], [-4.0], [12.0]])]
     kept = [grad.clone() for grad in long]
@@ -44,7 +49,9 @@ def clip_scales_all_tensors_by_one_number(solution):
     for what, grads, max_norm, scale, norm in cases:
         answer = solution(grads, max_norm)
         if not (isinstance(answer, tuple | list) and len(answer) == 2):
-            raise ExerciseFailed("return two things: the list of clipped gradients, and the norm before clipping")
+            raise ExerciseFailed(
+                "return two things: the list of clipped gradients, and the norm before clipping"
+            )
         clipped, norm_before = answer
         if not isinstance(clipped, tuple | list) or len(clipped) != len(grads):
             raise ExerciseFailed(f"{what}: expected a list of {len(grads)} gradients first")
@@ -77,8 +84,11 @@ def before_or_after_reads_the_top_of_the_log(solution):
     nan = math.nan
     cases = [
         ("norms that pass the threshold", [0.4, 3.1, 0.9, 12.0, 0.7], "before"),
-        ("norms that stop at the threshold, a hair below it (0.999999: torch adds 1e-6)",
-         [0.4, 0.999999, 0.9, 0.9999998, 0.999999], "after"),
+        (
+            "norms that stop at the threshold, a hair below it (0.999999: torch adds 1e-6)",
+            [0.4, 0.999999, 0.9, 0.9999998, 0.999999],
+            "after",
+        ),
         ("norms that never come near the threshold", [0.4, 0.31, 0.52, 0.44, 0.4], "cannot tell"),
         ("norms that pass the threshold, with one NaN", [0.4, nan, 0.9, 250.0, 0.7], "before"),
         ("norms that stop at the threshold, with one NaN", [0.4, nan, 0.999999, 0.9999998, 0.7], "after"),
@@ -127,8 +137,13 @@ def _skips_long_ones_too(param, grads, lr, max_norm):
 
 @check("04-skip", wrong=[_clips_and_hopes, _looks_for_nan_only, _patches_the_numbers, _skips_long_ones_too])
 def only_non_finite_steps_are_skipped(solution):
-    grads = [torch.tensor([3.0, 4.0]), torch.tensor([math.nan, 0.3]), torch.tensor([0.1, -0.2]),
-             torch.tensor([math.inf, 0.3]), torch.tensor([-600.0, 800.0])]
+    grads = [
+        torch.tensor([3.0, 4.0]),
+        torch.tensor([math.nan, 0.3]),
+        torch.tensor([0.1, -0.2]),
+        torch.tensor([math.inf, 0.3]),
+        torch.tensor([-600.0, 800.0]),
+    ]
     expected = torch.tensor([1.0, 1.0])
     for index in (0, 2, 4):
         expected = _step(expected, grads[index], 0.5, 1.0)

@@ -34,9 +34,10 @@ def _sum_over_rows(x, y, temperature):
     return _not_normalised(_unit(x), _unit(y), temperature) * len(x)
 
 
-@check("06-in-batch", wrong=[
-    _not_normalised, _positive_left_out, _times_temperature, _found_the_other_way, _sum_over_rows,
-])
+@check(
+    "06-in-batch",
+    wrong=[_not_normalised, _positive_left_out, _times_temperature, _found_the_other_way, _sum_over_rows],
+)
 def in_batch_is_a_cross_entropy_on_cosines(solution):
     eye = torch.eye(3)
     expect("three perpendicular pairs at temperature 1: ln(e + 2) - 1", solution(eye, eye, 1.0), 0.551445)
@@ -70,22 +71,33 @@ def _without_the_log(z):
 def uniformity_is_a_log_mean_over_pairs(solution):
     same = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     expect("three equal points", solution(same), 0.0, atol=1e-6)
-    expect("two opposite points: distance 2, so -2 x 4", solution(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), -8.0)
+    expect(
+        "two opposite points: distance 2, so -2 x 4", solution(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), -8.0
+    )
     three = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     expected = np.log((2 * np.exp(-4.0) + np.exp(-8.0)) / 3)
     expect("points at 0, 90 and 180 degrees: ln((2 e^-4 + e^-8) / 3)", solution(three), expected)
 
 
-@check("06-collapsed", wrong=[
-    lambda trace: trace["embedding_std"][:, -10:].mean(axis=1) < 0.1,
-    lambda trace: trace["uniformity"].mean(axis=1) > -1.5,
-    lambda trace: trace["uniformity"].max(axis=1) > -1.5,
-    lambda trace: trace["uniformity"][:, -1] > -1.5,
-    lambda trace: trace["uniformity"][:, -10:].mean() > -1.5,
-    lambda trace: trace["loss_nats"][:, -10:].mean(axis=1) < 0.01,
-])
+@check(
+    "06-collapsed",
+    wrong=[
+        lambda trace: trace["embedding_std"][:, -10:].mean(axis=1) < 0.1,
+        lambda trace: trace["uniformity"].mean(axis=1) > -1.5,
+        lambda trace: trace["uniformity"].max(axis=1) > -1.5,
+        lambda trace: trace["uniformity"][:, -1] > -1.5,
+        lambda trace: trace["uniformity"][:, -10:].mean() > -1.5,
+        lambda trace: trace["loss_nats"][:, -10:].mean(axis=1) < 0.01,
+    ],
+)
 def collapsed_reads_the_end_of_uniformity(solution):
-    kinds = ["healthy", "collapsed", "half-way: two clouds", "collapsed and recovered", "healthy, one odd last step"]
+    kinds = [
+        "healthy",
+        "collapsed",
+        "half-way: two clouds",
+        "collapsed and recovered",
+        "healthy, one odd last step",
+    ]
     uniformity_RS = np.full((5, 60), -3.2)
     uniformity_RS[1] = np.linspace(-3.2, -0.001, 60) * (np.arange(60) < 50) - 0.001
     uniformity_RS[2, 15:] = -0.9
@@ -95,8 +107,11 @@ def collapsed_reads_the_end_of_uniformity(solution):
     std_RS[1, 50:], std_RS[2], std_RS[3, 5:50] = 0.004, 0.21, 0.01
     loss_RS = np.full((5, 60), 1.5)
     loss_RS[1], loss_RS[2] = 0.001, 0.2
-    trace = Trace(steps=range(60), runs=[{"seed": seed} for seed in range(5)],
-                  signals={"loss_nats": loss_RS, "uniformity": uniformity_RS, "embedding_std": std_RS})
+    trace = Trace(
+        steps=range(60),
+        runs=[{"seed": seed} for seed in range(5)],
+        signals={"loss_nats": loss_RS, "uniformity": uniformity_RS, "embedding_std": std_RS},
+    )
     answer = np.asarray(solution(trace))
     if answer.shape != (5,):
         raise ExerciseFailed(f"one answer for each of the 5 runs is expected; got shape {answer.shape}")

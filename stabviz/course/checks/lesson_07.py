@@ -6,11 +6,16 @@ from torch import nn
 from stabviz.course.exercises import ExerciseFailed, check, expect
 
 
-@check("07-sublayer", wrong=[
-    lambda x, branch, norm, placement: norm(x) + branch(norm(x)) if placement == "pre" else norm(x + branch(x)),
-    lambda x, branch, norm, placement: x + branch(norm(x)),
-    lambda x, branch, norm, placement: x + branch(norm(x)) if placement == "pre" else x + norm(branch(x)),
-])
+@check(
+    "07-sublayer",
+    wrong=[
+        lambda x, branch, norm, placement: (
+            norm(x) + branch(norm(x)) if placement == "pre" else norm(x + branch(x))
+        ),
+        lambda x, branch, norm, placement: x + branch(norm(x)),
+        lambda x, branch, norm, placement: x + branch(norm(x)) if placement == "pre" else x + norm(branch(x)),
+    ],
+)
 def sublayer_puts_the_norm_in_its_place(solution):
     x = torch.tensor([[1.0, -2.0, 4.0], [0.5, 0.0, -3.0]], dtype=torch.float64)
 
@@ -27,7 +32,9 @@ def sublayer_puts_the_norm_in_its_place(solution):
 def _alpha_inverted(params, layers):
     turned_down = ("attention.value.weight", "attention.output.weight", "up.weight", "down.weight")
     beta = (8 * layers) ** -0.25
-    return (2 * layers) ** -0.25, {name: w * beta if name.endswith(turned_down) else w for name, w in params.items()}
+    return (2 * layers) ** -0.25, {
+        name: w * beta if name.endswith(turned_down) else w for name, w in params.items()
+    }
 
 
 def _everything_turned_down(params, layers):
@@ -37,13 +44,20 @@ def _everything_turned_down(params, layers):
 def _value_forgotten(params, layers):
     turned_down = ("attention.output.weight", "up.weight", "down.weight")
     beta = (8 * layers) ** -0.25
-    return (2 * layers) ** 0.25, {name: w * beta if name.endswith(turned_down) else w for name, w in params.items()}
+    return (2 * layers) ** 0.25, {
+        name: w * beta if name.endswith(turned_down) else w for name, w in params.items()
+    }
 
 
 @check("07-deepnorm", wrong=[_alpha_inverted, _everything_turned_down, _value_forgotten])
 def deepnorm_turns_down_what_writes(solution):
     written = ("attention.value.weight", "attention.output.weight", "up.weight", "down.weight")
-    kept = ("attention.query.weight", "attention.key.weight", "attention_norm.weight", "feed_forward_norm.bias")
+    kept = (
+        "attention.query.weight",
+        "attention.key.weight",
+        "attention_norm.weight",
+        "feed_forward_norm.bias",
+    )
     names = [name if name.startswith("attention") else f"feed_forward.{name}" for name in written]
     params = {f"block{i}.{name}": torch.ones(2) for i in range(8) for name in (*names, *kept)}
     params |= {"embedding.token": torch.ones(2), "head.weight": torch.ones(2)}
@@ -51,18 +65,23 @@ def deepnorm_turns_down_what_writes(solution):
     expect("alpha of 8 blocks: the fourth root of 16", alpha, 2.0)
     missing, added = sorted(set(params) - set(scaled)), sorted(set(scaled) - set(params))
     if missing or added:
-        raise ExerciseFailed(f"the parameters returned must have the names of those given; missing {missing[:3]}, "
-                             f"added {added[:3]}")
+        raise ExerciseFailed(
+            f"the parameters returned must have the names of those given; missing {missing[:3]}, "
+            f"added {added[:3]}"
+        )
     for name, value in scaled.items():
         factor = 64**-0.25 if name.endswith(written) else 1.0
         expect(f"factor on {name}, of 8 blocks", value, torch.full((2,), factor))
 
 
-@check("07-encode", wrong=[
-    lambda encoder, x, attention_mask: encoder(x, attention_mask.float()),
-    lambda encoder, x, attention_mask: encoder(x, src_key_padding_mask=attention_mask.bool()),
-    lambda encoder, x, attention_mask: encoder(x),
-])
+@check(
+    "07-encode",
+    wrong=[
+        lambda encoder, x, attention_mask: encoder(x, attention_mask.float()),
+        lambda encoder, x, attention_mask: encoder(x, src_key_padding_mask=attention_mask.bool()),
+        lambda encoder, x, attention_mask: encoder(x),
+    ],
+)
 def encode_gives_each_text_what_it_gets_alone(solution):
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -73,5 +92,9 @@ def encode_gives_each_text_what_it_gets_alone(solution):
             x = torch.randn(texts, words, 8)
             found = solution(encoder, x, (torch.arange(words) < lengths[:, None]).long())
             for i, n in enumerate(lengths.tolist()):
-                expect(f"real words of text {i}, in a batch of {texts} texts of {words} words",
-                       found[i, :n], encoder(x[i:i + 1, :n])[0], atol=1e-5)
+                expect(
+                    f"real words of text {i}, in a batch of {texts} texts of {words} words",
+                    found[i, :n],
+                    encoder(x[i : i + 1, :n])[0],
+                    atol=1e-5,
+                )

@@ -33,21 +33,29 @@ def mask_follows_the_rule(solution):
     expect("the labels", labels_L, torch.tensor([-100, 11, 12, 13, -100, -100]))
 
 
-@check("09-frequencies", wrong=[
-    lambda counts_V: float((counts_V > 0).sum().double().log()),
-    lambda counts_V: float(-(counts_V / counts_V.sum() * (counts_V / counts_V.sum()).log2()).nansum()),
-    lambda counts_V: float(-(counts_V / counts_V.sum() * (counts_V / counts_V.sum()).log()).sum()),
-])
+@check(
+    "09-frequencies",
+    wrong=[
+        lambda counts_V: float((counts_V > 0).sum().double().log()),
+        lambda counts_V: float(-(counts_V / counts_V.sum() * (counts_V / counts_V.sum()).log2()).nansum()),
+        lambda counts_V: float(-(counts_V / counts_V.sum() * (counts_V / counts_V.sum()).log()).sum()),
+    ],
+)
 def frequencies_cost_their_entropy(solution):
-    expect("four pieces, equally frequent", solution(torch.tensor([5.0, 5.0, 5.0, 5.0])), 1.3862944, rtol=1e-5)
+    expect(
+        "four pieces, equally frequent", solution(torch.tensor([5.0, 5.0, 5.0, 5.0])), 1.3862944, rtol=1e-5
+    )
     expect("counts 3, 1 and 0", solution(torch.tensor([3.0, 1.0, 0.0])), 0.5623351, rtol=1e-5)
 
 
-@check("09-update", wrong=[
-    lambda grad, eps: 1.0,
-    lambda grad, eps: grad / (grad**2 + eps) ** 0.5,
-    lambda grad, eps: grad / eps,
-])
+@check(
+    "09-update",
+    wrong=[
+        lambda grad, eps: 1.0,
+        lambda grad, eps: grad / (grad**2 + eps) ** 0.5,
+        lambda grad, eps: grad / eps,
+    ],
+)
 def update_shrinks_under_epsilon(solution):
     expect("gradient 1e-3, eps 1e-8", solution(1e-3, 1e-8), 1e-3 / (1e-3 + 1e-8), rtol=1e-9)
     expect("gradient 1e-8, eps 1e-8", solution(1e-8, 1e-8), 0.5, rtol=1e-9)

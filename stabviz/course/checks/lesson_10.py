@@ -35,11 +35,15 @@ def _never_grows(scale, good_steps, finite, interval):
     return (scale, good_steps + 1) if finite else (scale / 2, 0)
 
 
-@check("10-next-scale",
-       wrong=[_keeps_counting_after_an_overflow, _doubles_one_step_late, _never_starts_again, _never_grows])
+@check(
+    "10-next-scale",
+    wrong=[_keeps_counting_after_an_overflow, _doubles_one_step_late, _never_starts_again, _never_grows],
+)
 def scale_halves_at_once_and_doubles_after_a_stretch(solution):
     scale, good_steps, expected, count = 1024.0, 0, 1024.0, 0
-    for step, finite in enumerate([False, True, True, False, True, True, True, True, True, True, True, False]):
+    for step, finite in enumerate(
+        [False, True, True, False, True, True, True, True, True, True, True, False]
+    ):
         met = "finite" if finite else "overflow"
         before = f"step {step}, {met}, scale {scale:g}, {good_steps} good steps, interval 3"
         expected, count = _right_scale(expected, count, finite, 3)
@@ -74,14 +78,24 @@ def _only_sums(losses, keeps):
     return [loss[keep].sum() for loss, keep in zip(losses, keeps, strict=True)]
 
 
-@check("10-micro-losses",
-       wrong=[_mean_of_means, _mean_of_means_without_the_empty, _counts_everything, _adds_the_ignored, _only_sums])
+@check(
+    "10-micro-losses",
+    wrong=[
+        _mean_of_means,
+        _mean_of_means_without_the_empty,
+        _counts_everything,
+        _adds_the_ignored,
+        _only_sums,
+    ],
+)
 def micro_losses_add_up_to_the_token_mean(solution):
     cases = [
         ("micro-batches of 1 and 3 targets", [[9.0, 7.0, 7.0], [1.0, 1.0, 1.0]], [[1, 0, 0], [1, 1, 1]]),
-        ("micro-batches of 2, 0 and 5 targets",
-         [[2.0, 4.0, 8.0, 1.0, 3.0], [5.0, 6.0, 7.0, 8.0, 9.0], [1.0, 2.0, 3.0, 4.0, 5.0]],
-         [[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]),
+        (
+            "micro-batches of 2, 0 and 5 targets",
+            [[2.0, 4.0, 8.0, 1.0, 3.0], [5.0, 6.0, 7.0, 8.0, 9.0], [1.0, 2.0, 3.0, 4.0, 5.0]],
+            [[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]],
+        ),
     ]
     for what, values, kept in cases:
         weight = torch.ones((), requires_grad=True)
@@ -89,7 +103,8 @@ def micro_losses_add_up_to_the_token_mean(solution):
         keeps = [torch.tensor(keep, dtype=torch.bool) for keep in kept]
         answer = solution(losses, keeps)
         if not isinstance(answer, tuple | list) or not all(
-                isinstance(each, torch.Tensor) and each.ndim == 0 for each in answer):
+            isinstance(each, torch.Tensor) and each.ndim == 0 for each in answer
+        ):
             raise ExerciseFailed("return a list of scalar tensors, one for each micro-batch")
         mean = (torch.tensor(values) * torch.tensor(kept)).sum() / torch.tensor(kept).sum()
         expect(f"{what}: the sum of the losses, which is the token mean", sum(answer), mean)
@@ -108,7 +123,9 @@ def _clipped(grads, max_norm):
 
 def _clips_first(scaled_grads, scale, max_norm):
     norm = _norm(scaled_grads)
-    return ([grad / scale for grad in _clipped(scaled_grads, max_norm)] if norm.isfinite() else None), norm / scale
+    return (
+        [grad / scale for grad in _clipped(scaled_grads, max_norm)] if norm.isfinite() else None
+    ), norm / scale
 
 
 def _forgets_to_unscale(scaled_grads, scale, max_norm):
@@ -132,10 +149,16 @@ def _norm_after(scaled_grads, scale, max_norm):
     return (clipped if _norm(grads).isfinite() else None), _norm(clipped)
 
 
-@check("10-scaled-step", wrong=[_clips_first, _forgets_to_unscale, _never_skips, _looks_for_nan_only, _norm_after])
+@check(
+    "10-scaled-step",
+    wrong=[_clips_first, _forgets_to_unscale, _never_skips, _looks_for_nan_only, _norm_after],
+)
 def step_is_unscaled_then_checked_then_clipped(solution):
     grads = [torch.tensor([3.0, 0.0]), torch.tensor([[0.0], [-4.0], [12.0]])]
-    for what, max_norm, share in (("true norm 13, threshold 6.5", 6.5, 0.5), ("true norm 13, threshold 20", 20.0, 1.0)):
+    for what, max_norm, share in (
+        ("true norm 13, threshold 6.5", 6.5, 0.5),
+        ("true norm 13, threshold 20", 20.0, 1.0),
+    ):
         for scale in (1024.0, 65536.0):
             got, norm = _two(solution([grad * scale for grad in grads], scale, max_norm))
             expect(f"{what}, scale {scale:g}: the norm before clipping", norm, 13.0)
@@ -148,7 +171,9 @@ def step_is_unscaled_then_checked_then_clipped(solution):
         if got is not None:
             raise ExerciseFailed(f"a gradient with {bad}: expected None, for a step to skip; got {got!r:.80}")
         if math.isfinite(float(norm)):
-            raise ExerciseFailed(f"a gradient with {bad}: expected the norm, which is not finite; got {float(norm)}")
+            raise ExerciseFailed(
+                f"a gradient with {bad}: expected the norm, which is not finite; got {float(norm)}"
+            )
 
 
 def _two(answer):

@@ -7,7 +7,7 @@ from stabviz.course.exercises import ExerciseFailed, check, expect
 
 def _by_position(word_ids, tags):
     labels = [-100, *tags]
-    return (labels + [-100] * len(word_ids))[:len(word_ids)]
+    return (labels + [-100] * len(word_ids))[: len(word_ids)]
 
 
 def _on_every_piece(word_ids, tags):
@@ -24,17 +24,29 @@ def _each_tag_once(word_ids, tags):
 
 def _outside_is_zero(word_ids, tags):
     before = [None, *word_ids]
-    return [0 if word is None or word == last else tags[word] for word, last in zip(word_ids, before, strict=False)]
+    return [
+        0 if word is None or word == last else tags[word]
+        for word, last in zip(word_ids, before, strict=False)
+    ]
 
 
 @check("12-align", wrong=[_by_position, _on_every_piece, _each_tag_once, _outside_is_zero])
 def align_puts_tags_on_first_pieces(solution):
-    expect("two words, the second in three pieces", list(solution([None, 0, 1, 1, 1, None], [0, 3])),
-           [-100, 0, 3, -100, -100, -100])
-    expect("two neighbours with one tag", list(solution([None, 0, 0, 1, 2, None], [5, 0, 5])),
-           [-100, 5, -100, 0, 5, -100])
-    expect("two padded pieces at the end", list(solution([None, 0, None, None, None], [2])),
-           [-100, 2, -100, -100, -100])
+    expect(
+        "two words, the second in three pieces",
+        list(solution([None, 0, 1, 1, 1, None], [0, 3])),
+        [-100, 0, 3, -100, -100, -100],
+    )
+    expect(
+        "two neighbours with one tag",
+        list(solution([None, 0, 0, 1, 2, None], [5, 0, 5])),
+        [-100, 5, -100, 0, 5, -100],
+    )
+    expect(
+        "two padded pieces at the end",
+        list(solution([None, 0, None, None, None], [2])),
+        [-100, 2, -100, -100, -100],
+    )
 
 
 def _spans(tags):
@@ -52,8 +64,10 @@ def _ratio(a, b):
 
 
 def _by_tag(true, predicted):
-    return _ratio({(i, tag) for i, tag in enumerate(true) if tag != "O"},
-                  {(i, tag) for i, tag in enumerate(predicted) if tag != "O"})
+    return _ratio(
+        {(i, tag) for i, tag in enumerate(true) if tag != "O"},
+        {(i, tag) for i, tag in enumerate(predicted) if tag != "O"},
+    )
 
 
 def _without_type(true, predicted):
@@ -61,8 +75,10 @@ def _without_type(true, predicted):
 
 
 def _first_words_only(true, predicted):
-    return _ratio({(first, kind) for first, _, kind in _spans(true)},
-                  {(first, kind) for first, _, kind in _spans(predicted)})
+    return _ratio(
+        {(first, kind) for first, _, kind in _spans(true)},
+        {(first, kind) for first, _, kind in _spans(predicted)},
+    )
 
 
 def _recall(true, predicted):
@@ -80,6 +96,7 @@ def _neighbours_as_one(true, predicted):
                 found.append([i, i, tag[2:]])
             before = tag[2:]
         return {tuple(span) for span in found}
+
     return _ratio(joined(true), joined(predicted))
 
 
@@ -90,17 +107,25 @@ def strict_f1_counts_whole_entities(solution):
     expect("one of two ends too early", solution(names, ["B-PER", "O", "O", "B-ORG"]), 0.5)
     expect("one of two has the wrong type", solution(names, ["B-PER", "I-PER", "O", "B-LOC"]), 0.5)
     expect("one of two, and nothing else was said", solution(names, ["B-PER", "I-PER", "O", "O"]), 2 / 3)
-    expect("two neighbours told apart, where one long name was said",
-           solution(["B-PER", "B-PER", "O"], ["B-PER", "I-PER", "O"]), 0.0)
+    expect(
+        "two neighbours told apart, where one long name was said",
+        solution(["B-PER", "B-PER", "O"], ["B-PER", "I-PER", "O"]),
+        0.0,
+    )
     expect("no entity on either side", solution(["O", "O"], ["O", "O"]), 0.0)
 
 
-@check("12-real-loss", wrong=[
-    lambda loss, padding_loss, real, padding: loss * (real + padding) / real if real else math.nan,
-    lambda loss, padding_loss, real, padding: loss - padding_loss if real else math.nan,
-    lambda loss, padding_loss, real, padding: 2 * loss - padding_loss if real else math.nan,
-    lambda loss, padding_loss, real, padding: (loss * (real + padding) - padding_loss * padding) / max(real, 1),
-])
+@check(
+    "12-real-loss",
+    wrong=[
+        lambda loss, padding_loss, real, padding: loss * (real + padding) / real if real else math.nan,
+        lambda loss, padding_loss, real, padding: loss - padding_loss if real else math.nan,
+        lambda loss, padding_loss, real, padding: 2 * loss - padding_loss if real else math.nan,
+        lambda loss, padding_loss, real, padding: (
+            (loss * (real + padding) - padding_loss * padding) / max(real, 1)
+        ),
+    ],
+)
 def real_loss_undoes_the_mean(solution):
     expect("30 words at 0.5, 10 padded at 0.1", solution(0.4, 0.1, 30, 10), 0.5)
     expect("30 words at 0.8, 90 padded at 0", solution(0.2, 0.0, 30, 90), 0.8)
