@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stabviz.commands import COMMANDS, command_types
+from stabviz.cli.commands import COMMANDS, command_types
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 

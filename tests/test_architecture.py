@@ -11,11 +11,13 @@ MAY_IMPORT = {
     "ops": set(),
     "models": {"ops"},
     "trace": set(),
+    "scores": set(),
     "lab": {"ops", "models", "trace"},
-    "finetune": {"ops", "models", "trace"},
-    "methods": {"ops", "models", "trace"},
+    "methods": {"ops", "models"},
+    "finetune": {"ops", "models", "trace", "scores", "methods"},
     "views": {"trace"},
     "course": {"trace", "views"},
+    "cli": {"ops", "models", "trace", "scores", "lab", "methods", "finetune", "views", "course"},
 }
 MODULES = sorted(path for room in MAY_IMPORT for path in (PACKAGE / room).rglob("*.py"))
 

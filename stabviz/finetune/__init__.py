@@ -13,10 +13,10 @@ _LATER = {
     "predict": "run",
     "load_outcome": "run",
     "Outcome": "run",
-    "read_splits": "reading",
-    "PretrainConfig": "pretrain_config",
-    "pretrain": "pretraining",
-    "StabilityCallback": "callback",
+    "read_splits": "data.splits",
+    "PretrainConfig": "pretrain.config",
+    "pretrain": "pretrain.run",
+    "StabilityCallback": "trainer_callback",
     "minilm_folder": "published",
 }
 __all__ = ["FinetuneConfig", *_LATER]

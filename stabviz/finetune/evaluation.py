@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stabviz.finetune.batching import TokenRows, collate
-from stabviz.finetune.objectives import model_inputs
-from stabviz.finetune.scores import classification_scores, entity_scores, headline
-from stabviz.finetune.world import World
+from stabviz.finetune.data.batches import TokenRows, collate
+from stabviz.finetune.distributed import World
+from stabviz.methods.objective import model_inputs
 from stabviz.ops import cross_entropy
+from stabviz.scores.scores import classification_scores, entity_scores, headline
 
 BATCH = 64
 """Rows of one evaluation batch; there is no gradient to keep, so that it may be larger than in training."""

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import torch
 
-from stabviz.finetune.batching import TokenRows, collate, pack
-from stabviz.finetune.checkpoint import write_atomically
 from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.data.batches import TokenRows, collate, pack
+from stabviz.finetune.data.splits import Splits, read_splits
+from stabviz.finetune.distributed import World
 from stabviz.finetune.evaluation import Evaluation, evaluate, predict_logits
 from stabviz.finetune.loading import load_model, load_tokenizer
-from stabviz.finetune.loop import Progress, Setup, autocast, train
-from stabviz.finetune.objectives import cross_entropy_objective
-from stabviz.finetune.reading import Splits, read_splits
-from stabviz.finetune.scores import churn, failed, headline, majority_share, spread
-from stabviz.finetune.stopping import Stop
-from stabviz.finetune.world import World
+from stabviz.finetune.train.checkpoint import write_atomically
+from stabviz.finetune.train.interrupt import Stop
+from stabviz.finetune.train.loop import Progress, Setup, autocast, train
+from stabviz.methods.objective import cross_entropy_objective
 from stabviz.models.bert import Bert
 from stabviz.models.bert_files import write_bert_folder
+from stabviz.scores.scores import churn, failed, headline, majority_share, spread
 from stabviz.trace import Trace
 from stabviz.trace.log import read_metrics
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from stabviz.lab.curvature import Curvature
 from stabviz.lab.experiment import Experiment, Run
 from stabviz.lab.problems import problem_of
-from stabviz.lab.recording import record
+from stabviz.lab.replay import record
 from stabviz.lab.threads import Threads
 from stabviz.ops import (
     OPTIMIZERS,

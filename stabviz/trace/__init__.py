@@ -5,8 +5,8 @@ and nothing else. Axis letters are those of `stabviz.ops`: R runs, S steps.
 """
 
 from stabviz.trace.diagnosis import Diagnosis, diagnose
-from stabviz.trace.foreign import read_run
 from stabviz.trace.log import read_metrics
+from stabviz.trace.readers import read_run
 from stabviz.trace.signals import SIGNALS, Signal, signal_of
 from stabviz.trace.trace import Trace, concatenate
 from stabviz.trace.verdicts import Spike, Verdict, find_spikes, lr_sensitivity, verdict, verdicts

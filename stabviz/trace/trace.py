@@ -201,8 +201,8 @@ class Trace:
 
     @classmethod
     def from_trainer_state(cls, path: str | Path) -> "Trace":
-        """Read the trainer_state.json of a run of transformers' Trainer; see `stabviz.trace.foreign`."""
-        from stabviz.trace.foreign import from_trainer_state
+        """Read the trainer_state.json of a run of transformers' Trainer; see `stabviz.trace.readers`."""
+        from stabviz.trace.readers import from_trainer_state
 
         return from_trainer_state(path)
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from stabviz.finetune.checkpoint import newest_checkpoint, read_checkpoint
 from stabviz.finetune.config import FinetuneConfig
-from stabviz.finetune.loop import _Training, train
-from stabviz.finetune.reading import read_splits
+from stabviz.finetune.data.splits import read_splits
+from stabviz.finetune.distributed import World
 from stabviz.finetune.run import prepare
-from stabviz.finetune.stopping import Stop
-from stabviz.finetune.world import World
+from stabviz.finetune.train.checkpoint import newest_checkpoint, read_checkpoint
+from stabviz.finetune.train.interrupt import Stop
+from stabviz.finetune.train.loop import _Training, train
 from stabviz.trace.log import read_metrics
 from tests.bench.table import Row, quiet, row_of
 from tests.finetune.reference import losses_of, trainer_of

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
-from stabviz.finetune.batching import TokenRows
 from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.data.batches import TokenRows
+from stabviz.finetune.data.splits import read_splits
+from stabviz.finetune.distributed import World
 from stabviz.finetune.evaluation import evaluate
 from stabviz.finetune.loading import load_tokenizer
-from stabviz.finetune.loop import autocast
-from stabviz.finetune.reading import read_splits
 from stabviz.finetune.run import finetune
-from stabviz.finetune.scores import spread
-from stabviz.finetune.world import World
+from stabviz.finetune.train.loop import autocast
+from stabviz.scores.scores import spread
 from tests.bench.table import device
 from tests.finetune.reference import trainer_of
 

@@ -155,7 +155,7 @@ def config_of(desk, tiny_bert_folder):
 def _everything(out):
     """Return all that a run leaves: weights, moments, averages, progress, the log's bytes, the best weights'
     bytes."""
-    from stabviz.finetune.checkpoint import newest_checkpoint, read_checkpoint
+    from stabviz.finetune.train.checkpoint import newest_checkpoint, read_checkpoint
 
     tensors, state = read_checkpoint(newest_checkpoint(out / "checkpoints")[0])
     assert sorted(tensors) == ["average", "model", "optimizer"]
@@ -194,10 +194,10 @@ def assert_equal_to_the_bit():
 @pytest.fixture(scope="session")
 def go():
     """The function that trains as `finetune` does, without the test scores at the end."""
-    from stabviz.finetune.loop import train
-    from stabviz.finetune.reading import read_splits
+    from stabviz.finetune.data.splits import read_splits
+    from stabviz.finetune.distributed import World
     from stabviz.finetune.run import prepare
-    from stabviz.finetune.world import World
+    from stabviz.finetune.train.loop import train
 
     def train_run(config, **options):
         world = World.join(config.device)

@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from stabviz.finetune.batching import collate
-from stabviz.finetune.feeding import Feed
+from stabviz.finetune.data.batches import collate
+from stabviz.finetune.data.loader import Feed
 from stabviz.finetune.loading import load_model
 from stabviz.finetune.run import prepare
 from stabviz.ops import SCHEDULES

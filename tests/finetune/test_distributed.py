@@ -22,16 +22,16 @@ import pytest
 import torch
 from datasets import Dataset
 
-from stabviz.finetune.batching import TokenRows, collate, plan_epoch
-from stabviz.finetune.checkpoint import newest_checkpoint, read_checkpoint
 from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.data.batches import TokenRows, collate, plan_epoch
+from stabviz.finetune.data.loader import Feed
+from stabviz.finetune.distributed import World, bare, local, share, whole
 from stabviz.finetune.evaluation import evaluate
-from stabviz.finetune.feeding import Feed
 from stabviz.finetune.loading import load_model, load_tokenizer
-from stabviz.finetune.loop import Setup, TrainingFailed, _Training
-from stabviz.finetune.objectives import cross_entropy_objective
-from stabviz.finetune.stopping import Stop
-from stabviz.finetune.world import World, bare, local, share, whole
+from stabviz.finetune.train.checkpoint import newest_checkpoint, read_checkpoint
+from stabviz.finetune.train.interrupt import Stop
+from stabviz.finetune.train.loop import Setup, TrainingFailed, _Training
+from stabviz.methods.objective import cross_entropy_objective
 from stabviz.trace.log import read_metrics
 
 ROWS, BATCH = 300, 7  # each row comes once; 7 rows are shares of 4 and 3

@@ -6,14 +6,14 @@ import sys
 import numpy as np
 import pytest
 
-from stabviz.finetune import checkpoint, loop
 from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.data.splits import read_splits
+from stabviz.finetune.distributed import World
 from stabviz.finetune.loading import load_model, load_tokenizer
-from stabviz.finetune.reading import read_splits
 from stabviz.finetune.run import evaluate_model, finetune, finetune_seeds, load_config, load_outcome, predict
-from stabviz.finetune.stopping import Stop
-from stabviz.finetune.world import World
-from stabviz.trace.foreign import from_tensorboard
+from stabviz.finetune.train import checkpoint, loop
+from stabviz.finetune.train.interrupt import Stop
+from stabviz.trace.readers import from_tensorboard
 
 
 @pytest.fixture

@@ -1,0 +1,103 @@
+"""Batches in an order that depends on seed and position alone, so that a run can go on anywhere in it."""
+
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.data.batches import plan_epoch
+from stabviz.finetune.distributed import World
+
+
+class Feed:
+    """The endless stream of batches of a run: the batch at a position is the same whenever it is asked
+    for."""
+
+    def __init__(self, rows: Dataset, collate: Callable, config: FinetuneConfig, world: World):
+        self.rows, self.collate, self.config, self.world = rows, collate, config, world
+        self._epoch, self._plan = -1, []
+        self.per_epoch = len(self._planned(0))
+        if not self.per_epoch:
+            raise ValueError("finetune: data must hold at least one training row; got 0")
+        if world.size > config.batch:
+            raise ValueError(
+                f"finetune: batch must be at least {world.size}, the number of processes; got {config.batch}"
+            )
+
+    def batches(self, position: int, left_out: set[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Yield (position, this process's rows of the batch) from `position` on, without the rows in
+        `left_out`."""
+        loader = DataLoader(
+            _Positioned(self.rows),
+            batch_sampler=_Sampler(self, position, frozenset(left_out)),
+            collate_fn=partial(_collate, self.collate),
+            num_workers=self.config.workers,
+            # a generator of its own: the default one belongs to dropout
+            generator=torch.Generator().manual_seed(self.config.seed),
+            worker_init_fn=_leave_signals_alone,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def indices(self, position: int) -> list[int]:
+        """Return the rows of the whole batch at a position, over all processes."""
+        epoch, index = divmod(position, self.per_epoch)
+        return self._planned(epoch)[index]
+
+    def _planned(self, epoch: int) -> list[list[int]]:
+        if epoch != self._epoch:
+            c = self.config
+            self._plan = plan_epoch(
+                self.rows.lengths, batch=c.batch, seed=c.seed, epoch=epoch, bucket=c.bucket
+            )
+            self._epoch = epoch
+        return self._plan
+
+
+class _Sampler:
+    def __init__(self, feed: Feed, position: int, left_out: frozenset[int]):
+        self.feed, self.position, self.left_out = feed, position, left_out
+
+    def __iter__(self):
+        position, world = self.position, self.feed.world
+        empty = 0
+        while True:
+            kept = [i for i in self.feed.indices(position) if i not in self.left_out]
+            if len(kept) >= world.size:
+                epoch, empty = position // self.feed.per_epoch, 0
+                yield [(position, epoch, i) for i in kept[world.rank :: world.size]]
+            else:  # too few for every process: all of them pass this batch over
+                empty += 1
+                if empty > self.feed.per_epoch:
+                    raise ValueError(
+                        "finetune: data must keep some rows; all were left out after loss spikes"
+                    )
+            position += 1
+
+
+class _Positioned(Dataset):
+    """Rows that remember at which position of the stream they were asked for."""
+
+    def __init__(self, rows: Dataset):
+        self.rows = rows
+
+    def __getitem__(self, key: tuple[int, int, int]):
+        position, epoch, index = key
+        return position, self.rows[(epoch, index)]
+
+
+def _collate(collate: Callable, items: list) -> tuple[int, dict[str, Tensor]]:
+    return items[0][0], collate([row for _, row in items])
+
+
+def _leave_signals_alone(worker: int) -> None:
+    """A terminal and a job scheduler signal the workers too: only the main process answers, and it ends them.
+
+    A second SIGTERM does end a worker: it is the main process's last means.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -1,0 +1,394 @@
+"""`read_splits`: from a name, a file, a folder or a hub id to three checked splits with label ids."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from stabviz.finetune.config import DATA, FinetuneConfig
+from stabviz.finetune.data.docstrings import docstring_modules, split_docstrings
+from stabviz.finetune.data.sources import (
+    SUFFIXES,
+    Complaints,
+    DataError,
+    Source,
+    read_folder,
+    read_hub,
+    read_source,
+)
+
+__all__ = ["DataError", "Splits", "read_splits"]
+SPLITS = ("train", "validation", "test")
+MADE, CHOSEN, NOISE = 1, 2, 3
+"""Second word of the seed of each random choice, so that no two of them share their numbers."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """Three checked splits and the labels that their ids stand for."""
+
+    kind: Literal["classes", "tags"]
+    """classes: columns row, text and label. tags: columns row, words and tags."""
+    labels: tuple[str, ...]
+    """Class names or BIO tags; id = position. Sorted, "O" first; class names that the data brings keep its
+    order."""
+    train: Any
+    """A `datasets.Dataset`; `row` is the position in the split as it was read, bad rows counted."""
+    validation: Any
+    test: Any
+    skipped: list[dict]
+    """Rows left out because bad_rows is "skip": file, row, column, problem."""
+    fingerprint: str
+    """Hash of labels and rows: the same data read by the same settings."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One checked row; `content` is a text or a list of words, `label` a class name or a list of BIO tags."""
+
+    row: int
+    content: Any
+    label: Any
+
+
+def read_splits(config: FinetuneConfig) -> Splits:
+    """Read, check and divide the data of a run; the same settings give the same rows.
+
+    Raises: DataError that names file, row and column, unless config.bad_rows is "skip"
+    """
+    complaints = Complaints(skip=config.bad_rows == "skip")
+    sources, columns = _open(config, complaints)
+    checked = {split: _checked_rows(source, columns, config, complaints) for split, source in sources.items()}
+    if not checked["train"]:
+        raise DataError(sources["train"].file, None, None, "no training row is left")
+    labels = _labels(checked["train"], sources["train"], columns, config)
+    for split in SPLITS[1:]:
+        if split in checked:
+            checked[split] = _known_rows(
+                checked[split], sources[split], labels, columns[1], config, complaints
+            )
+    checked = _with_made_splits(checked, sources["train"].file, config)
+    train = _chosen(checked["train"], config)
+    checked["train"] = _with_noise(train, labels, config) if config.label_noise else train
+    if complaints.skipped:
+        log.warning(
+            "read_splits: %d bad rows left out, the first: %s", len(complaints.skipped), complaints.skipped[0]
+        )
+    return _as_splits(checked, labels, config, complaints.skipped)
+
+
+def _open(config: FinetuneConfig, complaints: Complaints) -> tuple[dict[str, Source], tuple[str, str]]:
+    """Find the sources of the splits, and the names of the content column and of the label or tag column."""
+    path, columns = Path(config.data), (config.text, config.tags or config.label or "label")
+    if config.data == "docstrings":
+        return _docstrings(config), columns
+    if config.data == "support-desk":
+        path = DATA / "support-desk"
+        columns = (
+            "words" if config.tags and config.text == "text" else config.text,
+            config.tags or config.label or "intent",
+        )
+        if not path.is_dir():
+            raise DataError(
+                str(path),
+                None,
+                None,
+                "the corpus is in the repository, not in the installed package; "
+                "run from a clone, or give data of your own",
+            )
+    if path.suffix in SUFFIXES and not path.exists():
+        raise DataError(config.data, None, None, "no such file")
+    if path.is_file():
+        return {"train": read_source(path, columns, complaints)}, columns
+    if path.is_dir() and not any(
+        (path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")
+    ):
+        return read_folder(path, columns, complaints), columns
+    return read_hub(config.data, config.data_config, columns), columns
+
+
+def _docstrings(config: FinetuneConfig) -> dict[str, Source]:
+    if config.tags:
+        raise DataError("docstrings", None, config.tags, "docstrings have classes, no tags")
+    packages = docstring_modules()
+    if len(packages) < 2:
+        raise DataError(
+            "docstrings", None, None, "this Python has no standard library in source form to read"
+        )
+    rows = split_docstrings(
+        packages, validation_share=config.validation_share, test_share=config.test_share, seed=config.seed
+    )
+    return {
+        split: Source(
+            f"docstrings[{split}]", ("text", "label", "file"), found, [row["file"] for row in found]
+        )
+        for split, found in rows.items()
+        if found
+    }
+
+
+def _checked_rows(
+    source: Source, columns: tuple[str, str], config: FinetuneConfig, complaints: Complaints
+) -> list[Row]:
+    """Check each row by itself: present, of the right type, not empty, tags that fit."""
+    for name in columns:
+        if name not in source.columns:
+            near = difflib.get_close_matches(name, source.columns, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise DataError(
+                source.file, None, name, f"is missing; {hint}There are {', '.join(source.columns)}"
+            )
+    names = _class_names(source, columns[1])
+    rows = []
+    for i, raw in enumerate(source.rows):
+        content, wrong = (_words if config.tags else _text)(raw.get(columns[0]))
+        column = columns[0]
+        if wrong is None:
+            column = columns[1]
+            label, wrong = (
+                _tags(raw.get(column), names, content) if config.tags else _label(raw.get(column), names)
+            )
+        if wrong:
+            complaints.add(source.file, source.places[i], column, wrong)
+        else:
+            rows.append(Row(i, content, label))
+    return rows
+
+
+def _text(value) -> tuple[str, str | None]:
+    if not isinstance(value, str):
+        return "", "is null" if value is None else f"must be text; got {value!r:.60}"
+    return value, _unreadable(value) or (None if value.strip() else "is an empty text")
+
+
+def _unreadable(text: str) -> str | None:
+    """A lone half of a surrogate pair, which JSON can write and no tokenizer can read."""
+    half = re.search("[\ud800-\udfff]", text)
+    return f"holds half a character, {half[0]!a}" if half else None
+
+
+def _words(value) -> tuple[list[str], str | None]:
+    words = value.split() if isinstance(value, str) else value
+    if not isinstance(words, list):
+        return [], "is null" if value is None else f"must be a list of words or a text; got {value!r:.60}"
+    if not words:
+        return [], "is an empty text"
+    for i, word in enumerate(words):
+        if not isinstance(word, str) or not word.strip():
+            return [], f"word {i} must be text that is not empty; got {word!r:.60}"
+        if _unreadable(word):
+            return [], f"word {i} {_unreadable(word)}"
+    return words, None
+
+
+def _class_names(source: Source, column: str) -> list[str] | None:
+    """Return the names that the data's own features give to label ids, or None."""
+    feature = (source.features or {}).get(column)
+    feature = getattr(feature, "feature", feature)  # the items of a list
+    return list(feature.names) if hasattr(feature, "names") else None
+
+
+def _label(value, names: list[str] | None) -> tuple[str, str | None]:
+    if names is not None and isinstance(value, int):
+        if 0 <= value < len(names):
+            return names[value], None
+        hint = ": rows without label can be left out with bad_rows = skip" if value == -1 else ""
+        return "", f"{value} is the number of no class{hint}"
+    if isinstance(value, (str, int)):
+        return str(value), None if str(value).strip() else "is an empty label"
+    return "", "is null" if value is None else f"must be text or a whole number; got {value!r:.60}"
+
+
+def _tags(value, names: list[str] | None, words: list[str]) -> tuple[list[str], str | None]:
+    tags = value.split() if isinstance(value, str) else value
+    if not isinstance(tags, list):
+        return [], "is null" if value is None else f"must be a list of tags; got {value!r:.60}"
+    if len(tags) != len(words):
+        return [], f"has {len(tags)} tags for {len(words)} words"
+    if names is not None:
+        tags = [names[tag] if isinstance(tag, int) and 0 <= tag < len(names) else tag for tag in tags]
+    before = "O"
+    for i, tag in enumerate(tags):
+        if not isinstance(tag, str) or not (tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2)):
+            return [], f"tag {i} must be O, B-TYPE or I-TYPE; got {tag!r:.60}"
+        if tag.startswith("I-") and before[2:] != tag[2:]:
+            return [], f"tag {i} is {tag} after {before}: an entity must begin with B-{tag[2:]}"
+        before = tag
+    return tags, None
+
+
+def _labels(
+    rows: list[Row], source: Source, columns: tuple[str, str], config: FinetuneConfig
+) -> tuple[str, ...]:
+    """Return the labels that training knows: B- and I- of every type, or at least two classes."""
+    if config.tags:
+        types = sorted({tag[2:] for row in rows for tag in row.label if tag != "O"})
+        if not types:
+            raise DataError(source.file, None, columns[1], "has no entity in training, only O")
+        return ("O", *(f"B-{name}" for name in types), *(f"I-{name}" for name in types))
+    found = {row.label for row in rows}
+    if len(found) < 2:
+        raise DataError(source.file, None, columns[1], f"must have at least 2 classes; got {sorted(found)}")
+    names = _class_names(source, columns[1])
+    if names is not None:
+        return tuple(names)
+    numeric = all(re.fullmatch("-?[0-9]+", name) for name in found)
+    return tuple(sorted(found, key=int) if numeric else sorted(found))
+
+
+def _known_rows(
+    rows: list[Row],
+    source: Source,
+    labels: tuple[str, ...],
+    column: str,
+    config: FinetuneConfig,
+    complaints: Complaints,
+) -> list[Row]:
+    """Keep the rows of validation or test whose labels occur in training."""
+    kept = []
+    for row in rows:
+        unknown = next(
+            (name for name in (row.label if config.tags else [row.label]) if name not in labels), None
+        )
+        if unknown is None:
+            kept.append(row)
+            continue
+        near = difflib.get_close_matches(unknown, labels, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; training has {', '.join(labels[:12])}"
+        complaints.add(source.file, source.places[row.row], column, f"unknown label {unknown!r}{hint}")
+    return kept
+
+
+def _with_made_splits(rows: dict[str, list[Row]], file: str, config: FinetuneConfig) -> dict[str, list[Row]]:
+    """Set rows of training aside for each split that is missing: shares of the training rows as they were
+    read."""
+    rest, total, made = rows["train"], len(rows["train"]), dict(rows)
+    for split, share in (("test", config.test_share), ("validation", config.validation_share)):
+        if rows.get(split):
+            continue
+        wanted = round(share * total)
+        if wanted < 1:
+            raise DataError(
+                file,
+                None,
+                None,
+                f"there is no {split} split and {split}_share = {share} of {total} rows "
+                "makes none; raise it or add a file",
+            )
+        order = np.random.default_rng([config.seed, MADE, SPLITS.index(split)]).permutation(len(rest))
+        chosen = _stratified([_stratum(row) for row in rest], order, wanted)
+        made[split] = [row for i, row in enumerate(rest) if i in chosen]
+        rest = [row for i, row in enumerate(rest) if i not in chosen]
+    made["train"] = rest
+    return made
+
+
+def _stratum(row: Row) -> str:
+    return (
+        row.label
+        if isinstance(row.label, str)
+        else " ".join(sorted({tag[2:] for tag in row.label if tag != "O"}))
+    )
+
+
+def _stratified(strata: list[str], order: np.ndarray, wanted: int) -> set[int]:
+    """Choose `wanted` rows, every class in proportion; the first row of each class in `order` always
+    stays."""
+    seen: set[str] = set()
+    candidates = []
+    for i in order:
+        if strata[i] in seen:
+            candidates.append(int(i))
+        seen.add(strata[i])
+    candidates.sort(key=lambda i: strata[i])  # stable: the drawn order holds within a class
+    if not candidates:
+        return set()
+    steps = np.linspace(0, len(candidates), min(wanted, len(candidates)), endpoint=False)
+    return {candidates[int(step)] for step in steps}
+
+
+def _chosen(rows: list[Row], config: FinetuneConfig) -> list[Row]:
+    """Keep max_train_rows of the rows in their order; a smaller number keeps a part of what a larger one
+    keeps."""
+    if config.max_train_rows is None or config.max_train_rows >= len(rows):
+        return rows
+    order = np.random.default_rng([config.seed, CHOSEN]).permutation(len(rows))
+    return [rows[i] for i in sorted(order[: config.max_train_rows])]
+
+
+def _with_noise(rows: list[Row], labels: tuple[str, ...], config: FinetuneConfig) -> list[Row]:
+    """Give round(label_noise * n) of the n labels, or of the n entities, another class or type, drawn
+    evenly."""
+    rng = np.random.default_rng([config.seed, NOISE])
+    rows = [dataclasses.replace(row, label=list(row.label) if config.tags else row.label) for row in rows]
+    names = sorted({label[2:] for label in labels if label != "O"}) if config.tags else list(labels)
+    if len(names) < 2:
+        raise DataError(config.data, None, config.tags, "label_noise needs at least 2 entity types")
+    if config.tags:
+        units = [
+            (i, j) for i, row in enumerate(rows) for j, tag in enumerate(row.label) if tag.startswith("B-")
+        ]
+    else:
+        units = [(i, 0) for i in range(len(rows))]
+    for unit in sorted(rng.permutation(len(units))[: round(config.label_noise * len(units))]):
+        i, j = units[unit]
+        label = rows[i].label
+        old = label[j][2:] if config.tags else label
+        new = names[(names.index(old) + 1 + int(rng.integers(len(names) - 1))) % len(names)]
+        if not config.tags:
+            rows[i].label = new
+            continue
+        label[j] = f"B-{new}"
+        while j + 1 < len(label) and label[j + 1].startswith("I-"):
+            j += 1
+            label[j] = f"I-{new}"
+    return rows
+
+
+def _as_splits(
+    rows: dict[str, list[Row]], labels: tuple[str, ...], config: FinetuneConfig, skipped: list
+) -> Splits:
+    import datasets
+
+    ids = {name: i for i, name in enumerate(labels)}
+    content, target = ("words", "tags") if config.tags else ("text", "label")
+    features = datasets.Features(
+        {
+            "row": datasets.Value("int64"),
+            "words": datasets.List(datasets.Value("string")),
+            "tags": datasets.List(datasets.Value("int64")),
+        }
+        if config.tags
+        else {
+            "row": datasets.Value("int64"),
+            "text": datasets.Value("string"),
+            "label": datasets.Value("int64"),
+        }
+    )
+    digest = hashlib.sha256(json.dumps(labels).encode())
+    made = {}
+    for split in SPLITS:
+        columns = {
+            "row": [row.row for row in rows[split]],
+            content: [row.content for row in rows[split]],
+            target: [
+                [ids[tag] for tag in row.label] if config.tags else ids[row.label] for row in rows[split]
+            ],
+        }
+        digest.update(json.dumps([split, columns]).encode())
+        made[split] = datasets.Dataset.from_dict(columns, features=features)
+    return Splits(
+        kind="tags" if config.tags else "classes",
+        labels=labels,
+        skipped=skipped,
+        fingerprint=digest.hexdigest(),
+        **made,
+    )

@@ -1,0 +1,1 @@
+"""Pretraining: a small BERT from text alone."""

@@ -1,0 +1,126 @@
+"""The model card of a pretrained checkpoint: what it was trained on, how, how well, and what it is not
+for."""
+
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from stabviz.finetune.pretrain.config import PretrainConfig
+from stabviz.finetune.pretrain.corpus import Document
+from stabviz.finetune.train.loop import Progress
+from stabviz.trace import Trace
+
+_SOURCES = {
+    "topics": "pages of the language reference (`pydoc_data.topics`)",
+    "docstring": "docstrings of the standard library",
+    "support-desk": "training messages of the support desk (their texts alone; no label, no test message)",
+}
+
+
+def device_name(device: str) -> str:
+    """Say what a run computed on, in words that mean something on another machine."""
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    models = (
+        [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def model_card(
+    config: PretrainConfig,
+    documents: Sequence[Document],
+    lengths: np.ndarray,
+    parameters: int,
+    trace: Trace,
+    scores: dict,
+    progress: Progress,
+) -> str:
+    """Return the card as Markdown; every number in it was measured in the run."""
+    sections = {
+        "# A small BERT, pretrained for a course": (
+            f"{parameters:,} parameters: {config.layers} layers of width {config.width}, "
+            f"{config.heads} heads, "
+            f"{config.vocab_size:,} lower-case word pieces, {config.max_length} positions. In "
+            "transformers' format: "
+            "`AutoModel.from_pretrained` loads it, and so does `stabviz.models.bert.Bert.from_folder`."
+        ),
+        "## Data": _data(config, documents, lengths),
+        "## Training": _training(config, trace, progress),
+        "## Measured": (
+            f"On the documents held out, after {progress.best_at:,} updates: masked pieces "
+            f"{scores['masked_lm_loss_nats']:.3f} nats and {scores['accuracy']:.1%} right "
+            f"({scores['pieces']:,} "
+            f"pieces); next sentence {scores['next_sentence_loss_nats']:.3f} nats and "
+            f"{scores['next_sentence_accuracy']:.1%} right ({scores['pairs']:,} pairs). A uniform guess "
+            f"costs {np.log(config.vocab_size):.3f} and 0.693 nats."
+        ),
+        "## Limits": (
+            "It has read about half a million word pieces on Python, and made-up support messages: "
+            "it knows little "
+            "English and no facts. It is there to make fine-tuning quick in a course. The held-out "
+            "messages share "
+            "phrases with the training ones, and the losses above flatter it on that part. It will "
+            "repeat whatever "
+            "slant its sources have: do not let it decide about people."
+        ),
+    }
+    return "\n\n".join(f"{head}\n\n{body}" for head, body in sections.items()) + "\n"
+
+
+def _data(config: PretrainConfig, documents: Sequence[Document], lengths: np.ndarray) -> str:
+    counts = Counter(document.source for document in documents)
+    sources = "\n".join(f"- {counts[name]:,} {words}" for name, words in _SOURCES.items() if counts[name])
+    return (
+        f"{sources}\n\nNear duplicates and lines of code were left out: {len(lengths):,} passages, "
+        f"{int(lengths.sum()):,} word pieces. {config.held_out:.0%} of the documents, by seed, were "
+        "held out. The "
+        f"text of the standard library is that of Python {platform.python_version()}, under its own "
+        "licence (PSF)."
+    )
+
+
+def _training(config: PretrainConfig, trace: Trace, progress: Progress) -> str:
+    flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in _changed(config).items())
+    told = [
+        (step + 1, trace["loss_nats"][0, max(0, i - 49) : i + 1].mean())
+        for i, step in enumerate(trace.steps)
+        if (step + 1) % max(1, config.steps // 8) == 0
+    ]
+    rows = "\n".join(f"| {updates:,} | {loss:.3f} |" for updates, loss in told)
+    return (
+        f"Masked language model ({config.mask_share:.0%} of the pieces, 80/10/10) and next-sentence "
+        "prediction: "
+        f"{progress.updates:,} updates of {config.batch} rows, AdamW, peak rate {config.lr:g}, "
+        f"{config.warmup_steps} warm-up steps, then linear decay; seed {config.seed}, {config.precision}, on "
+        f"{device_name(config.device)} with {config.threads} thread of torch {torch.__version__} "
+        f"(transformers {transformers.__version__}):\n\n"
+        f"    python -m stabviz pretrain{flags} --out {config.out}\n\n"
+        f"| updates | training loss in nats, mean of 50 steps |\n|---|---|\n{rows}\n\n"
+        "The embeddings are stored at the size that they began with, the vocabulary head's layer "
+        "norm takes up the "
+        "factor: the same function, and fine-tuning moves them faster. The pooler is left out: next-sentence "
+        "prediction had saturated it, and fine-tuning draws a new one."
+    )
+
+
+def _changed(config: PretrainConfig) -> dict:
+    default = PretrainConfig()
+    leave = ("out", "overwrite", "progress", "stop_after", "save_every", "messages")
+    return {
+        name: value
+        for name, value in config.as_dict().items()
+        if name not in leave and value != default.as_dict()[name]
+    }

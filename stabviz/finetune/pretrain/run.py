@@ -1,0 +1,340 @@
+"""`stabviz pretrain`: a small BERT from nothing but text: masked language model and next-sentence
+prediction."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
+from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
+
+from stabviz.finetune.data.batches import collate
+from stabviz.finetune.distributed import World, bare
+from stabviz.finetune.evaluation import Evaluation
+from stabviz.finetune.pretrain.card import model_card
+from stabviz.finetune.pretrain.config import PretrainConfig
+from stabviz.finetune.pretrain.corpus import Document, pretraining_documents, train_tokenizer
+from stabviz.finetune.pretrain.masking import IGNORED, PretrainingRows
+from stabviz.finetune.train.checkpoint import replace_folder, write_atomically
+from stabviz.finetune.train.interrupt import Stop
+from stabviz.finetune.train.loop import Progress, Setup, autocast, train
+from stabviz.methods.objective import model_inputs
+from stabviz.ops import cross_entropy
+from stabviz.trace import Trace
+from stabviz.trace.log import read_metrics
+
+
+class MaskedBert(BertForPreTraining):
+    """transformers' BertForPreTraining that can compute the vocabulary's logits at the predicted pieces
+    alone.
+
+    Same weights, same names; with 15 % of the pieces predicted the head costs 15 % of its time and memory.
+
+    Shapes: predicted_BL (B, L) bool with N True -> prediction_logits (N, V), in reading order; None: (B, L,
+            V)
+    Lesson: 09-pretraining
+    """
+
+    def forward(
+        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, predicted_BL=None
+    ):
+        output = self.bert(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+        )
+        hidden = output.last_hidden_state if predicted_BL is None else output.last_hidden_state[predicted_BL]
+        pieces, follows_BC = self.cls(hidden, output.pooler_output)
+        return BertForPreTrainingOutput(prediction_logits=pieces, seq_relationship_logits=follows_BC)
+
+
+def masked_lm_objective(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the masked language model's loss plus next-sentence prediction's, each a mean over its own
+    targets.
+
+    Rows without a second sentence (next_sentence_label -100) teach the language model alone; a batch without
+    any pair adds 0.
+
+    Shapes: batch labels (B, L) and next_sentence_label (B,), -100 where nothing is asked -> loss (), measured
+    Units:  nats, the sum of the two; "accuracy" over the predicted pieces
+    Source: Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.2: the sum of the two mean
+            likelihoods
+    Lesson: 09-pretraining
+    """
+    predicted_BL = batch["labels"] != IGNORED
+    at = {"predicted_BL": predicted_BL} if isinstance(bare(model), MaskedBert) else {}
+    output = model(**model_inputs(batch), **at)
+    logits = output.prediction_logits
+    logits_NV = (logits if logits.ndim == 2 else logits[predicted_BL]).float()
+    targets_N = batch["labels"][predicted_BL]
+    pieces, seen = cross_entropy(logits_NV, targets_N)
+    follows, asked = cross_entropy(output.seq_relationship_logits.float(), batch["next_sentence_label"])
+    follows = torch.where(asked.kept > 0, follows, 0.0)
+    with torch.no_grad():
+        right = (logits_NV.argmax(dim=-1) == targets_N).float().mean()
+        told = (
+            output.seq_relationship_logits.argmax(dim=-1) == batch["next_sentence_label"]
+        ).sum() / asked.kept
+    measured = {
+        "log_z": seen.log_z,
+        "accuracy": right,
+        "masked_lm_loss_nats": pieces.detach(),
+        "next_sentence_loss_nats": follows.detach(),
+        "next_sentence_accuracy": told,
+    }
+    return pieces + follows, measured
+
+
+def small_bert(vocab_size: int, config: PretrainConfig, *, dropout: float) -> BertConfig:
+    """Return the shape of the model in transformers' terms; feed-forward layers are four times as wide as the
+    model."""
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.width,
+        max_position_embeddings=config.max_length,
+        pad_token_id=0,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+
+
+@torch.no_grad()
+def start_with_sinusoids(model: BertForPreTraining) -> None:
+    """Let the position embeddings start as sines and cosines of the size that random ones would have; they
+    are learned.
+
+    One projection then finds a neighbour at every position, where random embeddings need to learn it for
+    each.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5; deviation: scaled, and trained from there on
+    """
+    table_LD = model.bert.embeddings.position_embeddings.weight
+    L, D = table_LD.shape
+    angle_LD = torch.arange(L)[:, None] / 10_000 ** (torch.arange(0, D, 2) / D)
+    waves_LD = torch.stack([angle_LD.sin(), angle_LD.cos()], dim=-1).flatten(1)[:, :D]
+    table_LD.copy_(
+        waves_LD * 2**0.5 * model.config.initializer_range
+    )  # the root mean square of a wave is 1/sqrt(2)
+
+
+def with_small_embeddings(weights: Mapping[str, Tensor], std: float) -> dict[str, Tensor]:
+    """Return weights that compute the same with word embeddings of standard deviation `std`, as large as at
+    the start.
+
+    Pretraining makes the embeddings several times larger. A layer norm follows them, so that their size means
+    nothing, but Adam's steps have a fixed length: large embeddings hardly move in fine-tuning. The vocabulary
+    head shares them, and its layer norm takes up the factor.
+    """
+    factor = std / float(weights["bert.embeddings.word_embeddings.weight"].std())
+    up, down = "cls.predictions.transform.LayerNorm.", "bert.embeddings."
+    tables = {f"{down}{kind}_embeddings.weight" for kind in ("word", "position", "token_type")}
+    tables.add("cls.predictions.decoder.weight")  # present where the tied weight is listed twice
+    scale = dict.fromkeys(tables, factor) | {f"{up}weight": 1 / factor, f"{up}bias": 1 / factor}
+    return {name: tensor * scale[name] if name in scale else tensor for name, tensor in weights.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretrained:
+    """What came of a pretraining run."""
+
+    config: PretrainConfig
+    progress: Progress
+    trace: Trace
+    scores: dict | None
+    """Of the best weights on the documents held out; None while the run is not finished."""
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint that fine-tuning starts from, in transformers' format; best/ has all weights as
+        trained."""
+        return self.config.out / "pretrained"
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    documents: Sequence[Document] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    stop: Stop | None = None,
+) -> Pretrained:
+    """Train a tokenizer and a BERT on text alone, with the loop that fine-tunes; OUT/pretrained is the
+    checkpoint.
+
+    `documents` None: the standard library's prose and the messages that the config names. The run folder is
+    that of `finetune`, and pretrain.json in it holds the config; a stopped run is resumed with the same
+    config.
+
+    Raises: ValueError for what is wrong before training, and as `stabviz.finetune.train.loop.train`
+    Lesson: 09-pretraining
+    """
+    torch.set_num_threads(config.threads)
+    world = World.join(config.device)
+    try:
+        documents = pretraining_documents(config.messages) if documents is None else list(documents)
+        training, held_out = hold_out(documents, share=config.held_out, seed=config.seed)
+        tokenizer = train_tokenizer(
+            (s for document in training for s in document.sentences),
+            vocab_size=config.vocab_size,
+            max_length=config.max_length,
+        )
+        setup = prepare(config, tokenizer, training, held_out, world)
+        if world.leads and (resume or config.overwrite or not (config.out / "config.json").exists()):
+            config.out.mkdir(parents=True, exist_ok=True)
+            write_atomically(config.out / "pretrain.json", json.dumps(config.as_dict(), indent=2) + "\n")
+        progress = train(setup, resume=resume, force=force, stop=stop)
+        trace, scores = read_metrics(config.out / "metrics.jsonl"), None
+        if progress.finished:
+            best = MaskedBert.from_pretrained(config.out / "best", dtype=torch.float32).to(world.device)
+            scores = setup.evaluate(best, lambda: None).scores
+            if world.leads:
+                write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
+                card = model_card(
+                    config, training, setup.rows.lengths, best.num_parameters(), trace, scores, progress
+                )
+                replace_folder(
+                    config.out / "pretrained", partial(_write_checkpoint, config.out / "best", card)
+                )
+        world.wait()
+        return Pretrained(config=config, progress=progress, trace=trace, scores=scores)
+    finally:
+        world.leave()
+
+
+def _write_checkpoint(best: Path, card: str, folder: Path) -> None:
+    """Write what fine-tuning starts from: small embeddings, and no pooler.
+
+    Next-sentence prediction drives the pooler's tanh to its ends, where gradients vanish: fine-tuning draws a
+    new one.
+    """
+    model = BertForPreTraining.from_pretrained(best, dtype=torch.float32)
+    weights = {name: tensor.detach() for name, tensor in model.named_parameters() if "pooler" not in name}
+    model.save_pretrained(folder, state_dict=with_small_embeddings(weights, model.config.initializer_range))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(best / name, folder / name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def hold_out(
+    documents: Sequence[Document], *, share: float, seed: int
+) -> tuple[list[Document], list[Document]]:
+    """Split documents by seed into those that are trained on and those that measure the loss, order kept.
+
+    Raises: ValueError if fewer than four documents are there
+    """
+    if len(documents) < 4:
+        raise ValueError(f"hold_out: documents must be at least 4, two for each part; got {len(documents)}")
+    n_held = min(max(2, round(share * len(documents))), len(documents) - 2)
+    held = set(np.random.default_rng([seed, 9]).permutation(len(documents))[:n_held].tolist())
+    return (
+        [document for i, document in enumerate(documents) if i not in held],
+        [document for i, document in enumerate(documents) if i in held],
+    )
+
+
+def prepare(
+    config: PretrainConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    training: Sequence[Document],
+    held_out: Sequence[Document],
+    world: World | None = None,
+) -> Setup:
+    """Draw a model, encode the documents and return what the loop needs."""
+    transformers.utils.logging.disable_progress_bar()
+    world = World.join(config.device) if world is None else world
+    rows, measuring = (
+        PretrainingRows(
+            part,
+            tokenizer,
+            max_length=config.max_length,
+            seed=config.seed,
+            share=config.mask_share,
+            random_next=config.random_next,
+        )
+        for part in (training, held_out)
+    )
+    torch.manual_seed(config.seed)
+    model = MaskedBert(small_bert(len(tokenizer), config, dropout=config.dropout))
+    start_with_sinusoids(model)
+
+    def save_model(model: nn.Module, folder: Path, weights: dict[str, Tensor]) -> None:
+        shape = small_bert(len(tokenizer), config, dropout=config.checkpoint_dropout)
+        with torch.random.fork_rng():
+            plain = BertForPreTraining(shape)  # under the name by which transformers knows it
+        plain.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+
+    text = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    for part in (rows, measuring):
+        for document, sentences in part.passages:
+            text.update(repr((document, sentences)).encode())
+    padded = partial(collate, pad_id=tokenizer.pad_token_id)
+    return Setup(
+        config=config.loop(),
+        world=world,
+        model=model,
+        objective=masked_lm_objective,
+        rows=rows,
+        collate=padded,
+        save_model=save_model,
+        fingerprint=text.hexdigest(),
+        evaluate=partial(
+            _held_out_scores,
+            rows=measuring,
+            collate=padded,
+            device=world.device,
+            autocast=partial(autocast, config.loop(), world.device),
+        ),
+    )
+
+
+def _held_out_scores(
+    model: nn.Module,
+    check: Callable[[], None],
+    *,
+    rows: PretrainingRows,
+    collate: Callable,
+    device: torch.device,
+    autocast: Callable,
+    batch: int = 64,
+) -> Evaluation:
+    """Measure on documents that were held out, with the masks and pairs of epoch 0: the same ones every
+    time."""
+    order, was_training = np.argsort(rows.lengths, kind="stable").tolist(), model.training
+    sums = dict.fromkeys(
+        ("masked_lm_loss_nats", "accuracy", "next_sentence_loss_nats", "next_sentence_accuracy"), 0.0
+    )
+    pieces = pairs = 0
+    model.eval()
+    try:
+        for first in range(0, len(order), batch):
+            check()
+            tensors = collate([rows[0, i] for i in order[first : first + batch]])
+            with torch.no_grad(), autocast():
+                _, measured = masked_lm_objective(model, {name: x.to(device) for name, x in tensors.items()})
+            n_pieces, n_pairs = (
+                int((tensors[name] != IGNORED).sum()) for name in ("labels", "next_sentence_label")
+            )
+            pieces, pairs = pieces + n_pieces, pairs + n_pairs
+            for name in sums:
+                count = n_pairs if name.startswith("next") else n_pieces
+                sums[name] += count * float(measured[name]) if count else 0.0
+    finally:
+        model.train(was_training)
+    scores = {
+        name: total / max(pairs if name.startswith("next") else pieces, 1) for name, total in sums.items()
+    }
+    loss = scores["masked_lm_loss_nats"] + scores["next_sentence_loss_nats"]
+    return Evaluation(scores={**scores, "loss_nats": loss, "pieces": pieces, "pairs": pairs}, predictions=[])

@@ -1,0 +1,1 @@
+"""The training of one run: the loop, its guards, checkpoints, optimizer and record."""

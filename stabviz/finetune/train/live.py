@@ -1,0 +1,48 @@
+"""Watch a run while it trains: the loop in a thread of its own, its growing Trace out of the log that it
+writes."""
+
+import threading
+from collections.abc import Callable, Iterator
+
+from stabviz.finetune.train.interrupt import Stop
+from stabviz.finetune.train.loop import Setup, train
+from stabviz.trace import Trace
+from stabviz.trace.log import read_metrics
+
+
+def watch(setup: Setup, *, cancelled: Callable[[], bool] | None = None, wait: float = 0.2) -> Iterator[Trace]:
+    """Train, and yield the growing Trace about every `wait` seconds; the last one is complete.
+
+    `cancelled` is asked as often; when it answers True, or nobody asks for more, the run saves and stops.
+    What the loop raises is raised here, after the last Trace before it.
+
+    Lesson: 09-pretraining
+    """
+    stop, errors = Stop(), []
+
+    def work():
+        try:
+            train(setup, stop=stop)
+        except BaseException as error:  # handed to whoever watches
+            errors.append(error)
+
+    log = setup.config.out / "metrics.jsonl"
+    log.unlink(missing_ok=True) if setup.config.overwrite else None
+    thread, seen = threading.Thread(target=work, daemon=True), 0
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(wait)
+            if cancelled is not None and cancelled():
+                return
+            trace = read_metrics(log) if log.exists() and log.stat().st_size else None
+            if trace is not None and trace.n_steps > seen and thread.is_alive():
+                seen = trace.n_steps
+                yield trace
+    finally:
+        stop.ask()
+        thread.join()
+    if log.exists() and log.stat().st_size:
+        yield read_metrics(log)
+    if errors:
+        raise errors[0]

@@ -1,0 +1,248 @@
+"""AdamW for a whole model, ours or torch's fused one: the same groups, the same trajectory, the same saved
+names.
+
+Groups: biases and layer norms are not decayed; with `layer_decay` a layer below the head learns more slowly
+than the one above it; frozen parameters take no part.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.distributed import assign, local, whole
+from stabviz.ops import adam_init, adamw_step, in_blocks
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_EMBEDDINGS = re.compile(r"embed|(?:^|\.)wte\.|(?:^|\.)wpe\.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One trained tensor and how it is treated."""
+
+    name: str
+    tensor: nn.Parameter
+    layer: str
+    lr_factor: float
+    weight_decay: float
+
+
+def layer_of(name: str) -> str:
+    """Name the layer that a parameter belongs to: "embeddings", "layer0" ... from the bottom, or "head".
+
+    >>> [layer_of(n) for n in ("encoder.layer.3.output.bias", "embeddings.LayerNorm.bias", "classifier.bias")]
+    ['layer3', 'embeddings', 'head']
+    """
+    numbered = _LAYER.search(name)
+    if numbered:
+        return f"layer{numbered.group(1)}"
+    return "embeddings" if _EMBEDDINGS.search(name.lower()) else "head"
+
+
+def trained_parameters(model: nn.Module, config: FinetuneConfig) -> list[Parameter]:
+    """List what is trained, with its layer, its share of the learning rate and its weight decay; freeze the
+    rest.
+
+    Raises: ValueError if a word of `freeze` matches no parameter, or nothing is left to train
+    Source: layer-wise rates: Howard and Ruder 2018, arXiv:1801.06146
+    Lesson: 11-classification
+    """
+    named = list(model.named_parameters())
+    for word in config.freeze:
+        if not any(word in name for name, _ in named):
+            layers = sorted({layer_of(name) for name, _ in named})
+            raise ValueError(
+                f"finetune: freeze must match a parameter's name; got {word!r}, which matches none. "
+                f"The layers are {layers}; names look like {named[0][0]!r}"
+            )
+    undecayed = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    depths = _depths({layer_of(name) for name, _ in named})
+    chosen = []
+    for name, tensor in named:
+        tensor.requires_grad_(tensor.requires_grad and not any(word in name for word in config.freeze))
+        if not tensor.requires_grad:
+            continue
+        layer = layer_of(name)
+        plain = name in undecayed or name.endswith("bias")
+        chosen.append(
+            Parameter(
+                name=name,
+                tensor=tensor,
+                layer=layer,
+                lr_factor=config.layer_decay ** depths[layer],
+                weight_decay=0.0 if plain else config.weight_decay,
+            )
+        )
+    if not chosen:
+        raise ValueError(f"finetune: freeze must leave something to train; got {list(config.freeze)!r}")
+    return chosen
+
+
+def _depths(layers: set[str]) -> dict[str, int]:
+    """How many layers lie above each, the head being the top."""
+    numbered = sorted(
+        (layer for layer in layers if layer.startswith("layer")), key=lambda layer: -int(layer[5:])
+    )
+    return {layer: depth for depth, layer in enumerate(["head", *numbered, "embeddings"])}
+
+
+class AdamW:
+    """Our AdamW, `stabviz.ops.adamw_step` on one tensor after another, in place and in cache-sized blocks."""
+
+    def __init__(self, parameters: list[Parameter], config: FinetuneConfig):
+        self.parameters, self.config = parameters, config
+        self.states = {p.name: adam_init(local(p.tensor.detach())) for p in parameters}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Update every parameter from its gradient."""
+        c = self.config
+        for p in self.parameters:
+            if p.tensor.grad is None:
+                continue
+            in_blocks(
+                adamw_step,
+                local(p.tensor.data),
+                local(p.tensor.grad).contiguous(),
+                self.states[p.name],
+                lr=lr * p.lr_factor,
+                beta1=c.beta1,
+                beta2=c.beta2,
+                eps=c.eps,
+                weight_decay=p.weight_decay,
+                bias_correction=c.bias_correction,
+                measure=False,
+            )
+
+    def moments(self, parameter: Parameter) -> tuple[Tensor, Tensor, Tensor]:
+        """Return first moment, second moment and step count of a parameter."""
+        state = self.states[parameter.name]
+        return state["first_moment"], state["second_moment"], state["step"]
+
+
+class FusedAdamW:
+    """torch.optim.AdamW(fused=True) on the same groups."""
+
+    def __init__(self, parameters: list[Parameter], config: FinetuneConfig):
+        self.parameters = parameters
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for p in parameters:
+            groups.setdefault((p.lr_factor, p.weight_decay), []).append(p.tensor)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": tensors, "lr_factor": factor, "weight_decay": decay}
+                for (factor, decay), tensors in groups.items()
+            ],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+        )
+        for p in parameters:  # all memory is asked for here, so that no step can fail for want of it
+            self.optimizer.state[p.tensor] = {
+                "step": torch.zeros((), device=p.tensor.device),
+                "exp_avg": torch.zeros_like(p.tensor),
+                "exp_avg_sq": torch.zeros_like(p.tensor),
+            }
+
+    def step(self, lr: float) -> None:
+        """Update every parameter from its gradient."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_factor"]
+        self.optimizer.step()
+
+    def moments(self, parameter: Parameter) -> tuple[Tensor, Tensor, Tensor]:
+        """Return first moment, second moment and step count of a parameter."""
+        state = self.optimizer.state[parameter.tensor]
+        return state["exp_avg"], state["exp_avg_sq"], state["step"]
+
+
+OPTIMIZERS = {"adamw": AdamW, "adamw_fused": FusedAdamW}
+_SAVED = ("first_moment", "second_moment", "step")
+
+
+def save_moments(optimizer: AdamW | FusedAdamW) -> dict[str, Tensor]:
+    """Return the optimizer's whole state by name; either class can go on from it. All processes must call."""
+    return {
+        f"{p.name}/{kind}": whole(value).detach()
+        for p in optimizer.parameters
+        for kind, value in zip(_SAVED, _stored(optimizer, p), strict=True)
+    }
+
+
+@torch.no_grad()
+def load_moments(optimizer: AdamW | FusedAdamW, saved: dict[str, Tensor]) -> None:
+    """Overwrite the optimizer's state with what `save_moments` returned.
+
+    Raises: ValueError if it belongs to other parameters
+    """
+    wanted = {f"{p.name}/{kind}" for p in optimizer.parameters for kind in _SAVED}
+    if wanted != set(saved):
+        odd = sorted(wanted ^ set(saved))[:3]
+        raise ValueError(
+            f"load_moments: saved must be the state of the parameters that are trained; got others: {odd}"
+        )
+    for p in optimizer.parameters:
+        for kind, value in zip(_SAVED, _stored(optimizer, p), strict=True):
+            assign(value, saved[f"{p.name}/{kind}"])
+
+
+def _stored(optimizer, parameter):
+    """The moments as they are kept: ours are local tensors, torch's are shared out like the parameter."""
+    moments = optimizer.moments(parameter)
+    like = parameter.tensor
+    if local(like) is not like and isinstance(optimizer, AdamW):
+        from torch.distributed.tensor import DTensor
+
+        first, second, count = moments
+        moments = (
+            *(
+                DTensor.from_local(
+                    m, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+                )
+                for m in (first, second)
+            ),
+            count,
+        )
+    return moments
+
+
+class WeightAverage:
+    """Exponential moving average of the trained weights (EMA), kept in float32 beside them."""
+
+    def __init__(self, parameters: list[Parameter], decay: float):
+        self.parameters, self.decay = parameters, decay
+        self.averages = {p.name: p.tensor.detach().clone() for p in parameters}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move each average a share 1 - decay of the way to the weight."""
+        averages = [local(self.averages[p.name]) for p in self.parameters]
+        torch._foreach_lerp_(averages, [local(p.tensor.data) for p in self.parameters], 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange weights and averages: once before an evaluation, once after it."""
+        for p in self.parameters:
+            kept = local(p.tensor.data).clone()
+            local(p.tensor.data).copy_(local(self.averages[p.name]))
+            local(self.averages[p.name]).copy_(kept)
+
+
+def adam_direction(
+    first: Tensor, second: Tensor, count: Tensor, config: FinetuneConfig
+) -> tuple[Tensor, Tensor]:
+    """Return Adam's update over lr, and the second moment that it was divided by (corrected where config says
+    so)."""
+    if not config.bias_correction:
+        return first / (second.sqrt() + config.eps), second
+    corrected = second / (1 - config.beta2**count)
+    return first / (1 - config.beta1**count) / (corrected.sqrt() + config.eps), corrected

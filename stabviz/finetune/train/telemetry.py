@@ -1,0 +1,217 @@
+"""The signals of one real training step, by layer; they stay on the device until a flush writes them.
+
+The gradient's norms cost nothing more than the total that clipping needs. What takes another pass over the
+parameters (update, moments, norms of the weights) or a look into attention is measured every `signals_every`
+steps.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.distributed import World, local
+from stabviz.finetune.train.optimizer import Parameter, adam_direction
+from stabviz.trace.log import MetricsLog
+
+_PIECE = 2**18  # one float32 sum over millions of squares would be off by 0.1 %
+PROBED_ROWS = 8
+"""Rows of the first micro-batch whose attention is measured."""
+_QUERY_KEY = (("query", "key"), ("q_lin", "k_lin"))
+_HEADS = ("num_attention_heads", "n_heads")
+
+
+class Norms:
+    """L2 norms of a list of tensors by layer, in few operations."""
+
+    def __init__(self, parameters: list[Parameter], world: World):
+        self.layers = list(dict.fromkeys(p.layer for p in parameters))
+        self.order = sorted(range(len(parameters)), key=lambda i: self.layers.index(parameters[i].layer))
+        self.layer_of = [parameters[i].layer for i in self.order]
+        self._sharded = world.size > 1 and any(local(p.tensor) is not p.tensor for p in parameters)
+        self._world = world
+
+    def __call__(self, tensors: list[Tensor | None]) -> Tensor:
+        """Return the norm over everything, then that of each layer; non-finite where an element is.
+
+        Shapes: -> (1 + layers,) float32
+        """
+        pieces, counts = [], dict.fromkeys(self.layers, 0)
+        for i, layer in zip(self.order, self.layer_of, strict=True):
+            if tensors[i] is None:
+                continue
+            tensor = local(tensors[i]).reshape(-1)
+            split = tensor.split(_PIECE) if tensor.numel() > _PIECE else (tensor,)
+            pieces += split
+            counts[layer] += len(split)
+        if not pieces:  # nothing has a gradient: a batch without targets
+            return torch.zeros(1 + len(self.layers))
+        norms = torch.stack([n.float() for n in torch._foreach_norm(pieces)])
+        by_layer = torch.stack(
+            [torch.linalg.vector_norm(part) for part in norms.split(list(counts.values()))]
+        )
+        if self._sharded:  # each process holds a share of every tensor
+            by_layer = (
+                self._world.total(by_layer.double().square()).sqrt().float()
+            )  # float32 squares overflow
+        return torch.cat([torch.linalg.vector_norm(by_layer).reshape(1), by_layer])
+
+
+class AttentionProbe:
+    """Largest attention logit and mean attention entropy of a transformers model, seen through hooks for one
+    pass.
+
+    Knows models that hold `query` and `key` (BERT, RoBERTa, ELECTRA, ...) or `q_lin` and `k_lin` (DistilBERT)
+    beside one another and attend by scaled dot product of these two. Others are passed over. Only the first
+    PROBED_ROWS rows are looked at: what is measured now and then must not set the peak of memory.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.places = []
+        for module in model.modules():
+            for query, key in _QUERY_KEY:
+                counts = [getattr(module, name, None) for name in _HEADS]
+                heads = next((n for n in counts if isinstance(n, int)), 0)
+                if isinstance(getattr(module, query, None), nn.Linear) and hasattr(module, key) and heads:
+                    self.places.append((getattr(module, query), getattr(module, key), heads))
+        self._seen: list[tuple[Tensor, Tensor, int]] = []
+        self._handles = []
+
+    def __enter__(self) -> "AttentionProbe":
+        for query, key, heads in self.places:
+            held = {}
+            self._handles.append(
+                query.register_forward_hook(
+                    lambda module, inputs, out, held=held: held.__setitem__("query", _first_rows(out))
+                )
+            )
+            self._handles.append(
+                key.register_forward_hook(
+                    lambda module, inputs, out, held=held, heads=heads: self._seen.append(
+                        (held.pop("query"), _first_rows(out), heads)
+                    )
+                )
+            )
+        return self
+
+    def __exit__(self, *_):
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @torch.no_grad()
+    def measured(self, attention_mask: Tensor) -> dict[str, Tensor]:
+        """Return the measures of the pass, {} if the model is not known; padding neither asks nor answers.
+
+        Shapes: attention_mask (B, L), 1 = real, or (B, 1, L, L) when rows are packed
+        """
+        seen, self._seen = self._seen, []
+        attention_mask = attention_mask[:PROBED_ROWS]
+        if not seen or any(q.ndim != 3 or q.shape != k.shape for q, k, _ in seen):
+            return {}
+        if attention_mask.ndim == 2:
+            real = attention_mask.bool()
+            may_BHLM = real[:, None, :, None] & real[:, None, None, :]
+        else:
+            may_BHLM = attention_mask.bool() if attention_mask.dtype != torch.float32 else attention_mask == 0
+        largest, entropies = [], []
+        for query, key, heads in seen:
+            B, L, D = query.shape
+            query_BHLK, key_BHMK = (
+                x.float().view(B, L, heads, D // heads).transpose(1, 2) for x in (query, key)
+            )
+            logits_BHLM = query_BHLK @ key_BHMK.mT / math.sqrt(D // heads)
+            largest.append(logits_BHLM.abs().masked_fill(~may_BHLM, 0.0).amax())
+            log_weights = logits_BHLM.masked_fill(~may_BHLM, -torch.inf).log_softmax(dim=-1)
+            entropy_BHL = -(log_weights.exp() * log_weights.masked_fill(~may_BHLM, 0.0)).sum(dim=-1)
+            asks_BHL = may_BHLM.any(dim=-1).expand_as(entropy_BHL)
+            entropies.append(entropy_BHL[asks_BHL].mean())
+        return {
+            "max_attention_logit": torch.stack(largest).amax(),
+            "attention_entropy": torch.stack(entropies).mean(),
+        }
+
+
+def _first_rows(out: Tensor) -> Tensor:
+    """A copy of its own: a slice would keep the whole tensor."""
+    return out.detach()[:PROBED_ROWS].clone()
+
+
+class Telemetry:
+    """Collects the signals of the steps and writes them to the log in groups."""
+
+    def __init__(
+        self, parameters: list[Parameter], config: FinetuneConfig, world: World, log: MetricsLog | None
+    ):
+        self.parameters, self.config, self.log = parameters, config, log
+        self.norms = Norms(parameters, world)
+        self._pending: list[tuple[int, dict[str, float], list[str], Tensor]] = []
+
+    def due(self, step: int) -> bool:
+        """Tell whether this step measures the costly signals."""
+        return step % self.config.signals_every == 0
+
+    def _named(self, signal: str) -> list[str]:
+        return [signal, *(f"{signal}/{layer}" for layer in self.norms.layers)]
+
+    @torch.no_grad()
+    def update_signals(self, optimizer) -> dict[str, Tensor]:
+        """Measure the update that was just made and the moments behind it; call before the gradients are
+        dropped.
+
+        Shapes: -> name: (1 + layers,), over everything first
+        Units:  update_rms in lr (of the layer); weight decay is not counted
+        """
+        sizes = self._sizes()
+        directions, ratios = [], []
+        for p in self.parameters:
+            if p.tensor.grad is None:
+                directions.append(None)
+                ratios.append(None)
+                continue
+            first, second, count = (local(x) for x in optimizer.moments(p))
+            direction, corrected = adam_direction(first, second, count, self.config)
+            directions.append(direction)
+            ratios.append(local(p.tensor.grad) / corrected.clamp(min=self.config.eps**2).sqrt())
+        return {
+            "update_rms": self.norms(directions) / sizes,
+            "second_moment_ratio": self.norms(ratios) / sizes,
+        }
+
+    @torch.no_grad()
+    def param_norms(self) -> Tensor:
+        """Return the L2 norm of the trained parameters, over everything and by layer. (1 + layers,)"""
+        return self.norms([p.tensor.detach() for p in self.parameters])
+
+    def _sizes(self) -> Tensor:
+        counts = dict.fromkeys(self.norms.layers, 0)
+        for p in self.parameters:
+            counts[p.layer] += p.tensor.numel() if p.tensor.grad is not None else 0
+        roots = [math.sqrt(sum(counts.values())), *(math.sqrt(max(n, 1)) for n in counts.values())]
+        return torch.tensor(roots, device=self.parameters[0].tensor.device)
+
+    def record(self, step: int, host: dict[str, float], device: dict[str, Tensor]) -> None:
+        """Keep one step: `host` numbers are known already, `device` tensors (a scalar, or total and layers)
+        are not."""
+        names, values = [], []
+        for signal, value in device.items():
+            names += self._named(signal) if value.ndim else [signal]
+            values.append(value.detach().float().reshape(-1))
+        vector = torch.cat(values) if values else torch.empty(0)
+        self._pending.append((step, host, names, vector))
+        if len(self._pending) >= self.config.flush_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring the kept values over in one transfer and write them."""
+        pending, self._pending = self._pending, []
+        if not pending or self.log is None:
+            return
+        numbers = torch.cat([vector for *_, vector in pending]).tolist()
+        start = 0
+        for step, host, names, vector in pending:
+            values = dict(zip(names, numbers[start : start + vector.numel()], strict=True))
+            start += vector.numel()
+            self.log.step(step, {**host, **values})
+        self.log.flush()

@@ -1,0 +1,1 @@
+"""What a loop minimises, and the methods that wrap it."""
