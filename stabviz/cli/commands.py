@@ -259,7 +259,7 @@ def write_report(
 
 def evaluate(options: Evaluate) -> int:
     from stabviz.finetune.data.splits import read_splits
-    from stabviz.finetune.distributed import World
+    from stabviz.finetune.distributed import ProcessGroup
     from stabviz.finetune.loading import load_tokenizer
     from stabviz.finetune.run import evaluate_model, load_config
 
@@ -282,7 +282,7 @@ def evaluate(options: Evaluate) -> int:
             f"evaluate: data must have the labels of the run, {known}; got {list(splits.labels)}"
         )
     found = evaluate_model(
-        config, splits, load_tokenizer(config.model), World.join(options.device), options.split
+        config, splits, load_tokenizer(config.model), ProcessGroup.join(options.device), options.split
     )
     numbers = {k: v for k, v in found.scores.items() if isinstance(v, float | int)}
     print(

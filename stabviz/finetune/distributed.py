@@ -15,17 +15,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class ProcessGroup:
     """Who this process is among the processes of the run."""
 
     rank: int
     size: int
     device: torch.device
     owns_group: bool
-    """Whether this World started the process group, and so must end it."""
+    """Whether this ProcessGroup started the process group, and so must end it."""
 
     @classmethod
-    def join(cls, device: str) -> "World":
+    def join(cls, device: str) -> "ProcessGroup":
         """Join the other processes where torchrun started several; else be alone.
 
         Raises: ValueError if the device is not there
@@ -103,16 +103,16 @@ class World:
             dist.barrier()
 
 
-def share(model: nn.Module, world: World, parallel: str) -> nn.Module:
+def share(model: nn.Module, processes: ProcessGroup, parallel: str) -> nn.Module:
     """Put the model on the device, and wrap it for several processes: DDP, or FSDP2 layer by layer.
 
     Raises: ValueError if `parallel` is "fsdp" and the model has no list of layers
     """
-    model = model.to(world.device)
-    if world.size == 1:
+    model = model.to(processes.device)
+    if processes.size == 1:
         return model
     if parallel == "ddp":
-        ids = [world.device] if world.device.type == "cuda" else None
+        ids = [processes.device] if processes.device.type == "cuda" else None
         # what a head does not use (a pooler, say) gets no gradient
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
     from torch.distributed.device_mesh import init_device_mesh
@@ -125,7 +125,7 @@ def share(model: nn.Module, world: World, parallel: str) -> nn.Module:
         )
     # it warns of edits in place of what a model returns: objectives make none
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    mesh = init_device_mesh(processes.device.type, (processes.size,))
     for layer in max(lists, key=len):
         fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh)
@@ -174,14 +174,16 @@ def _device(name: str, local_rank: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"World: device must be auto, cpu, cuda, cuda:N or mps; got {name!r}") from error
+        raise ValueError(
+            f"ProcessGroup: device must be auto, cpu, cuda, cuda:N or mps; got {name!r}"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"World: device must be one that is there; got {name!r}, and torch sees no CUDA device. "
+            f"ProcessGroup: device must be one that is there; got {name!r}, and torch sees no CUDA device. "
             "Try --device cpu, or see On a GPU in the README"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"World: device must be one that is there; got {name!r}. Try --device cpu")
+        raise ValueError(f"ProcessGroup: device must be one that is there; got {name!r}. Try --device cpu")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank)
     return device

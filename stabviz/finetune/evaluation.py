@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stabviz.finetune.data.batches import TokenRows, collate
-from stabviz.finetune.distributed import World
+from stabviz.finetune.distributed import ProcessGroup
 from stabviz.methods.objective import model_inputs
 from stabviz.ops import cross_entropy
 from stabviz.scores.scores import classification_scores, entity_scores, headline
@@ -37,7 +37,7 @@ def predict_logits(
     rows: TokenRows,
     *,
     pad_id: int,
-    world: World,
+    processes: ProcessGroup,
     autocast: Callable,
     batch: int = BATCH,
     check: Callable[[], None] = lambda: None,
@@ -51,12 +51,12 @@ def predict_logits(
     model.eval()
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     try:
-        for indices, mine in _shares(rows.lengths, batch, world):
+        for indices, mine in _shares(rows.lengths, batch, processes):
             check()
             tensors = collate([rows[(0, i)] for i in indices], pad_id=pad_id)
             with torch.no_grad(), autocast():
                 logits = (
-                    model(**{k: v.to(world.device) for k, v in model_inputs(tensors).items()})
+                    model(**{k: v.to(processes.device) for k, v in model_inputs(tensors).items()})
                     .logits.float()
                     .cpu()
                 )
@@ -64,17 +64,17 @@ def predict_logits(
                 found |= dict(zip(indices, _labelled(logits, tensors["labels"]), strict=True))
     finally:
         model.train(was_training)
-    everywhere = {index: item for part in world.gather(found) for index, item in part.items()}
+    everywhere = {index: item for part in processes.gather(found) for index, item in part.items()}
     return [everywhere[i] for i in range(len(rows))]
 
 
-def _shares(lengths, batch: int, world: World) -> Iterator[tuple[list[int], bool]]:
+def _shares(lengths, batch: int, processes: ProcessGroup) -> Iterator[tuple[list[int], bool]]:
     """Batches of rows of like length for this process; every process gets as many, the last ones for form's
     sake."""
     order = np.argsort(lengths, kind="stable").tolist()
     batches = [order[i : i + batch] for i in range(0, len(order), batch)]
-    for first in range(0, len(batches), world.size):
-        at = first + world.rank
+    for first in range(0, len(batches), processes.size):
+        at = first + processes.rank
         yield batches[min(at, len(batches) - 1)], at < len(batches)
 
 

@@ -11,11 +11,11 @@ import torch
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import TokenRows, collate, pack
 from stabviz.finetune.data.splits import Splits, read_splits
-from stabviz.finetune.distributed import World
+from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation, evaluate, predict_logits
 from stabviz.finetune.loading import load_model, load_tokenizer
 from stabviz.finetune.train.checkpoint import write_atomically
-from stabviz.finetune.train.interrupt import Stop
+from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import Progress, Setup, autocast, train
 from stabviz.methods.objective import cross_entropy_objective
 from stabviz.models.bert import Bert
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def finetune(
-    config: FinetuneConfig, *, resume: bool = False, force: bool = False, stop: Stop | None = None
+    config: FinetuneConfig, *, resume: bool = False, force: bool = False, interrupt: Interrupt | None = None
 ) -> Outcome:
     """Train one model on one seed, keep its best weights, and score them on the test split.
 
@@ -53,25 +53,25 @@ def finetune(
             training cannot go on; OSError for a folder that cannot be written
     Lesson: 11-classification
     """
-    world = World.join(config.device)
+    processes = ProcessGroup.join(config.device)
     try:
         splits = read_splits(config)
-        setup, tokenizer = prepare(config, splits, world)
-        progress = train(setup, resume=resume, force=force, stop=stop)
+        setup, tokenizer = prepare(config, splits, processes)
+        progress = train(setup, resume=resume, force=force, interrupt=interrupt)
         scores = None
         if progress.finished:
-            scores = score_best(config, splits, tokenizer, world)
-            world.first(
+            scores = score_best(config, splits, tokenizer, processes)
+            processes.first(
                 lambda: write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
             )
-        world.wait()
+        processes.wait()
         trace = read_metrics(config.out / "metrics.jsonl")
         return Outcome(config=config, progress=progress, trace=trace, scores=scores)
     finally:
-        world.leave()
+        processes.leave()
 
 
-def prepare(config: FinetuneConfig, splits: Splits, world: World) -> tuple[Setup, object]:
+def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> tuple[Setup, object]:
     """Load tokenizer and model and encode the rows; return what the loop needs, and the tokenizer."""
     tokenizer = load_tokenizer(config.model, splits.kind)
     model = load_model(config, splits.kind, splits.labels, tokenizer)
@@ -88,8 +88,8 @@ def prepare(config: FinetuneConfig, splits: Splits, world: World) -> tuple[Setup
             validation,
             splits.labels,
             pad_id=pad_id,
-            world=world,
-            autocast=partial(autocast, config, world.device),
+            processes=processes,
+            autocast=partial(autocast, config, processes.device),
             check=check,
         )
 
@@ -111,7 +111,7 @@ def prepare(config: FinetuneConfig, splits: Splits, world: World) -> tuple[Setup
     merge = packed if config.packing else partial(collate, pad_id=pad_id, fixed_length=fixed)
     setup = Setup(
         config=config,
-        world=world,
+        processes=processes,
         model=model,
         rows=rows,
         evaluate=score,
@@ -124,10 +124,10 @@ def prepare(config: FinetuneConfig, splits: Splits, world: World) -> tuple[Setup
     return setup, tokenizer
 
 
-def score_best(config: FinetuneConfig, splits: Splits, tokenizer, world: World) -> dict:
+def score_best(config: FinetuneConfig, splits: Splits, tokenizer, processes: ProcessGroup) -> dict:
     """Score the run's best weights on the test split; with the predictions, and whether the run failed."""
     best = config.replace(model=str(config.out / "best"), from_scratch=False)
-    found = evaluate_model(best, splits, tokenizer, world)
+    found = evaluate_model(best, splits, tokenizer, processes)
     labels = splits.test["label"][:] if splits.kind == "classes" else []
     majority = majority_share(labels) if splits.kind == "classes" else 0.0
     return {
@@ -144,23 +144,23 @@ def score_best(config: FinetuneConfig, splits: Splits, tokenizer, world: World) 
 
 
 def evaluate_model(
-    config: FinetuneConfig, splits: Splits, tokenizer, world: World, split: str = "test"
+    config: FinetuneConfig, splits: Splits, tokenizer, processes: ProcessGroup, split: str = "test"
 ) -> Evaluation:
     """Score the model that the config names on a split of the data."""
-    model = load_model(config, splits.kind, splits.labels, tokenizer).to(world.device)
+    model = load_model(config, splits.kind, splits.labels, tokenizer).to(processes.device)
     rows = TokenRows(getattr(splits, split), tokenizer, kind=splits.kind, max_length=config.max_length)
     return evaluate(
         model,
         rows,
         splits.labels,
         pad_id=tokenizer.pad_token_id,
-        world=world,
-        autocast=partial(autocast, config, world.device),
+        processes=processes,
+        autocast=partial(autocast, config, processes.device),
     )
 
 
 def finetune_seeds(
-    config: FinetuneConfig, *, resume: bool = False, force: bool = False, stop: Stop | None = None
+    config: FinetuneConfig, *, resume: bool = False, force: bool = False, interrupt: Interrupt | None = None
 ) -> tuple[list[Outcome], dict | None]:
     """Run config.seeds runs into OUT/seed-N, and summarise: mean, spread, failed runs, churn between seeds.
 
@@ -169,24 +169,26 @@ def finetune_seeds(
     Lesson: 11-classification
     """
     if config.seeds == 1:
-        outcome = finetune(config, resume=resume, force=force, stop=stop)
+        outcome = finetune(config, resume=resume, force=force, interrupt=interrupt)
         return [outcome], summary([outcome]) if outcome.finished else None
-    world = World.join(config.device)  # one group of processes for the whole series
+    processes = ProcessGroup.join(config.device)  # one group of processes for the whole series
     try:
         if not resume:
-            world.first(lambda: start_series(config))
-        return _series(config, world, resume=resume, force=force, stop=stop)
+            processes.first(lambda: start_series(config))
+        return _series(config, processes, resume=resume, force=force, interrupt=interrupt)
     finally:
-        world.leave()
+        processes.leave()
 
 
-def _series(config: FinetuneConfig, world: World, *, resume: bool, force: bool, stop: Stop | None):
-    outcomes, stop = (
+def _series(
+    config: FinetuneConfig, processes: ProcessGroup, *, resume: bool, force: bool, interrupt: Interrupt | None
+):
+    outcomes, interrupt = (
         [],
-        stop or Stop(),
+        interrupt or Interrupt(),
     )  # one for all: a request in the last save of a run ends the series too
     for seed in range(config.seed, config.seed + config.seeds):
-        if stop.requested:
+        if interrupt.requested:
             return outcomes, None
         one = config.replace(seed=seed, seeds=1, out=config.out / f"seed-{seed}")
         done = one.out / "scores.json"
@@ -194,11 +196,11 @@ def _series(config: FinetuneConfig, world: World, *, resume: bool, force: bool, 
         if again and done.exists():
             outcomes.append(load_outcome(one.out))
             continue
-        outcomes.append(finetune(one, resume=again, force=force, stop=stop))
+        outcomes.append(finetune(one, resume=again, force=force, interrupt=interrupt))
         if not outcomes[-1].finished:
             return outcomes, None
     found = summary(outcomes)
-    world.first(lambda: write_atomically(config.out / "summary.json", json.dumps(found, indent=2) + "\n"))
+    processes.first(lambda: write_atomically(config.out / "summary.json", json.dumps(found, indent=2) + "\n"))
     return outcomes, found
 
 
@@ -276,11 +278,11 @@ def predict(folder: str | Path, texts: list[str], *, device: str = "auto") -> li
         if not text.strip():
             raise ValueError(f"predict: texts must not be empty; got text {i + 1} = {text!r}")
     known = json.loads((folder / "stabviz.json").read_text(encoding="utf-8"))
-    world = World.join(device)
+    processes = ProcessGroup.join(device)
     config = FinetuneConfig(model=str(folder), max_length=known["max_length"], data=".", device=device)
     tokenizer = load_tokenizer(str(folder))
     labels, kind = tuple(known["labels"]), known["kind"]
-    model = load_model(config, kind, labels, tokenizer).to(world.device)
+    model = load_model(config, kind, labels, tokenizer).to(processes.device)
     if kind == "classes":
         table = {"row": range(len(texts)), "text": texts, "label": [0] * len(texts)}
     else:
@@ -291,8 +293,8 @@ def predict(folder: str | Path, texts: list[str], *, device: str = "auto") -> li
         model,
         rows,
         pad_id=tokenizer.pad_token_id,
-        world=world,
-        autocast=partial(autocast, config, world.device),
+        processes=processes,
+        autocast=partial(autocast, config, processes.device),
     )
     logits = [torch.from_numpy(row) for row, _ in found]
     if kind == "classes":

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from stabviz.finetune.config import FinetuneConfig
-from stabviz.finetune.distributed import World
+from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.train.optimizer import trained_parameters
 from stabviz.finetune.train.telemetry import AttentionProbe, Telemetry
 from stabviz.trace import Trace, Verdict, verdict
@@ -104,7 +104,7 @@ class StabilityCallback(TrainerCallback):
         path = self.out / "metrics.jsonl"
         keep = _bytes_before(path, state.global_step) if state.global_step and path.exists() else None
         self.log = MetricsLog(path, _described(args, model), keep_bytes=keep)
-        world = World(rank=0, size=1, device=args.device, owns_group=False)
+        processes = ProcessGroup(rank=0, size=1, device=args.device, owns_group=False)
         group = {
             "betas": (args.adam_beta1, args.adam_beta2),
             "eps": args.adam_epsilon,
@@ -116,7 +116,7 @@ class StabilityCallback(TrainerCallback):
             signals_every=self.signals_every,
             flush_every=self.flush_every,
         )
-        self.telemetry = Telemetry(trained_parameters(model, config), config, world, self.log)
+        self.telemetry = Telemetry(trained_parameters(model, config), config, processes, self.log)
         self.probe = AttentionProbe(model)
         self.classifies = type(model).__name__.endswith(_CLASSIFIES)
 

@@ -15,11 +15,11 @@ from transformers import TrainerCallback
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.splits import read_splits
-from stabviz.finetune.distributed import World
+from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.run import prepare
 from stabviz.finetune.train.checkpoint import newest_checkpoint, read_checkpoint
-from stabviz.finetune.train.interrupt import Stop
-from stabviz.finetune.train.loop import _Training, train
+from stabviz.finetune.train.interrupt import Interrupt
+from stabviz.finetune.train.loop import Training, train
 from stabviz.trace.log import read_metrics
 from tests.bench.table import Row, quiet, row_of
 from tests.finetune.reference import losses_of, trainer_of
@@ -88,10 +88,10 @@ def config_of(folder: Path, **settings) -> FinetuneConfig:
 
 def run_ours(config: FinetuneConfig, *, same_order: bool = False) -> tuple[list[float], list[float]]:
     """Train without evaluation; return losses and seconds by step."""
-    splits, world = read_splits(config), World.join(config.device)
-    training = _Training(prepare(config, splits, world)[0], resume=False, force=False)
-    training.evaluate = lambda stop: setattr(training.progress, "finished", "all steps")
-    training.run(Stop())
+    splits, processes = read_splits(config), ProcessGroup.join(config.device)
+    training = Training(prepare(config, splits, processes)[0], resume=False, force=False)
+    training.evaluate = lambda interrupt: setattr(training.progress, "finished", "all steps")
+    training.run(Interrupt())
     lines = (config.out / "timings.jsonl").read_text().splitlines()
     return (
         read_metrics(config.out / "metrics.jsonl")["loss_nats"][0].tolist(),
@@ -109,9 +109,9 @@ class _Clock(TrainerCallback):
 
 def run_theirs(config: FinetuneConfig, *, same_order: bool = False) -> tuple[list[float], list[float]]:
     """Train transformers' Trainer; return losses and seconds by step (its first step has none)."""
-    splits, world = read_splits(config), World.join(config.device)
+    splits, processes = read_splits(config), ProcessGroup.join(config.device)
     clock = _Clock()
-    trainer = trainer_of(config, splits, world, config.out.parent / "theirs", same_order=same_order)
+    trainer = trainer_of(config, splits, processes, config.out.parent / "theirs", same_order=same_order)
     trainer.add_callback(clock)
     losses = losses_of(trainer)
     return losses, np.diff(clock.at).tolist()
@@ -201,9 +201,11 @@ def memory_row(folder: Path) -> Row:
 def saving_rows(folder: Path):
     """Seconds of a checkpoint's write, of its verified read, and of a whole resume, against its bytes."""
     config = config_of(folder, steps=4, stop_after=2)
-    splits, world = read_splits(config), World.join("cpu")
-    train(prepare(config, splits, world)[0])
-    training = _Training(prepare(config.replace(overwrite=False), splits, world)[0], resume=True, force=False)
+    splits, processes = read_splits(config), ProcessGroup.join("cpu")
+    train(prepare(config, splits, processes)[0])
+    training = Training(
+        prepare(config.replace(overwrite=False), splits, processes)[0], resume=True, force=False
+    )
     writes, reads, resumes = [], [], []
     for _ in range(5):
         start = time.perf_counter()

@@ -16,7 +16,7 @@ import torch
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import TokenRows
 from stabviz.finetune.data.splits import read_splits
-from stabviz.finetune.distributed import World
+from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import evaluate
 from stabviz.finetune.loading import load_tokenizer
 from stabviz.finetune.run import finetune
@@ -59,8 +59,12 @@ def ours(config: FinetuneConfig) -> float:
 
 def theirs(config: FinetuneConfig) -> float:
     """Test score of transformers' Trainer with the same settings and rates, in its own order of rows."""
-    splits, world, tokenizer = read_splits(config), World.join(config.device), load_tokenizer(config.model)
-    trainer = trainer_of(config, splits, world, config.out.parent / "theirs", same_order=False)
+    splits, processes, tokenizer = (
+        read_splits(config),
+        ProcessGroup.join(config.device),
+        load_tokenizer(config.model),
+    )
+    trainer = trainer_of(config, splits, processes, config.out.parent / "theirs", same_order=False)
     trainer.train()
     rows = TokenRows(splits.test, tokenizer, kind=splits.kind, max_length=config.max_length)
     return evaluate(
@@ -68,8 +72,8 @@ def theirs(config: FinetuneConfig) -> float:
         rows,
         splits.labels,
         pad_id=tokenizer.pad_token_id,
-        world=world,
-        autocast=partial(autocast, config, world.device),
+        processes=processes,
+        autocast=partial(autocast, config, processes.device),
     ).score
 
 

@@ -195,17 +195,17 @@ def assert_equal_to_the_bit():
 def go():
     """The function that trains as `finetune` does, without the test scores at the end."""
     from stabviz.finetune.data.splits import read_splits
-    from stabviz.finetune.distributed import World
+    from stabviz.finetune.distributed import ProcessGroup
     from stabviz.finetune.run import prepare
     from stabviz.finetune.train.loop import train
 
     def train_run(config, **options):
-        world = World.join(config.device)
+        processes = ProcessGroup.join(config.device)
         torch.manual_seed(
             torch.seed() % 1000
         )  # what earlier code left in the global generator must not matter
         try:
-            return train(prepare(config, read_splits(config), world)[0], **options)
+            return train(prepare(config, read_splits(config), processes)[0], **options)
         finally:
             torch.use_deterministic_algorithms(False)
 

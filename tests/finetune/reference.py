@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from stabviz.finetune.data.batches import collate
-from stabviz.finetune.data.loader import Feed
+from stabviz.finetune.data.loader import Loader
 from stabviz.finetune.loading import load_model
 from stabviz.finetune.run import prepare
 from stabviz.ops import SCHEDULES
@@ -80,19 +80,19 @@ class SameRate(Trainer):
 class SameOrder(SameRate):
     """A Trainer that is fed the batches of our loop."""
 
-    def __init__(self, feed, **options):
+    def __init__(self, loader, **options):
         super().__init__(**options)
-        self.feed = feed
+        self.loader = loader
 
     def get_train_dataloader(self):
-        epochs = math.ceil(self.args.max_steps / self.feed.per_epoch)
-        order = [self.feed.indices(position) for position in range(epochs * self.feed.per_epoch)]
+        epochs = math.ceil(self.args.max_steps / self.loader.per_epoch)
+        order = [self.loader.indices(position) for position in range(epochs * self.loader.per_epoch)]
         return DataLoader(self.train_dataset, batch_sampler=order, collate_fn=self.data_collator)
 
 
-def trainer_of(config, splits, world, folder, *, same_order: bool, **more) -> Trainer:
+def trainer_of(config, splits, processes, folder, *, same_order: bool, **more) -> Trainer:
     """Make a Trainer with the model and the rows that our loop would have for this config."""
-    setup, tokenizer = prepare(config, splits, world)
+    setup, tokenizer = prepare(config, splits, processes)
     model = load_model(config, splits.kind, splits.labels, tokenizer)
     fixed = config.max_length if config.fixed_length else None
 
@@ -110,7 +110,7 @@ def trainer_of(config, splits, world, folder, *, same_order: bool, **more) -> Tr
     }
     if same_order:
         return SameOrder(
-            Feed(setup.rows, partial(collate, pad_id=0), config, world), config=config, **options
+            Loader(setup.rows, partial(collate, pad_id=0), config, processes), config=config, **options
         )
     return SameRate(config=config, **options)
 

@@ -24,13 +24,13 @@ from datasets import Dataset
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import TokenRows, collate, plan_epoch
-from stabviz.finetune.data.loader import Feed
-from stabviz.finetune.distributed import World, bare, local, share, whole
+from stabviz.finetune.data.loader import Loader
+from stabviz.finetune.distributed import ProcessGroup, bare, local, share, whole
 from stabviz.finetune.evaluation import evaluate
 from stabviz.finetune.loading import load_model, load_tokenizer
 from stabviz.finetune.train.checkpoint import newest_checkpoint, read_checkpoint
-from stabviz.finetune.train.interrupt import Stop
-from stabviz.finetune.train.loop import Setup, TrainingFailed, _Training
+from stabviz.finetune.train.interrupt import Interrupt
+from stabviz.finetune.train.loop import Setup, Training, TrainingFailed
 from stabviz.methods.objective import cross_entropy_objective
 from stabviz.trace.log import read_metrics
 
@@ -88,7 +88,7 @@ class Planted:
         return self.faults[here[0]](loss) if here else loss, measured
 
 
-def setup(base, world, name, *, kind="classes", faults=None, **settings):
+def setup(base, processes, name, *, kind="classes", faults=None, **settings):
     settings = {
         "steps": 12,
         "batch": BATCH,
@@ -116,14 +116,16 @@ def setup(base, world, name, *, kind="classes", faults=None, **settings):
         ]
 
     def score(model, check):
-        return evaluate(model, validation, labels, pad_id=0, world=world, autocast=torch.no_grad, check=check)
+        return evaluate(
+            model, validation, labels, pad_id=0, processes=processes, autocast=torch.no_grad, check=check
+        )
 
     def save_model(model, folder, weights):
         model.save_pretrained(folder, state_dict=weights)
 
     return Setup(
         config=config,
-        world=world,
+        processes=processes,
         model=load_model(config, kind, labels, tokenizer),
         evaluate=score,
         objective=Planted(cross_entropy_objective(), faults or {}),
@@ -145,12 +147,12 @@ def data_lengths():
 # What each process does. A scenario returns what this process saw; the test compares the processes.
 
 
-def run(base, world, name, *, resume=False, **settings):
+def run(base, processes, name, *, resume=False, **settings):
     """Train; return the progress, and a hash of this process's whole weights."""
-    training = _Training(setup(base, world, name, **settings), resume=resume, force=False)
+    training = Training(setup(base, processes, name, **settings), resume=resume, force=False)
     failed = ""
     try:
-        training.run(Stop())
+        training.run(Interrupt())
     except TrainingFailed as error:
         failed = str(error)
     weights = hashlib.sha256(
@@ -165,7 +167,7 @@ def run(base, world, name, *, resume=False, **settings):
     }
 
 
-def interrupted(base, world, name, **settings):
+def interrupted(base, processes, name, **settings):
     """A run in which one process alone is told to stop; then what is left of it."""
 
     def ask(loss):
@@ -173,14 +175,14 @@ def interrupted(base, world, name, **settings):
         return loss
 
     row = planned(6)[1::2][0]  # the second process's
-    first = run(base, world, name, faults={row: ask}, **settings)
-    return {"first": first, **run(base, world, name, resume=True, **settings)}
+    first = run(base, processes, name, faults={row: ask}, **settings)
+    return {"first": first, **run(base, processes, name, resume=True, **settings)}
 
 
-def refused(base, world, name):
+def refused(base, processes, name):
     """A folder that holds a run already: the leading process alone looks at it."""
     with pytest.raises(ValueError, match="must not hold a run already"):
-        run(base, world, name)
+        run(base, processes, name)
     return {"refused": True}
 
 
@@ -206,18 +208,18 @@ def settings_of(scenario):
     return settings | ({"faults": FAULTS[settings["faults"]]()} if "faults" in settings else {})
 
 
-def everything(base, world):
+def everything(base, processes):
     seen = {}
     for parallel in ("ddp", "fsdp"):
         for scenario in SCENARIOS:
             seen[f"{scenario}-{parallel}"] = run(
-                base, world, f"{scenario}-{parallel}", parallel=parallel, **settings_of(scenario)
+                base, processes, f"{scenario}-{parallel}", parallel=parallel, **settings_of(scenario)
             )
         settings = RANDOM | RESUMED[parallel] | {"parallel": parallel}
-        seen[f"straight-{parallel}"] = run(base, world, f"straight-{parallel}", **settings)
-        seen[f"resumed-{parallel}"] = interrupted(base, world, f"resumed-{parallel}", **settings)
-    seen["ours-fsdp"] = run(base, world, "ours-fsdp", parallel="fsdp", implementation="stabviz", steps=6)
-    seen["refused"] = refused(base, world, "classes-ddp")
+        seen[f"straight-{parallel}"] = run(base, processes, f"straight-{parallel}", **settings)
+        seen[f"resumed-{parallel}"] = interrupted(base, processes, f"resumed-{parallel}", **settings)
+    seen["ours-fsdp"] = run(base, processes, "ours-fsdp", parallel="fsdp", implementation="stabviz", steps=6)
+    seen["refused"] = refused(base, processes, "classes-ddp")
     return seen
 
 
@@ -290,7 +292,7 @@ def alone(base):
     def get(scenario, **settings):
         if scenario not in done:
             settings = settings or settings_of(scenario) | {"micro_batch": None}
-            done[scenario] = run(base, World.join("cpu"), f"{scenario}-alone", **settings)
+            done[scenario] = run(base, ProcessGroup.join("cpu"), f"{scenario}-alone", **settings)
         return done[scenario]
 
     return get
@@ -447,8 +449,8 @@ def test_a_stop_in_one_process_stops_all_and_the_resume_is_exact(base, seen, par
 def test_a_checkpoint_of_two_processes_is_one_of_one_process(base, seen, parallel):
     """What was shared out is whole on disk: one process can go on with it."""
     folder = newest_checkpoint(base / f"straight-{parallel}" / "checkpoints")[0]
-    training = _Training(
-        setup(base, World.join("cpu"), f"fresh-{parallel}", **RANDOM | RESUMED[parallel]),
+    training = Training(
+        setup(base, ProcessGroup.join("cpu"), f"fresh-{parallel}", **RANDOM | RESUMED[parallel]),
         resume=False,
         force=False,
     )
@@ -517,17 +519,17 @@ def test_the_command_under_torchrun_writes_each_file_once(base, tmp_path):
         ] == ["BertForSequenceClassification"]
 
 
-# World alone
+# ProcessGroup alone
 
 
 def test_world_of_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    world = World.join("cpu")
-    assert (world.rank, world.size, world.leads, world.owns_group) == (0, 1, True, False)
-    assert world.table(3, 5) == [[3, 5]]
-    assert world.gather("x") == ["x"]
-    assert world.first(lambda: 7) == 7
-    assert [world.any(True), world.any(False)] == [True, False]
+    processes = ProcessGroup.join("cpu")
+    assert (processes.rank, processes.size, processes.leads, processes.owns_group) == (0, 1, True, False)
+    assert processes.table(3, 5) == [[3, 5]]
+    assert processes.gather("x") == ["x"]
+    assert processes.first(lambda: 7) == 7
+    assert [processes.any(True), processes.any(False)] == [True, False]
 
 
 def test_world_names_a_device_that_is_not_there(monkeypatch):
@@ -537,26 +539,26 @@ def test_world_names_a_device_that_is_not_there(monkeypatch):
         ("cuda:1", "got 'cuda:1', and torch sees no CUDA"),
     ]:
         with pytest.raises(ValueError, match=hint):
-            World.join(name)
-    assert World.join("auto").device.type == "cpu"
+            ProcessGroup.join(name)
+    assert ProcessGroup.join("auto").device.type == "cpu"
 
 
 def test_fsdp_needs_a_list_of_layers():
-    world = World(rank=0, size=2, device=torch.device("cpu"), owns_group=False)
+    processes = ProcessGroup(rank=0, size=2, device=torch.device("cpu"), owns_group=False)
     with pytest.raises(ValueError, match="share: model must hold its layers in a ModuleList"):
-        share(torch.nn.Linear(2, 2), world, "fsdp")
+        share(torch.nn.Linear(2, 2), processes, "fsdp")
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(base):
-    world = dataclasses.replace(World.join("cpu"), size=2)
-    made = setup(base, world, "small", batch=1)
+    processes = dataclasses.replace(ProcessGroup.join("cpu"), size=2)
+    made = setup(base, processes, "small", batch=1)
     with pytest.raises(ValueError, match="batch must be at least 2, the number of processes; got 1"):
-        Feed(made.rows, made.collate, made.config, world)
+        Loader(made.rows, made.collate, made.config, processes)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    here = World.join("cpu")
+    here = ProcessGroup.join("cpu")
     found = everything(Path(sys.argv[1]), here)
     (Path(sys.argv[1]) / f"seen-{here.rank}.json").write_text(json.dumps(found))
     here.leave()

@@ -8,11 +8,11 @@ import pytest
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.splits import read_splits
-from stabviz.finetune.distributed import World
+from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.loading import load_model, load_tokenizer
 from stabviz.finetune.run import evaluate_model, finetune, finetune_seeds, load_config, load_outcome, predict
 from stabviz.finetune.train import checkpoint, loop
-from stabviz.finetune.train.interrupt import Stop
+from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.trace.readers import from_tensorboard
 
 
@@ -59,7 +59,7 @@ def test_finetune_leaves_a_folder_that_says_everything(config):
 def test_the_test_score_is_that_of_the_best_weights(config):
     outcome = finetune(config)
     best = config.replace(model=str(config.out / "best"))
-    again = evaluate_model(best, read_splits(best), load_tokenizer(best.model), World.join("cpu"))
+    again = evaluate_model(best, read_splits(best), load_tokenizer(best.model), ProcessGroup.join("cpu"))
     assert again.scores["accuracy"] == outcome.scores["accuracy"]
     assert again.predictions == outcome.scores["predictions"]
 
@@ -152,15 +152,15 @@ def test_a_series_that_is_stopped_goes_on_where_it_was(config):
 
 
 def test_a_request_at_the_end_of_a_seed_ends_the_series(config, monkeypatch):
-    stop, write = Stop(), checkpoint.prune_checkpoints
+    interrupt, write = Interrupt(), checkpoint.prune_checkpoints
 
     def ask_at_the_end(*args, **options):  # what comes during a run's last save
         if (config.out / "seed-0" / "metrics.jsonl").read_text().count('"values"') == 6:
-            stop.ask()
+            interrupt.ask()
         return write(*args, **options)
 
     monkeypatch.setattr(loop, "prune_checkpoints", ask_at_the_end)
-    outcomes, nothing = finetune_seeds(config.replace(seeds=2, save_every=0), stop=stop)
+    outcomes, nothing = finetune_seeds(config.replace(seeds=2, save_every=0), interrupt=interrupt)
     assert (len(outcomes), nothing) == (1, None)
     assert outcomes[0].finished
 

@@ -10,22 +10,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import plan_epoch
-from stabviz.finetune.distributed import World
+from stabviz.finetune.distributed import ProcessGroup
 
 
-class Feed:
+class Loader:
     """The endless stream of batches of a run: the batch at a position is the same whenever it is asked
     for."""
 
-    def __init__(self, rows: Dataset, collate: Callable, config: FinetuneConfig, world: World):
-        self.rows, self.collate, self.config, self.world = rows, collate, config, world
+    def __init__(self, rows: Dataset, collate: Callable, config: FinetuneConfig, processes: ProcessGroup):
+        self.rows, self.collate, self.config, self.processes = rows, collate, config, processes
         self._epoch, self._plan = -1, []
         self.per_epoch = len(self._planned(0))
         if not self.per_epoch:
             raise ValueError("finetune: data must hold at least one training row; got 0")
-        if world.size > config.batch:
+        if processes.size > config.batch:
             raise ValueError(
-                f"finetune: batch must be at least {world.size}, the number of processes; got {config.batch}"
+                f"finetune: batch must be at least {processes.size}, the number of processes; "
+                f"got {config.batch}"
             )
 
     def batches(self, position: int, left_out: set[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -39,7 +40,7 @@ class Feed:
             # a generator of its own: the default one belongs to dropout
             generator=torch.Generator().manual_seed(self.config.seed),
             worker_init_fn=_leave_signals_alone,
-            pin_memory=self.world.device.type == "cuda",
+            pin_memory=self.processes.device.type == "cuda",
         )
         return iter(loader)
 
@@ -59,20 +60,20 @@ class Feed:
 
 
 class _Sampler:
-    def __init__(self, feed: Feed, position: int, left_out: frozenset[int]):
-        self.feed, self.position, self.left_out = feed, position, left_out
+    def __init__(self, loader: Loader, position: int, left_out: frozenset[int]):
+        self.loader, self.position, self.left_out = loader, position, left_out
 
     def __iter__(self):
-        position, world = self.position, self.feed.world
+        position, processes = self.position, self.loader.processes
         empty = 0
         while True:
-            kept = [i for i in self.feed.indices(position) if i not in self.left_out]
-            if len(kept) >= world.size:
-                epoch, empty = position // self.feed.per_epoch, 0
-                yield [(position, epoch, i) for i in kept[world.rank :: world.size]]
+            kept = [i for i in self.loader.indices(position) if i not in self.left_out]
+            if len(kept) >= processes.size:
+                epoch, empty = position // self.loader.per_epoch, 0
+                yield [(position, epoch, i) for i in kept[processes.rank :: processes.size]]
             else:  # too few for every process: all of them pass this batch over
                 empty += 1
-                if empty > self.feed.per_epoch:
+                if empty > self.loader.per_epoch:
                     raise ValueError(
                         "finetune: data must keep some rows; all were left out after loss spikes"
                     )

@@ -17,14 +17,14 @@ from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 from stabviz.finetune.data.batches import collate
-from stabviz.finetune.distributed import World, bare
+from stabviz.finetune.distributed import ProcessGroup, bare
 from stabviz.finetune.evaluation import Evaluation
 from stabviz.finetune.pretrain.card import model_card
 from stabviz.finetune.pretrain.config import PretrainConfig
 from stabviz.finetune.pretrain.corpus import Document, pretraining_documents, train_tokenizer
 from stabviz.finetune.pretrain.masking import IGNORED, PretrainingRows
 from stabviz.finetune.train.checkpoint import replace_folder, write_atomically
-from stabviz.finetune.train.interrupt import Stop
+from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import Progress, Setup, autocast, train
 from stabviz.methods.objective import model_inputs
 from stabviz.ops import cross_entropy
@@ -168,7 +168,7 @@ def pretrain(
     documents: Sequence[Document] | None = None,
     resume: bool = False,
     force: bool = False,
-    stop: Stop | None = None,
+    interrupt: Interrupt | None = None,
 ) -> Pretrained:
     """Train a tokenizer and a BERT on text alone, with the loop that fine-tunes; OUT/pretrained is the
     checkpoint.
@@ -181,7 +181,7 @@ def pretrain(
     Lesson: 09-pretraining
     """
     torch.set_num_threads(config.threads)
-    world = World.join(config.device)
+    processes = ProcessGroup.join(config.device)
     try:
         documents = pretraining_documents(config.messages) if documents is None else list(documents)
         training, held_out = hold_out(documents, share=config.held_out, seed=config.seed)
@@ -190,16 +190,16 @@ def pretrain(
             vocab_size=config.vocab_size,
             max_length=config.max_length,
         )
-        setup = prepare(config, tokenizer, training, held_out, world)
-        if world.leads and (resume or config.overwrite or not (config.out / "config.json").exists()):
+        setup = prepare(config, tokenizer, training, held_out, processes)
+        if processes.leads and (resume or config.overwrite or not (config.out / "config.json").exists()):
             config.out.mkdir(parents=True, exist_ok=True)
             write_atomically(config.out / "pretrain.json", json.dumps(config.as_dict(), indent=2) + "\n")
-        progress = train(setup, resume=resume, force=force, stop=stop)
+        progress = train(setup, resume=resume, force=force, interrupt=interrupt)
         trace, scores = read_metrics(config.out / "metrics.jsonl"), None
         if progress.finished:
-            best = MaskedBert.from_pretrained(config.out / "best", dtype=torch.float32).to(world.device)
+            best = MaskedBert.from_pretrained(config.out / "best", dtype=torch.float32).to(processes.device)
             scores = setup.evaluate(best, lambda: None).scores
-            if world.leads:
+            if processes.leads:
                 write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
                 card = model_card(
                     config, training, setup.rows.lengths, best.num_parameters(), trace, scores, progress
@@ -207,10 +207,10 @@ def pretrain(
                 replace_folder(
                     config.out / "pretrained", partial(_write_checkpoint, config.out / "best", card)
                 )
-        world.wait()
+        processes.wait()
         return Pretrained(config=config, progress=progress, trace=trace, scores=scores)
     finally:
-        world.leave()
+        processes.leave()
 
 
 def _write_checkpoint(best: Path, card: str, folder: Path) -> None:
@@ -249,11 +249,11 @@ def prepare(
     tokenizer: PreTrainedTokenizerFast,
     training: Sequence[Document],
     held_out: Sequence[Document],
-    world: World | None = None,
+    processes: ProcessGroup | None = None,
 ) -> Setup:
     """Draw a model, encode the documents and return what the loop needs."""
     transformers.utils.logging.disable_progress_bar()
-    world = World.join(config.device) if world is None else world
+    processes = ProcessGroup.join(config.device) if processes is None else processes
     rows, measuring = (
         PretrainingRows(
             part,
@@ -283,7 +283,7 @@ def prepare(
     padded = partial(collate, pad_id=tokenizer.pad_token_id)
     return Setup(
         config=config.loop(),
-        world=world,
+        processes=processes,
         model=model,
         objective=masked_lm_objective,
         rows=rows,
@@ -294,8 +294,8 @@ def prepare(
             _held_out_scores,
             rows=measuring,
             collate=padded,
-            device=world.device,
-            autocast=partial(autocast, config.loop(), world.device),
+            device=processes.device,
+            autocast=partial(autocast, config.loop(), processes.device),
         ),
     )
 

@@ -11,11 +11,11 @@ on."""
 
 
 class StopRequested(Exception):
-    """Raised inside `Stop.interruptible` when the run is to stop: during a wait for data, or an
+    """Raised inside `Interrupt.interruptible` when the run is to stop: during a wait for data, or an
     evaluation."""
 
 
-class Stop:
+class Interrupt:
     """Listens for SIGINT and SIGTERM while it is entered. The first one asks, a second one ends at once.
 
     Handlers belong to the main thread; elsewhere (a panel's worker) only `ask` stops a run.
@@ -26,7 +26,7 @@ class Stop:
         self._may_raise = False
         self._before = {}
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._on_signal)

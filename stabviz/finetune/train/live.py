@@ -4,7 +4,7 @@ writes."""
 import threading
 from collections.abc import Callable, Iterator
 
-from stabviz.finetune.train.interrupt import Stop
+from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import Setup, train
 from stabviz.trace import Trace
 from stabviz.trace.log import read_metrics
@@ -18,11 +18,11 @@ def watch(setup: Setup, *, cancelled: Callable[[], bool] | None = None, wait: fl
 
     Lesson: 09-pretraining
     """
-    stop, errors = Stop(), []
+    interrupt, errors = Interrupt(), []
 
     def work():
         try:
-            train(setup, stop=stop)
+            train(setup, interrupt=interrupt)
         except BaseException as error:  # handed to whoever watches
             errors.append(error)
 
@@ -40,7 +40,7 @@ def watch(setup: Setup, *, cancelled: Callable[[], bool] | None = None, wait: fl
                 seen = trace.n_steps
                 yield trace
     finally:
-        stop.ask()
+        interrupt.ask()
         thread.join()
     if log.exists() and log.stat().st_size:
         yield read_metrics(log)

@@ -33,8 +33,8 @@ from tqdm.auto import tqdm
 
 from stabviz.finetune.config import MAY_CHANGE, FinetuneConfig
 from stabviz.finetune.data.batches import count_targets, split_batch
-from stabviz.finetune.data.loader import Feed
-from stabviz.finetune.distributed import World, assign, bare, local, share, whole, without_sync
+from stabviz.finetune.data.loader import Loader
+from stabviz.finetune.distributed import ProcessGroup, assign, bare, local, share, whole, without_sync
 from stabviz.finetune.evaluation import Evaluation
 from stabviz.finetune.train.checkpoint import (
     check_room,
@@ -45,7 +45,7 @@ from stabviz.finetune.train.checkpoint import (
     write_atomically,
     write_checkpoint,
 )
-from stabviz.finetune.train.interrupt import Stop, StopRequested
+from stabviz.finetune.train.interrupt import Interrupt, StopRequested
 from stabviz.finetune.train.optimizer import (
     OPTIMIZERS,
     WeightAverage,
@@ -54,7 +54,7 @@ from stabviz.finetune.train.optimizer import (
     trained_parameters,
 )
 from stabviz.finetune.train.telemetry import AttentionProbe, Telemetry
-from stabviz.finetune.train.tensorboard import BoardLog
+from stabviz.finetune.train.tensorboard import TensorBoardLog
 from stabviz.methods.objective import Objective
 from stabviz.ops import SCHEDULES, loss_scale_state, update_loss_scale
 from stabviz.trace.log import MetricsLog
@@ -109,7 +109,7 @@ class Setup:
     """What a run is made of; `stabviz.finetune.run.prepare` makes it from a config."""
 
     config: FinetuneConfig
-    world: World
+    processes: ProcessGroup
     model: nn.Module
     objective: Objective
     rows: Dataset
@@ -125,14 +125,16 @@ class Setup:
     """Number of each row in its file, by which people find it; None: rows are called by their index."""
 
 
-def train(setup: Setup, *, resume: bool = False, force: bool = False, stop: Stop | None = None) -> Progress:
-    """Train to the end, or until Ctrl-C, SIGTERM or `stop.ask()`; what was reached is saved either way.
+def train(
+    setup: Setup, *, resume: bool = False, force: bool = False, interrupt: Interrupt | None = None
+) -> Progress:
+    """Train to the end, or until Ctrl-C, SIGTERM or `interrupt.ask()`; what was reached is saved either way.
 
     Raises: TrainingFailed after too many bad steps or spikes; ValueError for a resume that would not be
             exact; OSError where the folder cannot be written, before the first step
     Lesson: 11-classification
     """
-    return _Training(setup, resume=resume, force=force).run(stop or Stop())
+    return Training(setup, resume=resume, force=force).run(interrupt or Interrupt())
 
 
 def autocast(config: FinetuneConfig, device: torch.device):
@@ -144,28 +146,28 @@ def autocast(config: FinetuneConfig, device: torch.device):
     )
 
 
-class _Training:
+class Training:
     def __init__(self, setup: Setup, *, resume: bool, force: bool):
-        c, world = setup.config, setup.world
-        self.setup, self.config, self.world = setup, c, world
+        c, processes = setup.config, setup.processes
+        self.setup, self.config, self.processes = setup, c, processes
         self.checkpoints = c.out / "checkpoints"
         if c.deterministic:
             torch.use_deterministic_algorithms(True)
         trained_parameters(setup.model, c)  # freezes before the model is wrapped
-        self.model = share(setup.model, world, c.parallel)
+        self.model = share(setup.model, processes, c.parallel)
         self.model.train()  # from_pretrained hands models over in evaluation mode, without dropout
         self.parameters = trained_parameters(bare(self.model), c)
         self.optimizer = OPTIMIZERS[c.optimizer](self.parameters, c)
         self.average = WeightAverage(self.parameters, c.ema_decay) if c.ema_decay else None
-        self.feed = Feed(setup.rows, setup.collate, c, world)
-        rows_here = math.ceil(c.batch / world.size)
+        self.loader = Loader(setup.rows, setup.collate, c, processes)
+        rows_here = math.ceil(c.batch / processes.size)
         self.progress = Progress(
             micro_batch=min(c.micro_batch or rows_here, rows_here),
             loss_scale=c.loss_scale if c.precision == "fp16" else 1.0,
         )
         self.log: MetricsLog | None = None  # the leading process has one
         self._open(resume, force)
-        self.telemetry = Telemetry(self.parameters, c, world, self.log)
+        self.telemetry = Telemetry(self.parameters, c, processes, self.log)
         self.probe = AttentionProbe(bare(self.model))
         self.schedule = SCHEDULES[c.schedule]
         if c.compile:
@@ -173,7 +175,7 @@ class _Training:
         self.batches = None
         self.timings = []
 
-    def run(self, stop: Stop) -> Progress:
+    def run(self, interrupt: Interrupt) -> Progress:
         c, p = self.config, self.progress
         self.bar = tqdm(
             total=c.steps,
@@ -181,12 +183,12 @@ class _Training:
             desc=f"seed {c.seed}",
             unit="step",
             mininterval=0.2,
-            disable=not (c.progress and self.world.leads),
+            disable=not (c.progress and self.processes.leads),
         )
         try:
-            with stop:
+            with interrupt:
                 try:
-                    self.go_on(stop)
+                    self.go_on(interrupt)
                 except StopRequested:
                     pass
                 if self.progress.finished or self.progress.scheduled[-1:] != [self.progress.attempts]:
@@ -198,7 +200,7 @@ class _Training:
             self.log.close()
         return self.progress
 
-    def go_on(self, stop: Stop) -> None:
+    def go_on(self, interrupt: Interrupt) -> None:
         """Evaluate, step and save by turns, until the run is finished or asked to stop."""
         c, p = self.config, self.progress
         if not p.scheduled:
@@ -208,12 +210,12 @@ class _Training:
         taken = 0
         while not p.finished:
             if p.evaluated_at < p.updates and (p.updates % c.evaluate_every == 0 or p.updates >= c.steps):
-                self.evaluate(stop)
+                self.evaluate(interrupt)
                 continue  # it may have ended the run
-            if self.world.any(stop.requested) or taken == c.stop_after:
+            if self.processes.any(interrupt.requested) or taken == c.stop_after:
                 break
             began = time.perf_counter()
-            position, batch = self.next_batch(stop)
+            position, batch = self.next_batch(interrupt)
             taken += 1
             self.step(position, batch)
             p = self.progress
@@ -259,7 +261,7 @@ class _Training:
                 self.average.update()
             p.updates, p.bad_steps = p.updates + 1, 0
             p.recent_losses = [*p.recent_losses, loss_nats][-SPIKE_WINDOW:]
-            p.recent_rows = [*p.recent_rows, self.feed.indices(position)][-_SUSPECT_BATCHES:]
+            p.recent_rows = [*p.recent_rows, self.loader.indices(position)][-_SUSPECT_BATCHES:]
             self.bar.update(1)
             self.bar.set_postfix_str(
                 f"loss {loss_nats:.3f}  grad norm {norm:.3f}  lr {lr:.2g}", refresh=False
@@ -286,7 +288,7 @@ class _Training:
                 if not _is_out_of_memory(error):
                     raise
                 p = self.progress
-                if self.world.size > 1 or p.micro_batch == 1:
+                if self.processes.size > 1 or p.micro_batch == 1:
                     raise TrainingFailed(
                         f"finetune: memory ran out at step {p.attempts} with micro_batch "
                         f"{p.micro_batch}; {self.last_good()}. Try a smaller micro_batch or "
@@ -295,14 +297,14 @@ class _Training:
             # outside of the handler: the error's traceback holds the tensors that are to be freed
             p.micro_batch = math.ceil(p.micro_batch / 2)
             self.drop_gradients()
-            if self.world.device.type == "cuda":
+            if self.processes.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.log.event(p.attempts, "out_of_memory", micro_batch=p.micro_batch)
 
     def accumulate(self, position: int, batch: dict[str, Tensor], *, probe: bool):
-        c, world, device = self.config, self.world, self.world.device
+        c, processes, device = self.config, self.processes, self.processes.device
         pieces = split_batch(batch, self.progress.micro_batch, trim=not c.fixed_length)
-        told = world.table(count_targets(batch), len(pieces))
+        told = processes.table(count_targets(batch), len(pieces))
         total, n_pieces = float(sum(count for count, _ in told)), max(n for _, n in told)
         nothing = torch.zeros((), device=device)
         sums: dict[str, Tensor] = {"loss_nats": nothing}
@@ -313,17 +315,17 @@ class _Training:
             # adds 0
             piece = pieces[min(m, len(pieces) - 1)]
             count = count_targets(piece) if m < len(pieces) else 0
-            if not count and world.size == 1:
+            if not count and processes.size == 1:
                 continue
             piece = {name: x.to(device, non_blocking=True) for name, x in piece.items()}
-            torch.manual_seed(_mixed(c.seed, position, m, world.rank))
+            torch.manual_seed(_mixed(c.seed, position, m, processes.rank))
             look = probe and m == 0 and not c.compile
             bare(self.model).measure = look
             share_of_total = count / total if total else 0.0
             with without_sync(self.model, m == n_pieces - 1):
                 with autocast(c, device), self.probe if look else nullcontext():
                     loss, measured = self.setup.objective(self.model, piece)
-                (loss * (share_of_total * world.size * self.progress.loss_scale)).backward()
+                (loss * (share_of_total * processes.size * self.progress.loss_scale)).backward()
             if look:
                 measured |= self.probe.measured(piece["attention_mask"])
             if count:
@@ -335,7 +337,7 @@ class _Training:
                     sums[name] = sums.get(name, 0.0) + (value.float() * share_of_total if count else nothing)
         if not total:  # nothing counts: no mean exists
             sums = {name: value + math.nan for name, value in sums.items()}
-        vector = world.total(torch.stack(list(sums.values())))
+        vector = processes.total(torch.stack(list(sums.values())))
         measured = dict(zip(sums, vector.unbind(), strict=True))
         return measured.pop("loss_nats"), {**measured, **largest, "targets": total}, micro_losses
 
@@ -349,9 +351,9 @@ class _Training:
             if not _is_out_of_memory(error) or len(counts) != 1:
                 raise
             began = counts == {self.progress.updates + 1.0}
-            if self.world.size > 1 or began:
+            if self.processes.size > 1 or began:
                 raise
-            if self.world.device.type == "cuda":
+            if self.processes.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.log.event(self.progress.attempts, "out_of_memory", in_="optimizer")
             self.optimizer.step(lr)  # nothing had been changed yet
@@ -360,12 +362,12 @@ class _Training:
         for x in self.parameters:
             x.tensor.grad = None
 
-    def next_batch(self, stop: Stop):
+    def next_batch(self, interrupt: Interrupt):
         p = self.progress
         if self.batches is None:
-            self.batches = self.feed.batches(p.position, set(p.left_out))
+            self.batches = self.loader.batches(p.position, set(p.left_out))
         # under torchrun all processes must leave at the same step: there a request waits for its turn
-        with stop.interruptible() if self.world.size == 1 else nullcontext():
+        with interrupt.interruptible() if self.processes.size == 1 else nullcontext():
             return next(self.batches)
 
     def bad_step(self, loss: float, micro_losses, rows: list[int]) -> None:
@@ -375,7 +377,8 @@ class _Training:
             r for micro, ids in micro_losses if not bool(torch.isfinite(micro)) for r in _indices(ids)
         ]
         suspects, rows = (
-            self.numbers([r for part in self.world.gather(mine) for r in part]) for mine in (suspects, rows)
+            self.numbers([r for part in self.processes.gather(mine) for r in part])
+            for mine in (suspects, rows)
         )
         overflow = c.precision == "fp16" and math.isfinite(loss)
         self.event(
@@ -410,7 +413,7 @@ class _Training:
         p = self.progress
         again = p.last_spike == p.attempts - 2
         p.spikes, p.last_spike = p.spikes + 1, p.attempts - 1
-        rows = self.feed.indices(position)
+        rows = self.loader.indices(position)
         self.event(
             "spike",
             p.attempts - 1,
@@ -447,7 +450,7 @@ class _Training:
         if self.log:
             self.log.event(step, kind, **details)
             self.log.flush()
-        if self.world.leads and self.config.progress and kind != "overflow":
+        if self.processes.leads and self.config.progress and kind != "overflow":
             self.bar.write(f"step {step}: {kind}  " + "  ".join(f"{k} {_few(v)}" for k, v in details.items()))
 
     def fail(self, what: str, hint: str) -> None:
@@ -458,21 +461,21 @@ class _Training:
         path, _ = newest_checkpoint(self.checkpoints)
         return f"the last good checkpoint is {path}" if path else "there is no checkpoint"
 
-    def evaluate(self, stop: Stop) -> None:
+    def evaluate(self, interrupt: Interrupt) -> None:
         """Score the validation split, keep the best weights; a request to stop ends it, and a resume does it
         again."""
         p, c = self.progress, self.config
-        alone = self.world.size == 1
+        alone = self.processes.size == 1
         self.telemetry.flush()
         if self.average:
             self.average.swap()
         try:
-            with stop.interruptible() if alone else nullcontext():
-                found = self.setup.evaluate(self.model, stop.check if alone else lambda: None)
+            with interrupt.interruptible() if alone else nullcontext():
+                found = self.setup.evaluate(self.model, interrupt.check if alone else lambda: None)
             better = p.best_score is None or not found.score <= p.best_score
             weights = self.weights() if better else {}
             if better:
-                self.world.first(
+                self.processes.first(
                     lambda: replace_folder(
                         c.out / "best",
                         lambda folder: self.setup.save_model(bare(self.model), folder, weights),
@@ -496,7 +499,7 @@ class _Training:
                 p.attempts - 1, {"validation_loss_nats": loss, "validation_score": found.score}
             )
             self.log.flush()
-        if self.world.leads and c.progress:
+        if self.processes.leads and c.progress:
             self.bar.write(
                 f"step {p.updates}: validation score {found.score:.4f}" + (" (best)" if better else "")
             )
@@ -525,7 +528,7 @@ class _Training:
             prune_checkpoints(self.checkpoints, 1, also=p.scheduled)
             self._write_timings()
 
-        self.world.first(write)
+        self.processes.first(write)
 
     def restore(self, path: Path) -> dict:
         """Load weights, moments, averages and progress from a checkpoint; return its state."""
@@ -546,7 +549,7 @@ class _Training:
         """Check the folder, load the newest checkpoint if asked, and open the log where that left it."""
         c, state = self.config, None
         if resume:
-            path = self.world.first(lambda: self._newest(force))
+            path = self.processes.first(lambda: self._newest(force))
             state = self.restore(path)
 
         def begin():
@@ -563,14 +566,14 @@ class _Training:
             }
             write_atomically(c.out / "config.json", json.dumps(described, indent=2) + "\n")
             settings = {name: value for name, value in c.as_dict().items() if name not in MAY_CHANGE}
-            kind = partial(BoardLog, first_step=self.progress.attempts) if c.tensorboard else MetricsLog
+            kind = partial(TensorBoardLog, first_step=self.progress.attempts) if c.tensorboard else MetricsLog
             self.log = kind(
                 c.out / "metrics.jsonl",
                 settings | {"clip_norm": c.clip_norm},
                 keep_bytes=state["log_bytes"] if state else None,
             )
 
-        self.world.first(begin)
+        self.processes.first(begin)
 
     def _newest(self, force: bool) -> Path:
         _check_same(self.config, self.setup.fingerprint, force)
@@ -582,7 +585,7 @@ class _Training:
         return path
 
     def time(self, batch: dict[str, Tensor], began: float) -> None:
-        if not self.world.leads:
+        if not self.processes.leads:
             return
         tokens = int(batch["attention_mask"].shape[0] * batch["attention_mask"].shape[-1])
         self.timings.append(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stabviz.finetune.config import FinetuneConfig
-from stabviz.finetune.distributed import World, local
+from stabviz.finetune.distributed import ProcessGroup, local
 from stabviz.finetune.train.optimizer import Parameter, adam_direction
 from stabviz.trace.log import MetricsLog
 
@@ -25,12 +25,12 @@ _HEADS = ("num_attention_heads", "n_heads")
 class Norms:
     """L2 norms of a list of tensors by layer, in few operations."""
 
-    def __init__(self, parameters: list[Parameter], world: World):
+    def __init__(self, parameters: list[Parameter], processes: ProcessGroup):
         self.layers = list(dict.fromkeys(p.layer for p in parameters))
         self.order = sorted(range(len(parameters)), key=lambda i: self.layers.index(parameters[i].layer))
         self.layer_of = [parameters[i].layer for i in self.order]
-        self._sharded = world.size > 1 and any(local(p.tensor) is not p.tensor for p in parameters)
-        self._world = world
+        self._sharded = processes.size > 1 and any(local(p.tensor) is not p.tensor for p in parameters)
+        self._processes = processes
 
     def __call__(self, tensors: list[Tensor | None]) -> Tensor:
         """Return the norm over everything, then that of each layer; non-finite where an element is.
@@ -53,7 +53,7 @@ class Norms:
         )
         if self._sharded:  # each process holds a share of every tensor
             by_layer = (
-                self._world.total(by_layer.double().square()).sqrt().float()
+                self._processes.total(by_layer.double().square()).sqrt().float()
             )  # float32 squares overflow
         return torch.cat([torch.linalg.vector_norm(by_layer).reshape(1), by_layer])
 
@@ -142,10 +142,14 @@ class Telemetry:
     """Collects the signals of the steps and writes them to the log in groups."""
 
     def __init__(
-        self, parameters: list[Parameter], config: FinetuneConfig, world: World, log: MetricsLog | None
+        self,
+        parameters: list[Parameter],
+        config: FinetuneConfig,
+        processes: ProcessGroup,
+        log: MetricsLog | None,
     ):
         self.parameters, self.config, self.log = parameters, config, log
-        self.norms = Norms(parameters, world)
+        self.norms = Norms(parameters, processes)
         self._pending: list[tuple[int, dict[str, float], list[str], Tensor]] = []
 
     def due(self, step: int) -> bool:

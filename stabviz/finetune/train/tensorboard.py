@@ -6,7 +6,7 @@ from pathlib import Path
 from stabviz.trace.log import MetricsLog
 
 
-class BoardLog(MetricsLog):
+class TensorBoardLog(MetricsLog):
     """A MetricsLog that writes every number to TensorBoard as well; signal names become tags."""
 
     def __init__(self, path: str | Path, config: dict, *, keep_bytes: int | None = None, first_step: int = 0):

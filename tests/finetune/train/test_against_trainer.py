@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import collate
-from stabviz.finetune.data.loader import Feed
+from stabviz.finetune.data.loader import Loader
 from stabviz.finetune.data.splits import read_splits
-from stabviz.finetune.distributed import World
+from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.run import prepare
 from stabviz.finetune.train.loop import train
 from stabviz.trace.log import read_metrics
@@ -48,11 +48,13 @@ def test_losses_equal_the_trainers(tiny_bert_folder, tmp_path, settings):
             | settings
         )
     )
-    splits, world = read_splits(config), World.join("cpu")
-    setup, _ = prepare(config, splits, world)
+    splits, processes = read_splits(config), ProcessGroup.join("cpu")
+    setup, _ = prepare(config, splits, processes)
     train(setup)
     ours = read_metrics(config.out / "metrics.jsonl")
-    trainer = trainer_of(config, splits, world, tmp_path / "theirs", same_order=config.micro_batch is None)
+    trainer = trainer_of(
+        config, splits, processes, tmp_path / "theirs", same_order=config.micro_batch is None
+    )
     if config.micro_batch is not None:
         trainer = _fed(trainer, list(_in_micro_batches(setup, config)))
     theirs = losses_of(trainer)
@@ -66,9 +68,9 @@ def test_losses_equal_the_trainers(tiny_bert_folder, tmp_path, settings):
 
 
 def _in_micro_batches(setup, config):
-    feed = Feed(setup.rows, partial(collate, pad_id=0), config, setup.world)
+    loader = Loader(setup.rows, partial(collate, pad_id=0), config, setup.processes)
     for position in range(config.steps):
-        rows = feed.indices(position)
+        rows = loader.indices(position)
         yield from (rows[i : i + config.micro_batch] for i in range(0, len(rows), config.micro_batch))
 
 

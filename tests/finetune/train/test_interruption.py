@@ -113,8 +113,8 @@ def in_the_last_save(number):
     """A run that stops of itself is writing what it has reached."""
     from stabviz.finetune.train import checkpoint, loop
 
-    loop._Training.go_on = at_the_end(
-        loop._Training.go_on,
+    loop.Training.go_on = at_the_end(
+        loop.Training.go_on,
         lambda: setattr(
             checkpoint, "_write_file", at_call(checkpoint._write_file, 2, lambda: strike(number))
         ),

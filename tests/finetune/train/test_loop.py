@@ -12,12 +12,12 @@ from datasets import Dataset
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import TokenRows, collate
-from stabviz.finetune.distributed import World
+from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import evaluate
 from stabviz.finetune.loading import load_model
 from stabviz.finetune.train.checkpoint import newest_checkpoint, read_checkpoint
-from stabviz.finetune.train.interrupt import Stop
-from stabviz.finetune.train.loop import Setup, TrainingFailed, _Training, train
+from stabviz.finetune.train.interrupt import Interrupt
+from stabviz.finetune.train.loop import Setup, Training, TrainingFailed, train
 from stabviz.methods.objective import cross_entropy_objective
 from stabviz.trace.log import read_metrics
 
@@ -62,7 +62,7 @@ def setup_of(tiny_bert_folder, tiny_tokenizer, tmp_path):
             "overwrite": True,
         }
         config = FinetuneConfig(**(defaults | settings))
-        world = World.join("cpu")
+        processes = ProcessGroup.join("cpu")
         rows = rows_of(tiny_tokenizer)
 
         def score(model, check):
@@ -71,14 +71,14 @@ def setup_of(tiny_bert_folder, tiny_tokenizer, tmp_path):
                 rows,
                 LABELS,
                 pad_id=tiny_tokenizer.pad_token_id,
-                world=world,
+                processes=processes,
                 autocast=torch.no_grad,
                 check=check,
             )
 
         return Setup(
             config=config,
-            world=world,
+            processes=processes,
             model=load_model(config, "classes", LABELS, tiny_tokenizer),
             objective=around(cross_entropy_objective()),
             rows=rows,
@@ -132,7 +132,7 @@ def run_steps(training, count):
         },
     )()
     for _ in range(count):
-        training.step(*training.next_batch(Stop()))
+        training.step(*training.next_batch(Interrupt()))
 
 
 def final_weights(out):
@@ -148,7 +148,7 @@ def final_weights(out):
 def test_a_loss_that_is_not_finite_changes_nothing_but_the_log(setup_of, bad, optimizer):
     # two micro-batches a step: call 7 is the second half of step 3
     setup = setup_of(planted([7], lambda loss: loss * bad), micro_batch=4, optimizer=optimizer, ema_decay=0.5)
-    training = _Training(setup, resume=False, force=False)
+    training = Training(setup, resume=False, force=False)
     run_steps(training, 3)
     before, averages = snapshot(training), {n: a.clone() for n, a in training.average.averages.items()}
     position = training.progress.position
@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_but_the_log(setup_of, bad, op
     assert not math.isfinite(raw)
     event = next(e for e in trace.events if e["kind"] == "non_finite")
     assert event["step"] == 3
-    assert event["rows"] == training.feed.indices(position)[4:]  # the micro-batch that did it, and no other
+    assert event["rows"] == training.loader.indices(position)[4:]  # the micro-batch that did it, and no other
     assert trace["lr"][0, 4] == trace["lr"][0, 3]  # the schedule waited
     assert trace.non_finite_step(0) is None  # and the run lives
 
@@ -179,7 +179,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_caught(setup_of):
         def backward(ctx, grad):
             return grad * math.nan
 
-    training = _Training(setup_of(planted([2], Poison.apply)), resume=False, force=False)
+    training = Training(setup_of(planted([2], Poison.apply)), resume=False, force=False)
     run_steps(training, 2)
     before = snapshot(training)
     run_steps(training, 1)
@@ -283,7 +283,7 @@ def test_out_of_memory_changes_the_micro_batch_and_not_the_mathematics(setup_of,
 
 def test_out_of_memory_in_the_optimizer_is_tried_again(setup_of, tmp_path):
     train(setup_of(out=tmp_path / "calm"))
-    training = _Training(setup_of(out=tmp_path / "tight"), resume=False, force=False)
+    training = Training(setup_of(out=tmp_path / "tight"), resume=False, force=False)
     step, calls = training.optimizer.step, []
 
     def failing(lr):
@@ -293,7 +293,7 @@ def test_out_of_memory_in_the_optimizer_is_tried_again(setup_of, tmp_path):
         step(lr)
 
     training.optimizer.step = failing
-    training.run(Stop())
+    training.run(Interrupt())
     assert len(calls) == 13
     one, other = final_weights(tmp_path / "calm"), final_weights(tmp_path / "tight")
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -330,8 +330,8 @@ def test_accumulation_is_exact_for_classes(setup_of, tmp_path, micro_batch):
 def test_accumulation_weights_by_the_targets_that_count(setup_of):
     """Micro-batches of 1 and 7 targets: the mean over tokens, not the mean of the two means."""
     setup = setup_of(micro_batch=4)
-    training = _Training(setup, resume=False, force=False)
-    position, batch = training.next_batch(Stop())
+    training = Training(setup, resume=False, force=False)
+    position, batch = training.next_batch(Interrupt())
     batch["labels"][1:4] = -100  # 1 target in the first half, 4 in the second
     loss, measured, micro = training.accumulate(position, batch, probe=False)
     assert measured["targets"] == 5
@@ -348,8 +348,8 @@ def test_accumulation_weights_by_the_targets_that_count(setup_of):
 
 
 def test_a_micro_batch_without_targets_counts_for_nothing_and_a_batch_without_them_is_skipped(setup_of):
-    training = _Training(setup_of(micro_batch=4), resume=False, force=False)
-    position, batch = training.next_batch(Stop())
+    training = Training(setup_of(micro_batch=4), resume=False, force=False)
+    position, batch = training.next_batch(Interrupt())
     batch["labels"][:4] = -100
     loss, measured, _ = training.accumulate(position, batch, probe=False)
     assert math.isfinite(float(loss))
@@ -405,16 +405,16 @@ def test_patience_ends_a_run_whose_score_no_longer_rises(setup_of):
 
 
 def test_a_stop_that_is_asked_for_ends_an_evaluation_between_two_batches(setup_of):
-    setup, stop, batches = setup_of(steps=6, evaluate_every=3), Stop(), []
+    setup, interrupt, batches = setup_of(steps=6, evaluate_every=3), Interrupt(), []
 
     def score(model, check):
         for batch in range(5):
             batches.append(batch)
-            stop.ask() if batch == 1 else None  # from another thread, say: no signal comes
+            interrupt.ask() if batch == 1 else None  # from another thread, say: no signal comes
             check()
         raise AssertionError("the evaluation went on")
 
-    progress = train(dataclasses.replace(setup, evaluate=score), stop=stop)
+    progress = train(dataclasses.replace(setup, evaluate=score), interrupt=interrupt)
     assert batches == [0, 1]
     assert (progress.updates, progress.evaluated_at, progress.finished) == (3, 0, "")
 

@@ -11,9 +11,9 @@ import sys
 import pytest
 import torch
 
-from stabviz.finetune.data.loader import Feed
+from stabviz.finetune.data.loader import Loader
 from stabviz.finetune.data.splits import read_splits
-from stabviz.finetune.distributed import World
+from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.run import prepare
 from stabviz.finetune.train.checkpoint import newest_checkpoint
 from stabviz.finetune.train.loop import train
@@ -218,12 +218,12 @@ def test_a_rewind_after_a_resume_goes_where_it_would_have_gone(
 
     def trained(out, **settings):
         config = config_of(out, steps=30, save_every=10, lr=1e-3, max_rewinds=4)
-        setup, _ = prepare(config.replace(**settings), read_splits(config), World.join("cpu"))
+        setup, _ = prepare(config.replace(**settings), read_splits(config), ProcessGroup.join("cpu"))
         poisoned = torch.tensor(
             [
                 row
                 for position in (24, 25)
-                for row in Feed(setup.rows, setup.collate, config, setup.world).indices(position)
+                for row in Loader(setup.rows, setup.collate, config, setup.processes).indices(position)
             ]
         )
 

@@ -16,17 +16,17 @@ from transformers import (
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.splits import read_splits
-from stabviz.finetune.distributed import World
+from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.run import prepare
-from stabviz.finetune.train.interrupt import Stop
-from stabviz.finetune.train.loop import _Training
+from stabviz.finetune.train.interrupt import Interrupt
+from stabviz.finetune.train.loop import Training
 from stabviz.finetune.train.optimizer import OPTIMIZERS, trained_parameters
 from stabviz.finetune.train.telemetry import AttentionProbe, Norms, Telemetry
 from stabviz.ops import global_norm
 from stabviz.trace.log import read_metrics
 
 V, D, H, LAYERS, B, L = 31, 12, 3, 2, 5, 7
-WORLD = World.join("cpu")
+PROCESSES = ProcessGroup.join("cpu")
 NAMES = ["", "/embeddings", "/layer0", "/layer1", "/head"]
 
 
@@ -71,7 +71,7 @@ def made(model=None, **settings):
     model = model or bert()
     config = FinetuneConfig(**{"optimizer": "adamw", "weight_decay": 0.0, "layer_decay": 0.5} | settings)
     parameters, log = trained_parameters(model, config), Lines()
-    return model, parameters, config, log, Telemetry(parameters, config, WORLD, log)
+    return model, parameters, config, log, Telemetry(parameters, config, PROCESSES, log)
 
 
 def backward(model, seed=0):
@@ -133,7 +133,7 @@ def test_norms_of_millions_of_elements_are_right():
     tensor = torch.full((3_000_000,), 1e-3)
     tensor[0] = 30.0
     parameter = trained_parameters(torch.nn.ModuleDict({"head": torch.nn.Linear(1, 1)}), FinetuneConfig())[:1]
-    found = Norms(parameter, WORLD)([tensor])
+    found = Norms(parameter, PROCESSES)([tensor])
     # in its own piece the large one still swallows some of 2^18 small ones: 2e-5 here, and 1e-3 over all at
     # once
     assert float(found[0]) == pytest.approx(float(tensor.double().norm()), rel=1e-4)
@@ -287,7 +287,7 @@ def test_record_keeps_until_a_flush_and_keeps_nan():
 
 
 def training(config):
-    made = _Training(prepare(config, read_splits(config), WORLD)[0], resume=False, force=False)
+    made = Training(prepare(config, read_splits(config), PROCESSES)[0], resume=False, force=False)
     made.bar = type(
         "Bar", (), {"update": lambda *_: None, "set_postfix_str": lambda *_, **__: None, "n": 0}
     )()
@@ -305,7 +305,7 @@ def test_gradient_norms_of_a_step_are_those_before_clipping(config_of, tmp_path)
         deterministic=False,
     )
     run, other = training(config), training(config.replace(out=tmp_path / "other"))
-    position, one = run.next_batch(Stop())
+    position, one = run.next_batch(Interrupt())
     run.model.train()
     run.step(position, one)
     other.model.train()
@@ -342,8 +342,8 @@ def test_a_step_waits_for_two_numbers_and_no_more(config_of, tmp_path, monkeypat
     here."""
     run = training(config_of(tmp_path / "run", flush_every=99, signals_every=1, deterministic=False))
     run.model.train()
-    run.step(*run.next_batch(Stop()))
-    batches = [run.next_batch(Stop()) for _ in range(3)]
+    run.step(*run.next_batch(Interrupt()))
+    batches = [run.next_batch(Interrupt()) for _ in range(3)]
     seen = Counter()
     schedule = [float(run.schedule(u, total_steps=32, warmup_steps=4)) for u in range(6)]
     monkeypatch.setattr(run, "schedule", lambda updates, **_: schedule[updates])
