@@ -11,7 +11,7 @@ from stabviz.finetune.data.batches import TokenRows, collate
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.methods.objective import model_inputs
 from stabviz.ops import cross_entropy
-from stabviz.scores.scores import classification_scores, entity_scores, headline
+from stabviz.scores import classification_scores, entity_scores, headline
 
 BATCH = 64
 """Rows of one evaluation batch; there is no gradient to keep, so that it may be larger than in training."""

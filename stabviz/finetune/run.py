@@ -20,7 +20,7 @@ from stabviz.finetune.train.loop import Progress, Setup, autocast, train
 from stabviz.methods.objective import cross_entropy_objective
 from stabviz.models.bert import Bert
 from stabviz.models.bert_files import write_bert_folder
-from stabviz.scores.scores import churn, failed, headline, majority_share, spread
+from stabviz.scores import churn, failed, headline, majority_share, spread
 from stabviz.trace import Trace
 from stabviz.trace.log import read_metrics
 

@@ -86,7 +86,7 @@ def html_report(
     """Return one self-contained HTML page: verdicts, scores, curves, events, mistakes and configuration of
     the runs.
 
-    `scores` are those of stabviz.scores.scores, one dict a run, or several by split ({"test": {...}}); a
+    `scores` are those of stabviz.scores, one dict a run, or several by split ({"test": {...}}); a
     run without any has None. `summary` holds what only several seeds can say: "churn". `diagnoses` carry
     kind, step, evidence, remedy and lesson. `configs` default to what each Trace holds.
 

@@ -21,7 +21,7 @@ from stabviz.finetune.evaluation import evaluate
 from stabviz.finetune.loading import load_tokenizer
 from stabviz.finetune.run import finetune
 from stabviz.finetune.train.loop import autocast
-from stabviz.scores.scores import spread
+from stabviz.scores import spread
 from tests.bench.table import device
 from tests.finetune.reference import trainer_of
 

@@ -1,0 +1,64 @@
+"""Scores of tagged words, by whole entities."""
+
+from collections.abc import Sequence
+
+from nervaluate import Evaluator
+
+from stabviz.scores.classes import precision_recall_f1
+from stabviz.scores.over_seeds import failed
+
+
+def entity_scores(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict:
+    """Score predicted BIO tags by whole entities: the same words with the same type, and nothing less.
+
+    An I- tag without an entity of its type before it begins one, in labels and predictions alike.
+    "tag_accuracy" is what one reads when tags are flattened and compared word by word: mostly a count of O.
+
+    Units:  shares in [0, 1]; no entity on one side gives 0.0
+    Raises: ValueError for no sentences, sentences of unequal length, or a tag that is not O, B-TYPE or I-TYPE
+    Source: strict evaluation of SemEval 2013 task 9.1, as nervaluate computes it
+    Lesson: 12-entities
+
+    >>> scores = entity_scores([["B-PER", "I-PER", "O", "B-LOC"]], [["B-PER", "O", "O", "B-LOC"]])
+    >>> scores["f1"], scores["tag_accuracy"], scores["by_type"]["PER"]["f1"]
+    (0.5, 0.75, 0.0)
+    """
+    true, predicted = [list(tags) for tags in true], [list(tags) for tags in predicted]
+    _check_tags(true, predicted)
+    types = sorted({tag[2:] for tags in true + predicted for tag in tags if tag != "O"})
+    found = Evaluator(true, predicted, tags=types, loader="list").evaluate()
+    every = found["overall"]["strict"]
+    words = sum(map(len, true))
+    same = sum(
+        a == b for tags, said in zip(true, predicted, strict=True) for a, b in zip(tags, said, strict=True)
+    )
+    by_type = {name: found["entities"][name]["strict"] for name in types}
+    scores = {
+        **precision_recall_f1(every.correct, every.actual, every.possible),
+        "by_type": {
+            name: precision_recall_f1(one.correct, one.actual, one.possible) for name, one in by_type.items()
+        },
+        "tag_accuracy": same / words if words else 0.0,
+        "rows": len(true),
+        "words": words,
+    }
+    return scores | {"failed": failed(scores, 0.0)}
+
+
+def _check_tags(true, predicted) -> None:
+    if not true or len(true) != len(predicted):
+        raise ValueError(
+            "entity_scores: predicted must hold the tags of as many sentences as true, one or more; "
+            f"got {len(predicted)} and {len(true)}"
+        )
+    for row, (tags, said) in enumerate(zip(true, predicted, strict=True)):
+        if len(tags) != len(said):
+            raise ValueError(
+                "entity_scores: predicted must hold one tag a word; "
+                f"got {len(said)} tags for {len(tags)} words in sentence {row}"
+            )
+        for tag in tags + said:
+            if tag != "O" and not (tag[:2] in ("B-", "I-") and tag[2:]):
+                raise ValueError(
+                    f"entity_scores: a tag must be O, B-TYPE or I-TYPE; got {tag!r} in sentence {row}"
+                )
