@@ -260,8 +260,8 @@ def write_report(
 def evaluate(options: Evaluate) -> int:
     from stabviz.finetune.data.splits import read_splits
     from stabviz.finetune.distributed import ProcessGroup
-    from stabviz.finetune.loading import load_tokenizer
     from stabviz.finetune.run import evaluate_model, load_config
+    from stabviz.models.pretrained import load_tokenizer
 
     config = load_config(options.run)
     if not (config.out / "best").is_dir():

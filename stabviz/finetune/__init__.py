@@ -17,7 +17,6 @@ _LATER = {
     "PretrainConfig": "pretrain.config",
     "pretrain": "pretrain.run",
     "StabilityCallback": "trainer_callback",
-    "minilm_folder": "published",
 }
 __all__ = ["FinetuneConfig", *_LATER]
 

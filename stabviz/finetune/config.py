@@ -11,8 +11,7 @@ from typing import Any, Literal
 from stabviz.ops import SCHEDULES
 
 DATA = Path(__file__).resolve().parent.parent.parent / "data"
-"""The project's own corpora and checkpoint, present in a clone."""
-SHIPPED_MODEL = DATA / "stabviz-mini"
+"""The project's own corpora, present in a clone."""
 MAY_CHANGE = (
     "out",
     "overwrite",

@@ -5,21 +5,23 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import nn
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import TokenRows, collate, pack
 from stabviz.finetune.data.splits import Splits, read_splits
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation, evaluate, predict_logits
-from stabviz.finetune.loading import load_model, load_tokenizer
 from stabviz.finetune.train.checkpoint import write_atomically
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import Progress, Setup, autocast, train
 from stabviz.methods.objective import cross_entropy_objective
-from stabviz.models.bert import Bert
 from stabviz.models.bert_files import write_bert_folder
+from stabviz.models.bert_module import Bert
+from stabviz.models.pretrained import checkpoint_activations, load_model, load_tokenizer
 from stabviz.scores import churn, failed, headline, majority_share, spread
 from stabviz.trace import Trace
 from stabviz.trace.log import read_metrics
@@ -71,10 +73,37 @@ def finetune(
         processes.leave()
 
 
+def build_model(config: FinetuneConfig, kind: Literal["classes", "tags"], labels, tokenizer) -> nn.Module:
+    """Load the model that the config names, with a head for these labels that is drawn by the run's seed.
+
+    Raises: ValueError as `load_model`, or if max_length is more than the model's positions
+    Lesson: 11-classification
+    """
+    model = load_model(
+        config.model,
+        kind,
+        labels,
+        pad_id=tokenizer.pad_token_id,
+        seed=config.seed,
+        implementation=config.implementation,
+        from_scratch=config.from_scratch,
+        dropout=config.dropout,
+    )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest and config.max_length > longest:
+        raise ValueError(
+            f"finetune: max_length must be at most {longest}, the positions that {config.model} has; "
+            f"got {config.max_length}"
+        )
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    return model
+
+
 def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> tuple[Setup, object]:
     """Load tokenizer and model and encode the rows; return what the loop needs, and the tokenizer."""
     tokenizer = load_tokenizer(config.model, splits.kind)
-    model = load_model(config, splits.kind, splits.labels, tokenizer)
+    model = build_model(config, splits.kind, splits.labels, tokenizer)
     encode = partial(
         TokenRows, tokenizer=tokenizer, kind=splits.kind, max_length=config.max_length, seed=config.seed
     )
@@ -147,7 +176,7 @@ def evaluate_model(
     config: FinetuneConfig, splits: Splits, tokenizer, processes: ProcessGroup, split: str = "test"
 ) -> Evaluation:
     """Score the model that the config names on a split of the data."""
-    model = load_model(config, splits.kind, splits.labels, tokenizer).to(processes.device)
+    model = build_model(config, splits.kind, splits.labels, tokenizer).to(processes.device)
     rows = TokenRows(getattr(splits, split), tokenizer, kind=splits.kind, max_length=config.max_length)
     return evaluate(
         model,
@@ -282,7 +311,7 @@ def predict(folder: str | Path, texts: list[str], *, device: str = "auto") -> li
     config = FinetuneConfig(model=str(folder), max_length=known["max_length"], data=".", device=device)
     tokenizer = load_tokenizer(str(folder))
     labels, kind = tuple(known["labels"]), known["kind"]
-    model = load_model(config, kind, labels, tokenizer).to(processes.device)
+    model = build_model(config, kind, labels, tokenizer).to(processes.device)
     if kind == "classes":
         table = {"row": range(len(texts)), "text": texts, "label": [0] * len(texts)}
     else:

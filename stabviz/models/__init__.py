@@ -6,10 +6,12 @@
 Names order the parameters by depth: everything before the first "." is the layer ("embedding", "block0",
 "head").
 
-`Bert` holds such a dict under transformers' names and reads and writes its checkpoint folders.
+`Bert` holds such a dict under transformers' names and reads and writes its checkpoint folders. `pretrained`
+finds any checkpoint by name; it needs transformers, and is imported by itself.
 """
 
-from stabviz.models.bert import Bert, BertConfig, BertOutput, bert_outputs, init_bert
+from stabviz.models.bert import BertConfig, BertOutput, bert_outputs, init_bert
+from stabviz.models.bert_module import Bert
 from stabviz.models.lstm import LstmConfig, init_lstm, lstm_logits
 from stabviz.models.mlp import MlpConfig, init_mlp, mlp_outputs
 from stabviz.models.transformer import TransformerConfig, init_transformer, transformer_logits

@@ -1,4 +1,4 @@
-"""BERT on `ops`: pure functions of a parameter dict, and `Bert`, the thin module that holds such a dict.
+"""BERT on `ops`: pure functions of a parameter dict. `bert_module.Bert` is the module that holds one.
 
     config = BertConfig(vocab_size=1000, hidden_size=64, num_attention_heads=4, intermediate_size=256)
     params = init_bert(config, "base")                                          {name: Tensor}
@@ -12,13 +12,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Generator, Tensor
 
 from stabviz.models.transformer import part
 from stabviz.ops import embedding, feed_forward, gelu, layer_norm, linear, multi_head_attention, relu
@@ -125,7 +122,8 @@ class BertOutput:
     """"max_attention_logit" and "attention_entropy" (nats), where it was asked; padding's queries count."""
 
 
-def _check_kind(function: str, kind: str) -> None:
+def check_kind(function: str, kind: str) -> None:
+    """Raise a ValueError in the name of `function` if there is no such kind of BERT."""
     if kind not in ARCHITECTURES:
         raise ValueError(f"{function}: kind must be one of {tuple(ARCHITECTURES)}; got {kind!r}")
 
@@ -144,7 +142,7 @@ def init_bert(
             code
     Lesson: 07-transformer
     """
-    _check_kind("init_bert", kind)
+    check_kind("init_bert", kind)
     D, V, prefix = config.hidden_size, config.vocab_size, "" if kind == "base" else "bert."
     params: dict[str, Tensor] = {}
 
@@ -322,7 +320,7 @@ def bert_outputs(
     Source: Devlin et al. 2019, arXiv:1810.04805
     Lesson: 07-transformer
     """
-    _check_kind("bert_outputs", kind)
+    check_kind("bert_outputs", kind)
     body = params if kind == "base" else part(params, "bert")
     if layers is None:
         one = partial(bert_layer, config=config, training=training, measure=measure)
@@ -379,160 +377,3 @@ def _head(params, body, hidden_BLD, pooled_BD, config, kind, training, predict_a
         return logits, None
     at = "cls.seq_relationship"
     return logits, linear(pooled_BD, params[f"{at}.weight"], params[f"{at}.bias"])
-
-
-class _Held(nn.Module):
-    """A tree of modules whose dotted names are those of a parameter dict."""
-
-    def __init__(self, params: Mapping[str, Tensor] = ()):
-        super().__init__()
-        self._places: list[tuple[str, nn.Module, str]] = []
-        self.hold(params)
-
-    def hold(self, params: Mapping[str, Tensor]) -> None:
-        for name, tensor in dict(params).items():
-            *path, leaf = name.split(".")
-            module: nn.Module = self
-            for step in path:
-                if step not in module._modules:
-                    module.add_module(step, nn.Module())
-                module = module._modules[step]
-            module.register_parameter(leaf, nn.Parameter(tensor))
-            self._places.append((name, module, leaf))
-
-    def held(self) -> dict[str, Tensor]:
-        """Return the parameter dict as it is now: sharding and functional_call put other tensors in place."""
-        return {name: getattr(module, leaf) for name, module, leaf in self._places}
-
-
-class BertLayer(_Held):
-    """One layer as a module, so that what wraps layers (sharding, checkpointing, hooks) finds them."""
-
-    def __init__(self, params: Mapping[str, Tensor], config: BertConfig):
-        super().__init__(params)
-        self.config = config
-
-    def forward(self, stream_BLD: Tensor, mask: Tensor | None, measure: bool = False):
-        """Run `bert_layer` on the parameters held."""
-        return bert_layer(self.held(), stream_BLD, mask, self.config, training=self.training, measure=measure)
-
-
-class Bert(_Held):
-    """A BERT as a module: `bert_outputs` on the parameters that it holds, under transformers' names.
-
-    Lesson: 07-transformer
-    """
-
-    def __init__(self, params: Mapping[str, Tensor], config: BertConfig, kind: str = "base"):
-        _check_kind("Bert", kind)
-        super().__init__()
-        self.config, self.kind = config, kind
-        self.measure = False
-        """Whether forward measures attention; it costs about four passes over the weights."""
-        self.checkpointing = False
-        """Whether training keeps only the input of each layer and computes the rest again on the way back."""
-        self.loading = ""
-        """What a checkpoint folder lacked or had too much of, in one line; empty if nothing."""
-        prefix = "" if kind == "base" else "bert."
-        inside = f"{prefix}encoder.layer."
-        first = [name for name in params if name.startswith(f"{prefix}embeddings.")]
-        last = [name for name in params if name not in first and not name.startswith(inside)]
-        self.hold({name: params[name] for name in first})
-        layers = [BertLayer(part(params, f"{inside}{i}"), config) for i in range(config.num_hidden_layers)]
-        body = self if kind == "base" else self.bert
-        body.encoder = nn.Module()
-        body.encoder.layer = nn.ModuleList(layers)
-        self.hold({name: params[name] for name in last})
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The layers, from the embeddings up."""
-        return (self if self.kind == "base" else self.bert).encoder.layer
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the classes or tags; empty for kinds without a classifier."""
-        return self.config.labels if self.kind in ("classes", "tags") else ()
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Any,
-        *,
-        kind: str = "base",
-        labels: Sequence[str] = (),
-        dropout: float | None = None,
-        generator: Generator | None = None,
-    ) -> "Bert":
-        """Draw a fresh BERT from a BertConfig, ours or transformers'; labels and dropout, if given, replace
-        its own."""
-        if not isinstance(config, BertConfig):
-            from stabviz.models.bert_files import bert_config_from_dict
-
-            config = bert_config_from_dict(config.to_dict())
-        config = dataclasses.replace(config, labels=tuple(labels) or config.labels).with_dropout(dropout)
-        return cls(init_bert(config, kind, generator), config, kind)
-
-    @classmethod
-    def from_folder(
-        cls,
-        folder: str | Path,
-        *,
-        kind: str = "base",
-        labels: Sequence[str] = (),
-        dropout: float | None = None,
-        generator: Generator | None = None,
-    ) -> "Bert":
-        """Load a checkpoint folder of any BERT as float32; what it lacks (a head, a pooler) is drawn anew and
-        reported.
-
-        Raises: ValueError if the folder holds no BERT, lacks a part of its body, or a shape does not fit;
-                FileNotFoundError if config.json or the weights are missing
-        """
-        from stabviz.models.bert_files import read_bert_folder
-
-        config, params, loading = read_bert_folder(folder, kind, tuple(labels), generator)
-        model = cls(params, config.with_dropout(dropout), kind)
-        model.loading = loading
-        return model
-
-    def save_pretrained(self, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Write config.json and model.safetensors, as transformers reads them; `state_dict`: weights not its
-        own."""
-        from stabviz.models.bert_files import write_bert_folder
-
-        write_bert_folder(
-            folder, self.config, self.kind, self.state_dict() if state_dict is None else state_dict
-        )
-
-    def gradient_checkpointing_enable(self) -> None:
-        """Turn activation checkpointing on, under transformers' name."""
-        self.checkpointing = True
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        predict_at: Tensor | None = None,
-    ) -> BertOutput:
-        """Run `bert_outputs`; dropout in train mode, measures if `self.measure`."""
-        return bert_outputs(
-            self.held(),
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            config=self.config,
-            kind=self.kind,
-            training=self.training,
-            measure=self.measure,
-            predict_at=predict_at,
-            layers=[self._runner(layer) for layer in self.layers],
-        )
-
-    def _runner(self, layer: BertLayer) -> Callable:
-        if self.checkpointing and self.training:
-            return lambda stream, mask: checkpoint(layer, stream, mask, self.measure, use_reentrant=False)
-        return lambda stream, mask: layer(stream, mask, self.measure)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from stabviz.models.bert import ARCHITECTURES, BertConfig, _check_kind, init_bert
+from stabviz.models.bert import ARCHITECTURES, BertConfig, check_kind, init_bert
 
 LOGGER = logging.getLogger("stabviz.models")
 BODY = ("embeddings.", "encoder.", "pooler.")
@@ -59,7 +59,7 @@ def read_bert_folder(
 
     Raises: ValueError if a part of the body is missing or a shape does not fit; FileNotFoundError
     """
-    _check_kind("Bert.from_folder", kind)
+    check_kind("Bert.from_folder", kind)
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"Bert.from_folder: folder must hold config.json; got {str(folder)!r}")

@@ -296,7 +296,7 @@ def base_sized(folder: Path) -> Path:
     """A random BERT of base size with the shipped tokenizer: time does not ask what the weights are."""
     from transformers import BertConfig, BertModel
 
-    from stabviz.finetune.loading import load_tokenizer
+    from stabviz.models.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer("stabviz-mini")
     torch.manual_seed(0)

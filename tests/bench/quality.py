@@ -18,9 +18,9 @@ from stabviz.finetune.data.batches import TokenRows
 from stabviz.finetune.data.splits import read_splits
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import evaluate
-from stabviz.finetune.loading import load_tokenizer
 from stabviz.finetune.run import finetune
 from stabviz.finetune.train.loop import autocast
+from stabviz.models.pretrained import load_tokenizer
 from stabviz.scores import spread
 from tests.bench.table import device
 from tests.finetune.reference import trainer_of

@@ -10,8 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from stabviz.finetune.data.batches import collate
 from stabviz.finetune.data.loader import Loader
-from stabviz.finetune.loading import load_model
-from stabviz.finetune.run import prepare
+from stabviz.finetune.run import build_model, prepare
 from stabviz.ops import SCHEDULES
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant"}
@@ -93,7 +92,7 @@ class SameOrder(SameRate):
 def trainer_of(config, splits, processes, folder, *, same_order: bool, **more) -> Trainer:
     """Make a Trainer with the model and the rows that our loop would have for this config."""
     setup, tokenizer = prepare(config, splits, processes)
-    model = load_model(config, splits.kind, splits.labels, tokenizer)
+    model = build_model(config, splits.kind, splits.labels, tokenizer)
     fixed = config.max_length if config.fixed_length else None
 
     def merge(rows):

@@ -27,11 +27,12 @@ from stabviz.finetune.data.batches import TokenRows, collate, plan_epoch
 from stabviz.finetune.data.loader import Loader
 from stabviz.finetune.distributed import ProcessGroup, bare, local, share, whole
 from stabviz.finetune.evaluation import evaluate
-from stabviz.finetune.loading import load_model, load_tokenizer
+from stabviz.finetune.run import build_model
 from stabviz.finetune.train.checkpoint import newest_checkpoint, read_checkpoint
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import Setup, Training, TrainingFailed
 from stabviz.methods.objective import cross_entropy_objective
+from stabviz.models.pretrained import load_tokenizer
 from stabviz.trace.log import read_metrics
 
 ROWS, BATCH = 300, 7  # each row comes once; 7 rows are shares of 4 and 3
@@ -126,7 +127,7 @@ def setup(base, processes, name, *, kind="classes", faults=None, **settings):
     return Setup(
         config=config,
         processes=processes,
-        model=load_model(config, kind, labels, tokenizer),
+        model=build_model(config, kind, labels, tokenizer),
         evaluate=score,
         objective=Planted(cross_entropy_objective(), faults or {}),
         rows=data(kind, tokenizer),

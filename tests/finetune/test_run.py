@@ -9,10 +9,18 @@ import pytest
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.splits import read_splits
 from stabviz.finetune.distributed import ProcessGroup
-from stabviz.finetune.loading import load_model, load_tokenizer
-from stabviz.finetune.run import evaluate_model, finetune, finetune_seeds, load_config, load_outcome, predict
+from stabviz.finetune.run import (
+    build_model,
+    evaluate_model,
+    finetune,
+    finetune_seeds,
+    load_config,
+    load_outcome,
+    predict,
+)
 from stabviz.finetune.train import checkpoint, loop
 from stabviz.finetune.train.interrupt import Interrupt
+from stabviz.models.pretrained import load_tokenizer
 from stabviz.trace.readers import from_tensorboard
 
 
@@ -212,7 +220,7 @@ def test_our_implementation_asks_for_a_folder(config, tiny_tokenizer):
     with pytest.raises(
         ValueError, match="model must be a folder on this machine for implementation 'stabviz'"
     ):
-        load_model(
+        build_model(
             config.replace(model="bert-base-uncased", implementation="stabviz"),
             "classes",
             ("a", "b"),

