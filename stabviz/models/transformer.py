@@ -1,13 +1,22 @@
 """A transformer, decoder (causal) or encoder: token ids in, logits over the vocabulary out."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from stabviz.ops import embedding, feed_forward, gelu, layer_norm, linear, multi_head_attention, relu
+from stabviz.ops import (
+    embedding,
+    feed_forward,
+    gelu,
+    layer_norm,
+    linear,
+    multi_head_attention,
+    relu,
+    scaled_dot_product_attention,
+)
 
 PLACEMENTS = ("pre", "post")
 ACTIVATIONS = {"gelu": gelu, "relu": relu}
@@ -130,9 +139,12 @@ def transformer_logits(
     mask: Tensor | None = None,
     softcap: float | Tensor | None = None,
     measure: bool = True,
+    attend: Callable = scaled_dot_product_attention,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run the transformer on token ids; measured are the largest attention logit and the mean attention
     entropy.
+
+    Another `attend` is called as `scaled_dot_product_attention` is; it may return None for the measures.
 
     Shapes: tokens_BL (B, L) integer, L <= context; mask bool broadcastable to (B, H, L, L), True = may attend
             -> logits_BLV (B, L, V), {"max_attention_logit": (), "attention_entropy": ()}, or {} if not
@@ -149,29 +161,30 @@ def transformer_logits(
             f"transformer_logits: tokens_BL must be at most context = {config.context} long; got {L!r}"
         )
     stream_BLD = embedding(params["embedding.token"], tokens_BL) + params["embedding.position"][:L]
-    largest, entropies = [], []
+    seen_by_block = []
     for block in range(config.layers):
-        stream_BLD, seen = _block(part(params, f"block{block}"), stream_BLD, config, mask, softcap, measure)
-        largest.append(seen.max_logit_H)
-        entropies.append(seen.entropy_H)
+        stream_BLD, seen = _block(
+            part(params, f"block{block}"), stream_BLD, config, mask, softcap, measure, attend
+        )
+        seen_by_block.append(seen)
     if config.norm == "pre":
         stream_BLD = layer_norm(stream_BLD, params["head.norm.weight"], params["head.norm.bias"])
     logits_BLV = linear(stream_BLD, params["head.weight"], params.get("head.bias"))
-    if not measure:
+    if not measure or seen_by_block[0] is None:
         return logits_BLV, {}
     return logits_BLV, {
-        "max_attention_logit": torch.stack(largest).amax(),
-        "attention_entropy": torch.stack(entropies).mean(),
+        "max_attention_logit": torch.stack([seen.max_logit_H for seen in seen_by_block]).amax(),
+        "attention_entropy": torch.stack([seen.entropy_H for seen in seen_by_block]).mean(),
     }
 
 
-def _block(params, stream_BLD, config, mask, softcap, measure):
+def _block(params, stream_BLD, config, mask, softcap, measure, attend):
     """One block: attention, then feed-forward, each on a branch of the residual stream."""
 
     def norm(name, x):
         return layer_norm(x, params[f"{name}.weight"], params[f"{name}.bias"])
 
-    def attend(x):
+    def mix(x):
         return multi_head_attention(
             part(params, "attention"),
             x,
@@ -180,15 +193,16 @@ def _block(params, stream_BLD, config, mask, softcap, measure):
             causal=config.causal,
             softcap=softcap,
             measure=measure,
+            attend=attend,
         )
 
     def feed(x):
         return feed_forward(part(params, "feed_forward"), x, ACTIVATIONS[config.activation])
 
     if config.norm == "pre":
-        attended, seen = attend(norm("attention_norm", stream_BLD))
+        attended, seen = mix(norm("attention_norm", stream_BLD))
         stream_BLD = stream_BLD + attended
         return stream_BLD + feed(norm("feed_forward_norm", stream_BLD)), seen
-    attended, seen = attend(stream_BLD)
+    attended, seen = mix(stream_BLD)
     stream_BLD = norm("attention_norm", stream_BLD + attended)
     return norm("feed_forward_norm", stream_BLD + feed(stream_BLD)), seen

@@ -6,7 +6,7 @@ W = P / Z, C the factors of `weight_scale` (dropout's 0 and 1/(1-p); 1 without),
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -351,11 +351,13 @@ def multi_head_attention(
     softcap: float | Tensor | None = None,
     weight_scale: Tensor | None = None,
     measure: bool = True,
+    attend: Callable = scaled_dot_product_attention,
 ) -> tuple[Tensor, AttentionMeasures]:
     """Project x to heads, attend (to memory_BMD if given, else to x itself), project back.
 
     QK-norm (RMS norm of each head's queries and keys) is on when params hold "query_norm.weight" and
-    "key_norm.weight".
+    "key_norm.weight". `attend` mixes the values: another function, called as
+    `scaled_dot_product_attention` is, may stand in its place.
 
     Shapes: params "query.weight", "key.weight", "value.weight" (H*K, D), "output.weight" (D, H*K), each
             with a ".bias" or without, "query_norm.weight" and "key_norm.weight" (K,); x_BLD (B, L, D),
@@ -390,7 +392,7 @@ def multi_head_attention(
     query, key, value = project("query", x_BLD), project("key", memory), project("value", memory)
     if normed[0]:
         query, key = rms_norm(query, params["query_norm.weight"]), rms_norm(key, params["key_norm.weight"])
-    mixed, measures = scaled_dot_product_attention(
+    mixed, measures = attend(
         query,
         key,
         value,
