@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stabviz.finetune.data.batches import TokenRows, collate
+from stabviz.finetune.data.batches import collate
+from stabviz.finetune.data.encode import TokenRows
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.methods.objective import model_inputs
 from stabviz.ops import cross_entropy

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from stabviz.finetune.config import FinetuneConfig
-from stabviz.finetune.data.batches import TokenRows, collate, pack
+from stabviz.finetune.data.batches import collate, pack
+from stabviz.finetune.data.encode import TokenRows
 from stabviz.finetune.data.splits import Splits, read_splits
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation, evaluate, predict_logits

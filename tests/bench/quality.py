@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from stabviz.finetune.config import FinetuneConfig
-from stabviz.finetune.data.batches import TokenRows
+from stabviz.finetune.data.encode import TokenRows
 from stabviz.finetune.data.splits import read_splits
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import evaluate

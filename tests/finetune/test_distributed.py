@@ -23,7 +23,8 @@ import torch
 from datasets import Dataset
 
 from stabviz.finetune.config import FinetuneConfig
-from stabviz.finetune.data.batches import TokenRows, collate, plan_epoch
+from stabviz.finetune.data.batches import collate, plan_epoch
+from stabviz.finetune.data.encode import TokenRows
 from stabviz.finetune.data.loader import Loader
 from stabviz.finetune.distributed import ProcessGroup, bare, local, share, whole
 from stabviz.finetune.evaluation import evaluate

@@ -3,6 +3,7 @@ shipped."""
 
 import ast
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,20 @@ PACKAGES = (
 MIN_WORDS = 5
 
 
+def file_docstrings(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield (line, name, docstring) of a source file's module, classes and functions, without importing it.
+
+    Raises: SyntaxError or ValueError for a source that this Python cannot read
+    """
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if text := ast.get_docstring(node):
+                yield getattr(node, "lineno", 1), getattr(node, "name", ""), text
+
+
 def read_docstrings(path: Path) -> list[str]:
-    """Return the docstrings of one source file, white space joined, without importing it."""
-    tree = ast.parse(path.read_bytes())
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
-    texts = (" ".join(text.split()) for text in found if text)
+    """Return the longer docstrings of one source file, white space joined."""
+    texts = (" ".join(text.split()) for _, _, text in file_docstrings(path))
     return [text for text in texts if len(text.split()) >= MIN_WORDS]
 
 

@@ -1,7 +1,6 @@
 """`read_splits`: from a name, a file, a folder or a hub id to three checked splits with label ids."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import logging
@@ -14,6 +13,7 @@ import numpy as np
 
 from stabviz.finetune.config import DATA, FinetuneConfig
 from stabviz.finetune.data.docstrings import docstring_modules, split_docstrings
+from stabviz.finetune.data.rows import Row, checked_rows, class_names, known_rows
 from stabviz.finetune.data.sources import (
     SUFFIXES,
     Complaints,
@@ -24,7 +24,6 @@ from stabviz.finetune.data.sources import (
     read_source,
 )
 
-__all__ = ["DataError", "Splits", "read_splits"]
 SPLITS = ("train", "validation", "test")
 MADE, CHOSEN, NOISE = 1, 2, 3
 """Second word of the seed of each random choice, so that no two of them share their numbers."""
@@ -50,15 +49,6 @@ class Splits:
     """Hash of labels and rows: the same data read by the same settings."""
 
 
-@dataclass(slots=True)
-class Row:
-    """One checked row; `content` is a text or a list of words, `label` a class name or a list of BIO tags."""
-
-    row: int
-    content: Any
-    label: Any
-
-
 def read_splits(config: FinetuneConfig) -> Splits:
     """Read, check and divide the data of a run; the same settings give the same rows.
 
@@ -66,14 +56,17 @@ def read_splits(config: FinetuneConfig) -> Splits:
     """
     complaints = Complaints(skip=config.bad_rows == "skip")
     sources, columns = _open(config, complaints)
-    checked = {split: _checked_rows(source, columns, config, complaints) for split, source in sources.items()}
+    checked = {
+        split: checked_rows(source, columns, complaints, tagged=bool(config.tags))
+        for split, source in sources.items()
+    }
     if not checked["train"]:
         raise DataError(sources["train"].file, None, None, "no training row is left")
     labels = _labels(checked["train"], sources["train"], columns, config)
     for split in SPLITS[1:]:
         if split in checked:
-            checked[split] = _known_rows(
-                checked[split], sources[split], labels, columns[1], config, complaints
+            checked[split] = known_rows(
+                checked[split], sources[split], labels, columns[1], complaints, tagged=bool(config.tags)
             )
     checked = _with_made_splits(checked, sources["train"].file, config)
     train = _chosen(checked["train"], config)
@@ -135,96 +128,6 @@ def _docstrings(config: FinetuneConfig) -> dict[str, Source]:
     }
 
 
-def _checked_rows(
-    source: Source, columns: tuple[str, str], config: FinetuneConfig, complaints: Complaints
-) -> list[Row]:
-    """Check each row by itself: present, of the right type, not empty, tags that fit."""
-    for name in columns:
-        if name not in source.columns:
-            near = difflib.get_close_matches(name, source.columns, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise DataError(
-                source.file, None, name, f"is missing; {hint}There are {', '.join(source.columns)}"
-            )
-    names = _class_names(source, columns[1])
-    rows = []
-    for i, raw in enumerate(source.rows):
-        content, wrong = (_words if config.tags else _text)(raw.get(columns[0]))
-        column = columns[0]
-        if wrong is None:
-            column = columns[1]
-            label, wrong = (
-                _tags(raw.get(column), names, content) if config.tags else _label(raw.get(column), names)
-            )
-        if wrong:
-            complaints.add(source.file, source.places[i], column, wrong)
-        else:
-            rows.append(Row(i, content, label))
-    return rows
-
-
-def _text(value) -> tuple[str, str | None]:
-    if not isinstance(value, str):
-        return "", "is null" if value is None else f"must be text; got {value!r:.60}"
-    return value, _unreadable(value) or (None if value.strip() else "is an empty text")
-
-
-def _unreadable(text: str) -> str | None:
-    """A lone half of a surrogate pair, which JSON can write and no tokenizer can read."""
-    half = re.search("[\ud800-\udfff]", text)
-    return f"holds half a character, {half[0]!a}" if half else None
-
-
-def _words(value) -> tuple[list[str], str | None]:
-    words = value.split() if isinstance(value, str) else value
-    if not isinstance(words, list):
-        return [], "is null" if value is None else f"must be a list of words or a text; got {value!r:.60}"
-    if not words:
-        return [], "is an empty text"
-    for i, word in enumerate(words):
-        if not isinstance(word, str) or not word.strip():
-            return [], f"word {i} must be text that is not empty; got {word!r:.60}"
-        if _unreadable(word):
-            return [], f"word {i} {_unreadable(word)}"
-    return words, None
-
-
-def _class_names(source: Source, column: str) -> list[str] | None:
-    """Return the names that the data's own features give to label ids, or None."""
-    feature = (source.features or {}).get(column)
-    feature = getattr(feature, "feature", feature)  # the items of a list
-    return list(feature.names) if hasattr(feature, "names") else None
-
-
-def _label(value, names: list[str] | None) -> tuple[str, str | None]:
-    if names is not None and isinstance(value, int):
-        if 0 <= value < len(names):
-            return names[value], None
-        hint = ": rows without label can be left out with bad_rows = skip" if value == -1 else ""
-        return "", f"{value} is the number of no class{hint}"
-    if isinstance(value, (str, int)):
-        return str(value), None if str(value).strip() else "is an empty label"
-    return "", "is null" if value is None else f"must be text or a whole number; got {value!r:.60}"
-
-
-def _tags(value, names: list[str] | None, words: list[str]) -> tuple[list[str], str | None]:
-    tags = value.split() if isinstance(value, str) else value
-    if not isinstance(tags, list):
-        return [], "is null" if value is None else f"must be a list of tags; got {value!r:.60}"
-    if len(tags) != len(words):
-        return [], f"has {len(tags)} tags for {len(words)} words"
-    if names is not None:
-        tags = [names[tag] if isinstance(tag, int) and 0 <= tag < len(names) else tag for tag in tags]
-    before = "O"
-    for i, tag in enumerate(tags):
-        if not isinstance(tag, str) or not (tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2)):
-            return [], f"tag {i} must be O, B-TYPE or I-TYPE; got {tag!r:.60}"
-        if tag.startswith("I-") and before[2:] != tag[2:]:
-            return [], f"tag {i} is {tag} after {before}: an entity must begin with B-{tag[2:]}"
-        before = tag
-    return tags, None
-
-
 def _labels(
     rows: list[Row], source: Source, columns: tuple[str, str], config: FinetuneConfig
 ) -> tuple[str, ...]:
@@ -237,34 +140,11 @@ def _labels(
     found = {row.label for row in rows}
     if len(found) < 2:
         raise DataError(source.file, None, columns[1], f"must have at least 2 classes; got {sorted(found)}")
-    names = _class_names(source, columns[1])
+    names = class_names(source, columns[1])
     if names is not None:
         return tuple(names)
     numeric = all(re.fullmatch("-?[0-9]+", name) for name in found)
     return tuple(sorted(found, key=int) if numeric else sorted(found))
-
-
-def _known_rows(
-    rows: list[Row],
-    source: Source,
-    labels: tuple[str, ...],
-    column: str,
-    config: FinetuneConfig,
-    complaints: Complaints,
-) -> list[Row]:
-    """Keep the rows of validation or test whose labels occur in training."""
-    kept = []
-    for row in rows:
-        unknown = next(
-            (name for name in (row.label if config.tags else [row.label]) if name not in labels), None
-        )
-        if unknown is None:
-            kept.append(row)
-            continue
-        near = difflib.get_close_matches(unknown, labels, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; training has {', '.join(labels[:12])}"
-        complaints.add(source.file, source.places[row.row], column, f"unknown label {unknown!r}{hint}")
-    return kept
 
 
 def _with_made_splits(rows: dict[str, list[Row]], file: str, config: FinetuneConfig) -> dict[str, list[Row]]:

@@ -6,7 +6,6 @@ the standard library (its sources are parsed, nothing is imported), and the trai
 desk.
 """
 
-import ast
 import json
 import re
 import sysconfig
@@ -19,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from stabviz.finetune.config import DATA
+from stabviz.finetune.data.docstrings import file_docstrings
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -108,19 +108,13 @@ def docstring_documents(root: Path | None = None) -> Iterator[Document]:
         if _LEFT_OUT & set(parts) or parts[0].startswith("config-"):
             continue
         try:
-            tree = ast.parse(path.read_bytes())
+            found = sorted(file_docstrings(path), key=lambda docstring: docstring[0])
         except (SyntaxError, ValueError):  # a template, or source of another Python version
             continue
-        holders = [
-            node
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        ]
-        for node in sorted(holders, key=lambda node: getattr(node, "lineno", 0)):
-            text = ast.get_docstring(node)
-            if text and not getattr(node, "name", "").startswith("test"):
-                name = f"docstring/{'.'.join(parts)}:{getattr(node, 'lineno', 1)}"
-                yield Document(name=name, sentences=tuple(split_sentences(text)))
+        for line, name, text in found:
+            if not name.startswith("test"):
+                sentences = tuple(split_sentences(text))
+                yield Document(name=f"docstring/{'.'.join(parts)}:{line}", sentences=sentences)
 
 
 def message_documents(path: str | Path = SUPPORT_DESK_TRAINING) -> Iterator[Document]:

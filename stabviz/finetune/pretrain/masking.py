@@ -12,16 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from stabviz.finetune.data.encode import IGNORED, row_generator
 from stabviz.finetune.pretrain.corpus import Document
-
-IGNORED = -100
-"""The label that does not count: of a piece that was not chosen, and of a passage without a second one."""
-
-
-def row_generator(seed: int, epoch: int, row: int) -> torch.Generator:
-    """Return the generator of one row in one epoch."""
-    (state,) = np.random.SeedSequence([seed, epoch, row]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state) >> 1)
 
 
 def mask_pieces(

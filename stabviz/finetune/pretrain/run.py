@@ -17,12 +17,13 @@ from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 from stabviz.finetune.data.batches import collate
+from stabviz.finetune.data.encode import IGNORED
 from stabviz.finetune.distributed import ProcessGroup, bare
 from stabviz.finetune.evaluation import Evaluation
 from stabviz.finetune.pretrain.card import model_card
 from stabviz.finetune.pretrain.config import PretrainConfig
 from stabviz.finetune.pretrain.corpus import Document, pretraining_documents, train_tokenizer
-from stabviz.finetune.pretrain.masking import IGNORED, PretrainingRows
+from stabviz.finetune.pretrain.masking import PretrainingRows
 from stabviz.finetune.train.checkpoint import replace_folder, write_atomically
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import Progress, Setup, autocast, train

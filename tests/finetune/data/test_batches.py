@@ -6,15 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stabviz.finetune.data.batches import (
-    TokenRows,
-    collate,
-    count_targets,
-    first_piece_labels,
-    pack,
-    plan_epoch,
-    split_batch,
-)
+from stabviz.finetune.data.batches import collate, count_targets, pack, plan_epoch, split_batch
+from stabviz.finetune.data.encode import TokenRows, first_piece_labels
 
 TEXTS = [
     "my router is slow",
@@ -84,7 +77,7 @@ def test_token_rows_reads_a_dataset_as_it_reads_columns(tag_rows, tiny_tokenizer
 
 def test_token_rows_in_several_chunks_equal_one(tiny_tokenizer, monkeypatch):
     whole = class_rows(tiny_tokenizer)
-    monkeypatch.setattr("stabviz.finetune.data.batches.CHUNK", 3)
+    monkeypatch.setattr("stabviz.finetune.data.encode.CHUNK", 3)
     assert [class_rows(tiny_tokenizer)[(0, i)] for i in range(4)] == [whole[(0, i)] for i in range(4)]
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from stabviz.finetune.data.encode import row_generator
 from stabviz.finetune.pretrain.corpus import Document
-from stabviz.finetune.pretrain.masking import PretrainingRows, cut_passages, mask_pieces, row_generator
+from stabviz.finetune.pretrain.masking import PretrainingRows, cut_passages, mask_pieces
 
 SPECIAL_IDS, MASK, VOCAB = [0, 1, 2, 3, 4], 4, 1009
 WORDS = [

@@ -75,7 +75,7 @@ def in_writing_the_best_weights(number):
 
 def in_a_wait_for_data(number, n=44):
     """The wait would last: only a signal that ends it at once lets the program leave in time."""
-    from stabviz.finetune.data.batches import TokenRows
+    from stabviz.finetune.data.encode import TokenRows
 
     TokenRows.__getitem__ = at_call(
         TokenRows.__getitem__, n, lambda: [strike(number), time.sleep(10 * PATIENCE)]
@@ -89,7 +89,7 @@ def in_the_first_wait_for_data(number):
 def in_a_wait_for_a_worker(number):
     """A worker hangs, and tells the program around; then all processes of the group are signalled, as by a
     terminal."""
-    from stabviz.finetune.data.batches import TokenRows
+    from stabviz.finetune.data.encode import TokenRows
 
     TokenRows.__getitem__ = at_call(TokenRows.__getitem__, 20, lambda: [ready(), time.sleep(10 * PATIENCE)])
 

@@ -11,7 +11,8 @@ import torch
 from datasets import Dataset
 
 from stabviz.finetune.config import FinetuneConfig
-from stabviz.finetune.data.batches import TokenRows, collate
+from stabviz.finetune.data.batches import collate
+from stabviz.finetune.data.encode import TokenRows
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import evaluate
 from stabviz.finetune.run import build_model
