@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from stabviz.cli.commands import COMMANDS
 
@@ -69,20 +70,24 @@ def roots_imported_by(folder):
     ],
 )
 def test_whatever_is_imported_is_required(folder, declared, comes_along):
-    distributions = metadata.packages_distributions()
+    roots = metadata.packages_distributions()
+    distributions = {root: [canonicalize_name(name) for name in roots[root]] for root in roots}
     known = {*sys.stdlib_module_names, "stabviz", "lessons", "tests", *comes_along}
     imported = set(roots_imported_by(folder)) - known
-    declared_names = {Requirement(text).name for text in declared}
+    declared_names = {canonicalize_name(Requirement(text).name) for text in declared}
     undeclared = {root for root in imported if not declared_names & set(distributions.get(root, []))}
     assert undeclared == set()
 
 
 def test_a_wheel_would_hold_every_file_of_the_package():
-    """setuptools takes the .py files of folders with an __init__.py, and nothing else."""
-    files = [p for p in (ROOT / "stabviz").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    assert files
-    assert {path.suffix for path in files} == {".py"}
-    assert all((path.parent / "__init__.py").exists() for path in files)
+    """setuptools takes the .py files of folders with an __init__.py, and of the rest what is declared."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    declared = {path for p in settings["package-data"]["stabviz"] for path in (ROOT / "stabviz").glob(p)}
+    files = {p for p in (ROOT / "stabviz").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    modules = {path for path in files if path.suffix == ".py" and (path.parent / "__init__.py").exists()}
+    assert modules
+    assert files - modules == declared
+    assert {path.name for path in declared} >= {"py.typed", "report.html"}
 
 
 def test_each_make_command_in_the_readme_is_a_target():

@@ -7,7 +7,7 @@ import pytest
 
 from stabviz.trace import Trace
 from stabviz.views import curve_points, new_figure
-from stabviz.views.curves import (
+from stabviz.views.report_figures import (
     MOST_LAYER_PICTURES,
     layers_of,
     mark_events,

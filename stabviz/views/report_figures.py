@@ -208,7 +208,7 @@ def mark_events(axes: Axes, traces: Sequence[Trace]) -> Axes:
     """Mark what happened on the step axis, one marker a kind, in the colour of the run."""
     for r, trace in enumerate(traces):
         for kind, marker in EVENT_MARKERS.items():
-            steps = [event["step"] for event in trace.events if _marker_kind(event["kind"]) == kind][
+            steps = [event["step"] for event in trace.events if marker_kind(event["kind"]) == kind][
                 :MOST_MARKS
             ]
             if steps:
@@ -313,7 +313,8 @@ def _points(trace, signal):
     return steps, or_gap(values_RS[0])
 
 
-def _marker_kind(kind: str) -> str:
+def marker_kind(kind: str) -> str:
+    """Return the key of EVENT_MARKERS for a kind of event; "non_finite" has no marker."""
     return kind if kind in EVENT_MARKERS or kind == "non_finite" else "other"
 
 
