@@ -47,7 +47,7 @@ def table_of(trace: Trace, *, by: str | Sequence[str] | None = None, signal: str
 
 
 def text_table(rows: Sequence[dict], *, most: int = 40) -> str:
-    """Set rows of a table in plain text, numbers to four digits, one column under its name.
+    """Set rows of a table in plain text, numbers to four digits, one column under its name; text on the left.
 
     >>> print(text_table([{"lr": 0.001, "loss": 2.34567}, {"lr": 0.1, "loss": float("inf")}]))
        lr   loss
@@ -59,7 +59,14 @@ def text_table(rows: Sequence[dict], *, most: int = 40) -> str:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     cells = [keys] + [[_cell(row.get(key)) for key in keys] for row in rows[:most]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+    words = [any(isinstance(row.get(key), str) for row in rows) for key in keys]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if is_text else cell.rjust(width)
+            for cell, width, is_text in zip(line, widths, words, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
     return "\n".join(lines + ([f"and {len(rows) - most} more rows"] if len(rows) > most else []))
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stabviz.__main__ import Lab, main, table
+from stabviz.cli.lab import Lab, table
+from stabviz.cli.main import main
 from stabviz.course import progress
 from stabviz.course.doctor import Finding
 from stabviz.lab import Run
@@ -73,7 +74,7 @@ def test_lab_says_which_run_diverged_and_where(tmp_path, capsys):
     assert main(small(tmp_path, "--lr", "1e-3", "--init-scale", "1", "1e30")) == 0
     printed = capsys.readouterr()
     assert "3 of 6 runs non-finite" in printed.err
-    exploded = [row for row in printed.out.splitlines() if row.startswith("1e+30")]
+    exploded = [row for row in printed.out.splitlines() if row.split()[0] == "1e+30"]
     assert len(exploded) == 3
     assert all("diverged at 0" in row for row in exploded)
 

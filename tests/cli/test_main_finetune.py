@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stabviz.__main__ import main
+from stabviz.cli.main import main
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.train.interrupt import STOPPED
 from stabviz.trace import Trace

@@ -3,7 +3,9 @@
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -13,13 +15,23 @@ from stabviz.finetune.data.batches import plan_epoch
 from stabviz.finetune.distributed import ProcessGroup
 
 
+class Rows(Protocol):
+    """What is trained on: `rows[epoch, index]` is one encoded row."""
+
+    lengths: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]: ...
+
+
 class Loader:
     """The endless stream of batches of a run: the batch at a position is the same whenever it is asked
     for."""
 
-    def __init__(self, rows: Dataset, collate: Callable, config: FinetuneConfig, processes: ProcessGroup):
+    def __init__(self, rows: Rows, collate: Callable, config: FinetuneConfig, processes: ProcessGroup):
         self.rows, self.collate, self.config, self.processes = rows, collate, config, processes
-        self._epoch, self._plan = -1, []
+        self._epoch, self._plan = -1, list[list[int]]()
         self.per_epoch = len(self._planned(0))
         if not self.per_epoch:
             raise ValueError("finetune: data must hold at least one training row; got 0")
@@ -83,7 +95,7 @@ class _Sampler:
 class _Positioned(Dataset):
     """Rows that remember at which position of the stream they were asked for."""
 
-    def __init__(self, rows: Dataset):
+    def __init__(self, rows: Rows):
         self.rows = rows
 
     def __getitem__(self, key: tuple[int, int, int]):

@@ -144,7 +144,7 @@ def scenario(job):
     """Run the command line in this process, with its fault planted; never return."""
     import torch
 
-    from stabviz.__main__ import main
+    from stabviz.cli.main import main
 
     os.setsid()
     torch.set_num_threads(1)
@@ -206,7 +206,7 @@ def program(path):
     import transformers.models.bert.modeling_bert  # noqa: F401
     from sklearn import metrics  # noqa: F401
 
-    import stabviz.__main__  # noqa: F401
+    import stabviz.cli.main  # noqa: F401
     import stabviz.finetune.run  # noqa: F401
     from stabviz.views import report
 

@@ -1,0 +1,180 @@
+"""finetune, resume and pretrain: the commands that train one real model."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from stabviz.cli.read import verdict_line, write_report
+from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.pretrain.config import PretrainConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finetune:
+    """Fine-tune a model for classes or entities, with a Trace, a verdict and a report.
+
+    Without a flag: the support-desk corpus, the shipped checkpoint, 300 steps, about two minutes on two
+    cores.
+    """
+
+    run: tyro.conf.OmitArgPrefixes[FinetuneConfig]
+    config: Path | None = None
+    """A JSON or TOML file of the settings below; a flag overrules it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretrain:
+    """Make a small BERT from the texts of the standard library and the support desk: masked words, next
+    sentences.
+
+    Without a flag: what made data/stabviz-mini. The folder then holds pretrained/, which `finetune --model`
+    takes.
+    """
+
+    run: tyro.conf.OmitArgPrefixes[PretrainConfig]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Go on with a run that was stopped or killed, from its newest whole checkpoint, to the bit."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    force: bool = False
+    """Go on although settings or data changed: no exact resume any more."""
+    steps: int | None = None
+    """A new number of steps in all; changes the schedule, and so needs --force."""
+    workers: int | None = None
+    """Processes that prepare batches."""
+    stop_after: int | None = None
+    """Stop and save again after this many updates."""
+
+
+def finetune(options: Finetune) -> int:
+    from stabviz.finetune.run import finetune_seeds
+
+    config = options.run
+    outcomes, found = finetune_seeds(config)
+    return _finish(config, outcomes, found)
+
+
+def pretrain(options: Pretrain) -> int:
+    return _pretrained(options.run)
+
+
+def _pretrained(config: PretrainConfig, **how) -> int:
+    from stabviz.finetune.pretrain.run import pretrain as make
+    from stabviz.finetune.train.interrupt import STOPPED
+
+    made = make(config, **how)
+    if not made.scores:
+        print(f"stopped and saved; go on with: python -m stabviz resume {config.out}")
+        return STOPPED
+    write_report([("pretraining", made.trace, None, config.as_dict())], config.out / "report.html")
+    print("\n".join(f"{name}: {value}" for name, value in made.scores.items()))
+    print(verdict_line(made.trace, "pretraining"))
+    print(f"report: {config.out / 'report.html'}\ncheckpoint: {made.folder}")
+    return 0
+
+
+def resume(options: Resume) -> int:
+    from stabviz.finetune.run import finetune_seeds, load_config
+
+    folder = options.run
+    if (folder / "pretrain.json").exists():
+        return _resume_pretraining(folder, options)
+    config = load_config(folder)
+    changes = {"steps": options.steps, "workers": options.workers}
+    config = config.replace(
+        stop_after=options.stop_after, **{k: v for k, v in changes.items() if v is not None}
+    )
+    if (folder / "scores.json").exists() and not options.force:
+        raise ValueError(f"resume: {folder} is finished; --force with --steps trains on")
+    outcomes, found = finetune_seeds(config, resume=True, force=options.force)
+    return _finish(config, outcomes, found)
+
+
+def _resume_pretraining(folder: Path, options: Resume) -> int:
+    config = PretrainConfig.load(folder).replace(stop_after=options.stop_after)
+    return _pretrained(config, resume=True, force=options.force)
+
+
+def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
+    """Print the table and the verdicts, write the report; the exit code says whether the run came to its
+    end."""
+    from stabviz.finetune.train.interrupt import STOPPED
+
+    if int(os.environ.get("RANK", "0")):
+        return 0  # one of torchrun's processes writes and speaks; a failure of another has ended it by now
+    print(scores_table(outcomes, found))
+    begun = [o for o in outcomes if o.trace.n_steps]  # a run may be stopped before its first step
+    for outcome in begun:
+        print(verdict_line(outcome.trace, f"seed {outcome.config.seed}"))
+    if begun:
+        path = config.out / "report.html"
+        write_report(
+            [(f"seed {o.config.seed}", o.trace, o.scores, o.config.as_dict()) for o in begun], path, found
+        )
+        print(f"report: {path}")
+    if outcomes[-1].finished:
+        print(f"best weights: {outcomes[-1].config.out / 'best'}")
+        return 0
+    print(
+        f"stopped after {outcomes[-1].progress.updates} updates and saved; "
+        f"go on with: python -m stabviz resume {config.out}"
+    )
+    return STOPPED
+
+
+def scores_table(outcomes: list, found: dict | None) -> str:
+    """Return the test scores of the runs as aligned text, with mean, spread, failed runs and churn of
+    several."""
+    from stabviz.views import text_table
+
+    done = [o for o in outcomes if o.scores]
+    if not done:
+        return "no run has come to its end yet"
+    keys = [
+        k
+        for k in ("accuracy", "macro_f1", "ece", "precision", "recall", "f1", "loss_nats")
+        if k in done[0].scores
+    ]
+    rows = [
+        {
+            "seed": o.config.seed,
+            "updates": o.progress.updates,
+            **{k: float(o.scores[k]) for k in keys},
+            "failed": "yes" if o.scores["failed"] else "no",
+        }
+        for o in done
+    ]
+    lines = [text_table(rows)]
+    if found and found["runs"] > 1:
+        lines.append(
+            f"{found['score_name']} over {found['runs']} seeds: mean {found['mean']:.4f}, "
+            f"standard deviation {found['std']:.4f}, {found['min']:.4f} to {found['max']:.4f}; "
+            f"{found['failed']} failed; churn {found['churn']:.4f}"
+        )
+    skipped = done[0].scores["skipped_rows"]
+    if skipped:
+        first = skipped[0]
+        lines.append(
+            f"{len(skipped)} bad rows were skipped, the first: {first['file']} row {first['row']}: "
+            f"{first['problem']}"
+        )
+    return "\n".join(lines)
+
+
+def with_config_file(arguments: list[str]) -> FinetuneConfig:
+    """Return the defaults of `finetune`: those of the file that --config names, else our own."""
+    if arguments[:1] == ["finetune"]:
+        for i, argument in enumerate(arguments):
+            flag, _, value = argument.partition("=")
+            if flag == "--config" and (value or i + 1 < len(arguments)):
+                return FinetuneConfig.load(value or arguments[i + 1])
+    return FinetuneConfig()
+
+
+COMMANDS = {Finetune: finetune, Pretrain: pretrain, Resume: resume}
