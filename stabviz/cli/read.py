@@ -184,7 +184,7 @@ def write_report(
 ) -> None:
     """Write the HTML report of (name, Trace, scores, config) of each run, and what only several seeds can
     say."""
-    from stabviz.finetune.train.checkpoint import write_atomically
+    from stabviz.files import write_atomically
     from stabviz.trace.diagnosis import diagnose as find
     from stabviz.views.report import html_report
 

@@ -4,18 +4,15 @@ The file is replaced whole, so a crash never leaves half of it. One that cannot 
 name that says so, and the course goes on with an empty store: nothing is deleted.
 """
 
-import json
 import os
 import sys
-import tempfile
-import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
+
+from stabviz.files import dumps, loads, locked, write_atomically
 
 FILE = "progress.json"
 KINDS = ("predictions", "exercises", "quizzes", "claims")
-_LOCK = threading.RLock()
 
 
 def home() -> Path:
@@ -30,7 +27,7 @@ def load() -> dict:
     """
     path = home() / FILE
     try:
-        store = json.loads(path.read_text(encoding="utf-8"))
+        store = loads(path.read_text(encoding="utf-8"))
         if not isinstance(store, dict) or not all(isinstance(store.get(kind, {}), dict) for kind in KINDS):
             raise ValueError("not a store of predictions, exercises, quizzes and claims")
     except FileNotFoundError:
@@ -53,10 +50,10 @@ def record(kind: str, name: str, **entry) -> None:
     """
     if kind not in KINDS:
         raise ValueError(f"record: kind must be one of {KINDS}; got {kind!r}")
-    with _LOCK, _other_kernels_wait():
+    with locked(home() / FILE):  # two notebooks may record at once
         store = load()
         store[kind][name] = {**entry, "at": time.strftime("%Y-%m-%dT%H:%M:%S")}
-        _replace(home() / FILE, json.dumps(store, indent=1, ensure_ascii=False))
+        write_atomically(home() / FILE, dumps(store, indent=1))
 
 
 def try_to_record(kind: str, name: str, **entry) -> str:
@@ -97,42 +94,8 @@ def _beside(measured) -> str:
     return "" if measured is None else f" (measured {measured})"
 
 
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
-
-
 def _free_name(path: Path) -> Path:
     numbers = iter(range(1, 10_000))
     while (aside := path.with_name(f"{path.stem}.damaged-{next(numbers)}{path.suffix}")).exists():
         pass
     return aside
-
-
-@contextmanager
-def _other_kernels_wait(patience_s: float = 2.0):
-    """Keep two notebooks from writing over each other; a lock left by a killed kernel is passed over."""
-    home().mkdir(parents=True, exist_ok=True)
-    lock = home() / (FILE + ".lock")
-    give_up_s = time.monotonic() + patience_s
-    while True:
-        try:
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
-            break
-        except FileExistsError:
-            if time.monotonic() > give_up_s:
-                break
-            time.sleep(0.01)
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)

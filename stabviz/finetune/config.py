@@ -2,12 +2,12 @@
 
 import dataclasses
 import difflib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stabviz.files import as_number, loads
 from stabviz.ops import SCHEDULES
 
 DATA = Path(__file__).resolve().parent.parent.parent / "data"
@@ -238,10 +238,9 @@ class FinetuneConfig:
         return dataclasses.replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data that JSON can hold; infinity is written as text."""
+        """Return plain data that `files.dumps` can hold."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plain |= {"out": str(self.out), "freeze": list(self.freeze)}
-        return {name: "inf" if value == math.inf else value for name, value in plain.items()}
+        return plain | {"out": str(self.out), "freeze": list(self.freeze)}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "FinetuneConfig":
@@ -253,7 +252,7 @@ class FinetuneConfig:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"FinetuneConfig: {name!r} is no setting.{hint}")
-        numbers = {name: math.inf if value == "inf" else value for name, value in plain.items()}
+        numbers = {name: as_number(value) for name, value in plain.items()}
         try:
             return cls(**numbers)
         except TypeError as error:
@@ -269,7 +268,7 @@ class FinetuneConfig:
 
                 plain = tomllib.loads(path.read_text(encoding="utf-8"))
             else:
-                plain = json.loads(path.read_text(encoding="utf-8"))
+                plain = loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"FinetuneConfig.load: {path} must be JSON or TOML ({error})") from error
         if not isinstance(plain, dict):

@@ -1,7 +1,6 @@
 """A whole run from its config: data, model, training, best weights, test scores; and the same for several
 seeds."""
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Literal
 import torch
 from torch import nn
 
+from stabviz.files import dumps, loads, write_atomically
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import collate, pack
 from stabviz.finetune.data.encode import TokenRows
 from stabviz.finetune.data.splits import Splits, read_splits
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation, evaluate, predict_logits
-from stabviz.finetune.train.checkpoint import write_atomically
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import Progress, Setup, autocast, train
 from stabviz.methods.objective import cross_entropy_objective
@@ -65,7 +64,7 @@ def finetune(
         if progress.finished:
             scores = score_best(config, splits, tokenizer, processes)
             processes.first(
-                lambda: write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
+                lambda: write_atomically(config.out / "scores.json", dumps(scores, indent=2) + "\n")
             )
         processes.wait()
         trace = read_metrics(config.out / "metrics.jsonl")
@@ -130,7 +129,7 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
             model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
         described = {"kind": splits.kind, "labels": list(splits.labels), "max_length": config.max_length}
-        (folder / "stabviz.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        (folder / "stabviz.json").write_text(dumps(described, indent=2) + "\n", encoding="utf-8")
 
     if config.packing and splits.kind != "tags":
         raise ValueError(
@@ -230,7 +229,7 @@ def _series(
         if not outcomes[-1].finished:
             return outcomes, None
     found = summary(outcomes)
-    processes.first(lambda: write_atomically(config.out / "summary.json", json.dumps(found, indent=2) + "\n"))
+    processes.first(lambda: write_atomically(config.out / "summary.json", dumps(found, indent=2) + "\n"))
     return outcomes, found
 
 
@@ -243,7 +242,7 @@ def start_series(config: FinetuneConfig) -> None:
             f"(python -m stabviz resume {config.out}), choose another folder, or --overwrite"
         )
     config.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({"config": config.as_dict()}, indent=2) + "\n")
+    write_atomically(path, dumps({"config": config.as_dict()}, indent=2) + "\n")
 
 
 def summary(outcomes: list[Outcome]) -> dict:
@@ -258,7 +257,7 @@ def summary(outcomes: list[Outcome]) -> dict:
     }
     if len(scores) > 1:
         found["churn"] = churn([s["predictions"] for s in scores])
-    return {k: None if isinstance(v, float) and v != v else v for k, v in found.items()}
+    return found
 
 
 def load_config(folder: str | Path) -> FinetuneConfig:
@@ -270,7 +269,7 @@ def load_config(folder: str | Path) -> FinetuneConfig:
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         raise ValueError(f"finetune: {folder} must be the folder of a run; it holds no config.json")
-    plain = json.loads(path.read_text(encoding="utf-8"))
+    plain = loads(path.read_text(encoding="utf-8"))
     return FinetuneConfig.from_dict(plain["config"]).replace(out=Path(folder), overwrite=False)
 
 
@@ -280,7 +279,7 @@ def load_outcome(folder: str | Path) -> Outcome:
     config = load_config(folder)
     scores = folder / "scores.json"
     trace = read_metrics(folder / "metrics.jsonl")
-    found = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else None
+    found = loads(scores.read_text(encoding="utf-8")) if scores.exists() else None
     progress = Progress(
         updates=int(trace["updates"][0, -1]) + 1 if "updates" in trace else 0,
         finished="all steps" if found else "",
@@ -307,7 +306,7 @@ def predict(folder: str | Path, texts: list[str], *, device: str = "auto") -> li
     for i, text in enumerate(texts):
         if not text.strip():
             raise ValueError(f"predict: texts must not be empty; got text {i + 1} = {text!r}")
-    known = json.loads((folder / "stabviz.json").read_text(encoding="utf-8"))
+    known = loads((folder / "stabviz.json").read_text(encoding="utf-8"))
     processes = ProcessGroup.join(device)
     config = FinetuneConfig(model=str(folder), max_length=known["max_length"], data=".", device=device)
     tokenizer = load_tokenizer(str(folder))

@@ -29,6 +29,7 @@ from stabviz.models import (
     transformer_logits,
 )
 from stabviz.ops import cross_entropy
+from stabviz.seeds import generator
 
 Batch = dict[str, Tensor]
 Knobs = Mapping[str, Any]
@@ -64,11 +65,6 @@ def problem_of(run: Run) -> Problem:
     if run.task in SEQUENCES:
         return SequenceProblem(run)
     return RegressionProblem(run) if run.task == "regression" else SurfaceProblem(run)
-
-
-def _generator(run: Run, purpose: int) -> torch.Generator:
-    """A stream of random numbers of its own for each seed and purpose: initial values 0, data 1, noise 2."""
-    return torch.Generator().manual_seed(run.seed * 7 + purpose)
 
 
 def _per_seed(runs: Sequence[Run], draw: Callable[[Run], Tensor]) -> Tensor:
@@ -109,14 +105,14 @@ class SequenceProblem:
 
     def init(self, run):
         draw = init_lstm if run.model == "lstm" else init_transformer
-        return draw(self.config, _generator(run, 0), run.init_scale)
+        return draw(self.config, generator(run.seed, "initial weights"), run.init_scale)
 
     def batches(self, runs, device):
         batch, context, steps = self.run.batch, self.run.context, self.run.steps
         if self.corpus is None:
 
             def draw_rows(run):
-                return copy_tokens(steps, batch, context, _generator(run, 1)).to(torch.uint8)
+                return copy_tokens(steps, batch, context, generator(run.seed, "data")).to(torch.uint8)
 
             rows_RSBL = _per_seed(runs, draw_rows).to(device)
             second_half_L = torch.arange(context, device=device) >= context // 2
@@ -130,7 +126,7 @@ class SequenceProblem:
         last_start = len(corpus_N) - context - 1
 
         def draw_starts(run):
-            return torch.randint(last_start, (steps, batch), generator=_generator(run, 1))
+            return torch.randint(last_start, (steps, batch), generator=generator(run.seed, "data"))
 
         starts_RSB = _per_seed(runs, draw_starts).to(device)
         offsets_L = torch.arange(context + 1, device=device)
@@ -180,10 +176,10 @@ class SurfaceProblem:
 
         def draw(run):
             # Student-t with 1.5 degrees of freedom is normal / sqrt(chi2 / 1.5); chi2(1.5) = 2 Gamma(0.75).
-            generator = _generator(run, 2)
+            noise = generator(run.seed, "noise")
             shape = (run.steps, dimensions)
-            normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-            gamma = torch._standard_gamma(torch.full(shape, 0.75, dtype=torch.float64), generator=generator)
+            normal = torch.randn(shape, generator=noise, dtype=torch.float64)
+            gamma = torch._standard_gamma(torch.full(shape, 0.75, dtype=torch.float64), generator=noise)
             return normal / (2 * gamma / 1.5).sqrt()
 
         noise_RSD = _per_seed(runs, draw)
@@ -221,7 +217,7 @@ class RegressionProblem:
         self.numbers_per_run = len(x_N2) * run.width
 
     def init(self, run):
-        return init_mlp(self.config, _generator(run, 0), run.init_scale)
+        return init_mlp(self.config, generator(run.seed, "initial weights"), run.init_scale)
 
     def batches(self, runs, device):
         self.x_N2, self.y_N1 = self.x_N2.to(device), self.y_N1.to(device)

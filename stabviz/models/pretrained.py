@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from stabviz.models.bert_module import Bert
+from stabviz.seeds import generator, integer
 
 SHIPPED_MODEL = Path(__file__).resolve().parents[2] / "data" / "stabviz-mini"
 """The small BERT that the project has pretrained; it comes with a clone."""
@@ -117,7 +118,7 @@ def load_model(
     """
     transformers.utils.logging.set_verbosity_error()  # its report on a fresh head, which is what is asked for
     transformers.utils.logging.disable_progress_bar()
-    torch.manual_seed(seed)
+    torch.manual_seed(integer(seed, "initial weights"))
     if implementation == "stabviz":
         return _our_bert(model, kind, labels, seed, from_scratch, dropout)
     structure = _from(AutoConfig, model)
@@ -136,15 +137,15 @@ def load_model(
 
 
 def _our_bert(model: str, kind: str, labels, seed: int, from_scratch: bool, dropout: float | None) -> Bert:
-    folder, generator = resolve(model), torch.Generator().manual_seed(seed)
+    folder, draw = resolve(model), generator(seed, "initial weights")
     if not Path(folder).is_dir():
         raise ValueError(
             f"load_model: model must be a folder on this machine for implementation 'stabviz'; got {model!r}"
         )
     if from_scratch:
         structure = _from(AutoConfig, model)
-        return Bert.from_config(structure, kind=kind, labels=labels, dropout=dropout, generator=generator)
-    return Bert.from_folder(folder, kind=kind, labels=labels, dropout=dropout, generator=generator)
+        return Bert.from_config(structure, kind=kind, labels=labels, dropout=dropout, generator=draw)
+    return Bert.from_folder(folder, kind=kind, labels=labels, dropout=dropout, generator=draw)
 
 
 def checkpoint_activations(model: nn.Module) -> None:

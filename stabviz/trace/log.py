@@ -6,21 +6,20 @@
     {"step": 49, "evaluation": {"validation_loss_nats": 0.8, "validation_score": 0.71}}
 
 `step` counts the batches that were taken, so that it only ever grows; a skipped step has its line like any
-other, with the raw values. NaN and infinity are written as text, because JSON has no such numbers. The file
-holds no clock: the same seed writes the same bytes.
+other, with the raw values; NaN is {"$float": "NaN"}, as `stabviz.files` spells it. The file holds no clock:
+the same seed writes the same bytes.
 """
 
-import json
 import math
 import os
 from pathlib import Path
 
 import numpy as np
 
+from stabviz.files import as_number, dumps, loads
 from stabviz.trace.trace import Trace
 
 SCHEMA = "stabviz.metrics/1"
-_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricsLog:
@@ -70,7 +69,7 @@ class MetricsLog:
         self._file.close()
 
     def _write(self, line: dict) -> None:
-        self._file.write(json.dumps(_strict(line), allow_nan=False) + "\n")
+        self._file.write(dumps(line) + "\n")
 
 
 def read_metrics(path: str | Path) -> Trace:
@@ -89,11 +88,11 @@ def read_metrics(path: str | Path) -> Trace:
         try:
             step = line["step"]
             if "event" in line:
-                details = {k: _number(v) for k, v in line.items() if k not in ("step", "event")}
+                details = {k: as_number(v) for k, v in line.items() if k not in ("step", "event")}
                 events.append({"run": 0, "step": step, "kind": line["event"], **details})
             elif "evaluation" in line or "values" in line:
                 values = line["values"] if "values" in line else line["evaluation"]
-                steps.setdefault(step, {}).update({name: float(_number(v)) for name, v in values.items()})
+                steps.setdefault(step, {}).update({name: float(as_number(v)) for name, v in values.items()})
             else:
                 raise KeyError("values, event or evaluation")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -106,7 +105,7 @@ def read_metrics(path: str | Path) -> Trace:
         name: np.array([[steps[step].get(name, math.nan) for step in order]]).reshape(1, len(order))
         for name in names
     }
-    config = {name: _number(value) for name, value in header.get("config", {}).items()}
+    config = {name: as_number(value) for name, value in header.get("config", {}).items()}
     label = {"seed": config["seed"]} if "seed" in config else {}
     return Trace(
         steps=np.array(order, dtype=np.int64), signals=signals, runs=[label], config=config, events=events
@@ -121,7 +120,7 @@ def _lines(path: Path) -> tuple[dict, list[tuple[int, dict]]]:
     parsed = []
     for number, line in enumerate(whole, start=1):
         try:
-            parsed.append((number, json.loads(line)))
+            parsed.append((number, loads(line)))
         except ValueError as error:
             what = f"must be one JSON object; got {line[:60]!r}"
             raise ValueError(f"read_metrics: {path} line {number}: {what}") from error
@@ -130,15 +129,3 @@ def _lines(path: Path) -> tuple[dict, list[tuple[int, dict]]]:
         got = header.get("schema") if isinstance(header, dict) else header
         raise ValueError(f"read_metrics: {path} line 1: schema must be {SCHEMA!r}; got {got!r}")
     return header, parsed[1:]
-
-
-def _strict(value):
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _number(value):
-    return _NAMES.get(value, value) if isinstance(value, str) else value

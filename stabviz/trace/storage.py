@@ -1,33 +1,21 @@
 """Traces on disk: JSON lines to read with any tool, Parquet for large ones. Both round-trip exactly."""
 
-import json
-import math
-import os
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 
+from stabviz.files import as_number, dumps, loads, write_atomically
 from stabviz.trace.trace import Trace
 
 SCHEMA = "stabviz.trace/1"
 _METADATA_KEY = b"stabviz.trace"
-_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def save(trace: Trace, path: str | Path) -> Path:
-    """Write `trace` to .jsonl or .parquet through a temporary file beside it: whole or not at all."""
+    """Write `trace` to .jsonl or .parquet, whole or not at all; the round trip through `load` is exact."""
     path = Path(path)
     write = _format(path, "save")[0]
-    scratch = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        write(trace, scratch)
-        with open(scratch, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return path
+    return write_atomically(path, lambda scratch: write(trace, scratch))
 
 
 def load(path: str | Path) -> Trace:
@@ -49,11 +37,11 @@ def _header(trace: Trace) -> str:
         "n_runs": trace.n_runs,
         "n_steps": trace.n_steps,
         "signals": {name: str(values_RS.dtype) for name, values_RS in trace.signals.items()},
-        "config": _encode(trace.config),
-        "runs": _encode(trace.runs),
-        "events": _encode(trace.events),
+        "config": trace.config,
+        "runs": trace.runs,
+        "events": trace.events,
     }
-    return json.dumps(header, allow_nan=False)
+    return dumps(header)
 
 
 def _trace(path: Path, header: dict, steps, signals: dict) -> Trace:
@@ -62,9 +50,9 @@ def _trace(path: Path, header: dict, steps, signals: dict) -> Trace:
         return Trace(
             steps=np.asarray(steps, dtype=np.int64),
             signals=arrays,
-            runs=_decode(header["runs"]),
-            config=_decode(header["config"]),
-            events=_decode(header["events"]),
+            runs=header["runs"],
+            config=header["config"],
+            events=header["events"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"Trace.load: {path} line 1: header must describe what follows ({error})") from error
@@ -72,7 +60,7 @@ def _trace(path: Path, header: dict, steps, signals: dict) -> Trace:
 
 def _read_header(path: Path, text: str) -> dict:
     try:
-        header = _strict_json(text)
+        header = loads(text)
         known = header["schema"] == SCHEMA
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"Trace.load: {path} line 1: must be a Trace header; got {text[:60]!r}") from error
@@ -92,8 +80,8 @@ def _write_jsonl(trace: Trace, path: Path) -> None:
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write(_header(trace) + "\n")
         for s, step in enumerate(trace.steps.tolist()):
-            values = {name: [_number(v) for v in column[s]] for name, column in columns.items()}
-            file.write(json.dumps({"step": step, "values": values}, allow_nan=False) + "\n")
+            values = {name: column[s] for name, column in columns.items()}
+            file.write(dumps({"step": step, "values": values}) + "\n")
 
 
 def _read_jsonl(path: Path) -> Trace:
@@ -125,11 +113,8 @@ def _read_jsonl(path: Path) -> Trace:
 
 
 def _row(line: str, header: dict) -> tuple[int, dict[str, list[float]]]:
-    row = _strict_json(line)
-    values = {
-        name: [_NAMES[v] if isinstance(v, str) else float(v) for v in row["values"][name]]
-        for name in header["signals"]
-    }
+    row = loads(line)
+    values = {name: [float(as_number(v)) for v in row["values"][name]] for name in header["signals"]}
     for name, numbers in values.items():
         if len(numbers) != header["n_runs"]:
             raise ValueError(f"{name} has {len(numbers)} values for {header['n_runs']} runs")
@@ -171,34 +156,3 @@ def _read_parquet(path: Path) -> Trace:
     present = [name for name in header["signals"] if name in table.column_names]
     signals = {name: table[name].to_numpy().reshape(shape) for name in present}
     return _trace(path, header, table["step"].to_numpy()[: shape[1]], signals)
-
-
-def _number(value: float):
-    """JSON has no NaN and no infinity: they are written as text, which no number is."""
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-
-
-def _encode(value):
-    """Plain data as strict JSON; NaN becomes {"$float": "NaN"}, so that the text "NaN" stays text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"$float": _number(value)}
-    if isinstance(value, dict):
-        return {key: _encode(item) for key, item in value.items()}
-    return [_encode(item) for item in value] if isinstance(value, list) else value
-
-
-def _decode(value):
-    if isinstance(value, dict):
-        if set(value) == {"$float"} and value["$float"] in _NAMES:
-            return _NAMES[value["$float"]]
-        return {key: _decode(item) for key, item in value.items()}
-    return [_decode(item) for item in value] if isinstance(value, list) else value
-
-
-def _strict_json(text: str):
-    def refuse(name):
-        raise ValueError(f"{name} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)

@@ -1,5 +1,6 @@
 """The store: whole or not at all, never lost, shared by several kernels."""
 
+import math
 import os
 import threading
 
@@ -15,7 +16,7 @@ def test_records_of_each_kind_are_kept_and_replaced_by_name(home):
     store = progress.load()
     assert store["predictions"]["00-lr"]["answer"] == "low"
     assert store["exercises"]["00-a"]["done"] is True
-    assert [path.name for path in home.iterdir()] == ["progress.json"]
+    assert sorted(path.name for path in home.iterdir()) == ["progress.json", "progress.json.lock"]
 
 
 def test_unknown_kind_is_refused():
@@ -47,7 +48,7 @@ def test_a_crash_while_writing_keeps_the_old_store(home, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         progress.record("exercises", "00-b", done=True)
     assert list(progress.load()["exercises"]) == ["00-a"]
-    assert [path.name for path in home.iterdir()] == ["progress.json"]
+    assert sorted(path.name for path in home.iterdir()) == ["progress.json", "progress.json.lock"]
 
 
 def test_a_full_disk_is_told_and_stops_nothing(monkeypatch):
@@ -70,11 +71,21 @@ def test_records_of_many_threads_are_all_kept():
     assert len(progress.load()["exercises"]) == 13
 
 
-def test_lock_of_a_killed_kernel_is_passed_over(home):
+def test_lock_file_that_a_killed_kernel_left_is_no_lock(home):
     home.mkdir()
     (home / "progress.json.lock").touch()
     progress.record("exercises", "00-a", done=True)
     assert progress.load()["exercises"]
+
+
+def test_scores_that_are_not_finite_come_back(home):
+    progress.record("claims", "a", measured=math.inf)
+    assert progress.load()["claims"]["a"]["measured"] == math.inf
+    text = (home / "progress.json").read_text()
+    (home / "progress.json").write_text(
+        text.replace('{"$float": "Infinity"}', "Infinity")
+    )  # as it once stood
+    assert progress.load()["claims"]["a"]["measured"] == math.inf
 
 
 def test_report_says_what_was_done():

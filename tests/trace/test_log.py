@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -47,7 +48,19 @@ def test_metrics_log_writes_strict_json(log):
         raise AssertionError(f"{name} is not JSON")
 
     lines = [json.loads(line, parse_constant=refuse) for line in log.path.read_text().splitlines()]
-    assert lines[1] == {"step": 0, "values": {"loss_nats": "NaN"}}
+    assert lines[1] == {"step": 0, "values": {"loss_nats": {"$float": "NaN"}}}
+
+
+def test_read_metrics_reads_the_spelling_of_earlier_versions(log):
+    log.step(0, {"loss_nats": math.nan, "grad_norm_preclip": math.inf})
+    log.event(0, "non_finite", loss=-math.inf)
+    log.flush()
+    old = re.sub(r'\{"\$float": ("\w+"|"-Infinity")\}', r"\1", log.path.read_text())
+    assert old.count("Infinity") == 3
+    assert "$float" not in old
+    new = read_metrics(log.path)
+    log.path.write_text(old)
+    assert read_metrics(log.path).equals(new)
 
 
 def test_metrics_log_goes_on_where_a_checkpoint_left_it(log):

@@ -68,8 +68,18 @@ def test_save_jsonl_is_strict_json_line_by_line(tmp_path):
     rows = [json.loads(line, parse_constant=refuse) for line in lines]
     assert rows[0]["schema"] == "stabviz.trace/1"
     assert len(rows) == 8
-    assert rows[6]["values"]["loss_nats"][1] == "Infinity"
-    assert rows[7]["values"]["loss_nats"][1] == "NaN"
+    assert rows[6]["values"]["loss_nats"][1] == {"$float": "Infinity"}
+    assert rows[7]["values"]["loss_nats"][1] == {"$float": "NaN"}
+
+
+def test_load_reads_the_spelling_of_earlier_versions(tmp_path):
+    path = small().save(tmp_path / "t.jsonl")
+    old = (
+        path.read_text().replace('{"$float": "NaN"}', '"NaN"').replace('{"$float": "Infinity"}', '"Infinity"')
+    )
+    assert "$float" not in old
+    path.write_text(old)
+    assert Trace.load(path).equals(small())
 
 
 def test_save_parquet_is_long_and_keeps_nan_apart_from_null(tmp_path):
@@ -89,7 +99,7 @@ def test_save_leaves_the_old_file_when_it_fails(tmp_path, format, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("stabviz.trace.storage.os.replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         small(5).save(path)
     assert path.read_bytes() == before
@@ -110,8 +120,8 @@ def test_save_leaves_the_old_file_when_it_fails(tmp_path, format, monkeypatch):
             r"line 4: .*4 values for 3 runs",
         ),
         (
-            lambda lines: [*lines[:5], '{"step": 4, "values": {"loss_nats": [NaN, 1, 1]}}', *lines[6:]],
-            "line 6: .*not JSON",
+            lambda lines: [*lines[:5], '{"step": 4, "values": {"loss_nats": ["high", 1, 1]}}', *lines[6:]],
+            "line 6: .*'high'",
         ),
         (
             lambda lines: [lines[0].replace("trace/1", "trace/9"), *lines[1:]],

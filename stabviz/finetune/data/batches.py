@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stabviz.finetune.data.encode import IGNORED
+from stabviz.seeds import integer
 
 POOL = 50
 """Batches whose rows are sorted by length together."""
@@ -22,7 +23,7 @@ def plan_epoch(
     they are all there is. With `bucket`, rows of similar length share a batch, and the batches come in random
     order.
     """
-    rng = np.random.default_rng([seed, epoch, 7])
+    rng = np.random.default_rng(integer(seed, "order", epoch))
     order = rng.permutation(len(lengths))
     if len(order) < batch:
         return [order.tolist()] if len(order) else []

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stabviz.seeds import integer
+
 PACKAGES = (
     "asyncio",
     "email",
@@ -68,7 +70,7 @@ def split_docstrings(
     about what was asked for.
     """
     rows: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
-    rng = np.random.default_rng([seed, 4])
+    rng = np.random.default_rng(integer(seed, "modules"))
     for package, modules in packages.items():
         names = sorted(modules, key=lambda name: (len(modules[name]), name))
         total = sum(len(texts) for texts in modules.values())

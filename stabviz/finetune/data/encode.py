@@ -10,16 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from stabviz.seeds import generator
+
 IGNORED = -100
 """The label that does not count, as torch's cross-entropy has it: of padding, special tokens, ..."""
 CHUNK = 1000
 """Rows handed to the tokenizer at once."""
-
-
-def row_generator(seed: int, epoch: int, row: int) -> torch.Generator:
-    """Return the generator of one row in one epoch."""
-    (state,) = np.random.SeedSequence([seed, epoch, row]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state) >> 1)
 
 
 class TokenRows(Dataset):
@@ -116,11 +112,11 @@ class TokenRows(Dataset):
         if self._types is not None:
             row["token_type_ids"] = self._types[span].tolist()
         if self.word_dropout or self.transform:
-            generator = row_generator(self.seed, epoch, index)
+            row_generator = generator(self.seed, "row", epoch, index)
             if self.word_dropout:
-                row["input_ids"] = self._with_dropout(row["input_ids"], generator)
+                row["input_ids"] = self._with_dropout(row["input_ids"], row_generator)
             if self.transform:
-                row = self.transform(row, generator)
+                row = self.transform(row, row_generator)
         return row
 
     def _with_dropout(self, ids: list[int], generator: torch.Generator) -> list[int]:

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import plan_epoch
 from stabviz.finetune.distributed import ProcessGroup
+from stabviz.seeds import generator
 
 
 class Rows(Protocol):
@@ -50,7 +50,7 @@ class Loader:
             collate_fn=partial(_collate, self.collate),
             num_workers=self.config.workers,
             # a generator of its own: the default one belongs to dropout
-            generator=torch.Generator().manual_seed(self.config.seed),
+            generator=generator(self.config.seed, "workers"),
             worker_init_fn=_leave_signals_alone,
             pin_memory=self.processes.device.type == "cuda",
         )

@@ -23,10 +23,9 @@ from stabviz.finetune.data.sources import (
     read_hub,
     read_source,
 )
+from stabviz.seeds import integer
 
 SPLITS = ("train", "validation", "test")
-MADE, CHOSEN, NOISE = 1, 2, 3
-"""Second word of the seed of each random choice, so that no two of them share their numbers."""
 log = logging.getLogger(__name__)
 
 
@@ -163,7 +162,7 @@ def _with_made_splits(rows: dict[str, list[Row]], file: str, config: FinetuneCon
                 f"there is no {split} split and {split}_share = {share} of {total} rows "
                 "makes none; raise it or add a file",
             )
-        order = np.random.default_rng([config.seed, MADE, SPLITS.index(split)]).permutation(len(rest))
+        order = np.random.default_rng(integer(config.seed, "split", split)).permutation(len(rest))
         chosen = _stratified([_stratum(row) for row in rest], order, wanted)
         made[split] = [row for i, row in enumerate(rest) if i in chosen]
         rest = [row for i, row in enumerate(rest) if i not in chosen]
@@ -200,14 +199,14 @@ def _chosen(rows: list[Row], config: FinetuneConfig) -> list[Row]:
     keeps."""
     if config.max_train_rows is None or config.max_train_rows >= len(rows):
         return rows
-    order = np.random.default_rng([config.seed, CHOSEN]).permutation(len(rows))
+    order = np.random.default_rng(integer(config.seed, "chosen rows")).permutation(len(rows))
     return [rows[i] for i in sorted(order[: config.max_train_rows])]
 
 
 def _with_noise(rows: list[Row], labels: tuple[str, ...], config: FinetuneConfig) -> list[Row]:
     """Give round(label_noise * n) of the n labels, or of the n entities, another class or type, drawn
     evenly."""
-    rng = np.random.default_rng([config.seed, NOISE])
+    rng = np.random.default_rng(integer(config.seed, "label noise"))
     rows = [dataclasses.replace(row, label=list(row.label) if config.tags else row.label) for row in rows]
     names = sorted({label[2:] for label in labels if label != "O"}) if config.tags else list(labels)
     if len(names) < 2:

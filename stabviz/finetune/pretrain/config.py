@@ -2,12 +2,11 @@
 it."""
 
 import dataclasses
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stabviz.files import as_number, loads
 from stabviz.finetune.config import DATA, FinetuneConfig
 
 
@@ -146,10 +145,12 @@ class PretrainConfig:
         return dataclasses.replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data that JSON can hold."""
+        """Return plain data that `files.dumps` can hold."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plain |= {"out": str(self.out), "messages": None if self.messages is None else str(self.messages)}
-        return {name: "inf" if value == math.inf else value for name, value in plain.items()}
+        return plain | {
+            "out": str(self.out),
+            "messages": None if self.messages is None else str(self.messages),
+        }
 
     @classmethod
     def load(cls, folder: str | Path) -> "PretrainConfig":
@@ -163,8 +164,7 @@ class PretrainConfig:
                 f"PretrainConfig.load: {folder} must be the folder of a pretraining run; "
                 f"it holds no {path.name}"
             )
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = loads(path.read_text(encoding="utf-8"))
         return cls(
-            **{k: math.inf if v == "inf" else v for k, v in plain.items()}
-            | {"out": folder, "overwrite": False}
+            **{name: as_number(value) for name, value in plain.items()} | {"out": folder, "overwrite": False}
         )

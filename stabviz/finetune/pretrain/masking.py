@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from stabviz.finetune.data.encode import IGNORED, row_generator
+from stabviz.finetune.data.encode import IGNORED
 from stabviz.finetune.pretrain.corpus import Document
+from stabviz.seeds import generator
 
 
 def mask_pieces(
@@ -117,7 +118,7 @@ class PretrainingRows(Dataset):
     def pair(self, epoch: int, index: int) -> tuple[list[int], list[int], int]:
         """Return the pieces of A, those of B (may be empty), and the label: 0 B follows A, 1 it does not,
         -100 no B."""
-        return self._pair(index, row_generator(self.seed, epoch, index))
+        return self._pair(index, generator(self.seed, "row", epoch, index))
 
     def _pair(self, index: int, generator: torch.Generator) -> tuple[list[int], list[int], int]:
         document, sentences = self.passages[index]
@@ -142,13 +143,13 @@ class PretrainingRows(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         epoch, index = item
-        generator = row_generator(self.seed, epoch, index)
-        first, second, label = self._pair(index, generator)
+        row_generator = generator(self.seed, "row", epoch, index)
+        first, second, label = self._pair(index, row_generator)
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         ids = [cls, *first, sep, *second, *([sep] if second else [])]
         masked, labels = mask_pieces(
             torch.tensor(ids),
-            generator,
+            row_generator,
             special_ids=self.special_ids,
             share=self.share,
             mask_id=self.tokenizer.mask_token_id,

@@ -2,7 +2,6 @@
 prediction."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
+from stabviz.files import dumps, replace_folder, write_atomically
 from stabviz.finetune.data.batches import collate
 from stabviz.finetune.data.encode import IGNORED
 from stabviz.finetune.distributed import ProcessGroup, bare
@@ -24,11 +24,11 @@ from stabviz.finetune.pretrain.card import model_card
 from stabviz.finetune.pretrain.config import PretrainConfig
 from stabviz.finetune.pretrain.corpus import Document, pretraining_documents, train_tokenizer
 from stabviz.finetune.pretrain.masking import PretrainingRows
-from stabviz.finetune.train.checkpoint import replace_folder, write_atomically
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import Progress, Setup, autocast, train
 from stabviz.methods.objective import model_inputs
 from stabviz.ops import cross_entropy
+from stabviz.seeds import integer
 from stabviz.trace import Trace
 from stabviz.trace.log import read_metrics
 
@@ -194,14 +194,14 @@ def pretrain(
         setup = prepare(config, tokenizer, training, held_out, processes)
         if processes.leads and (resume or config.overwrite or not (config.out / "config.json").exists()):
             config.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(config.out / "pretrain.json", json.dumps(config.as_dict(), indent=2) + "\n")
+            write_atomically(config.out / "pretrain.json", dumps(config.as_dict(), indent=2) + "\n")
         progress = train(setup, resume=resume, force=force, interrupt=interrupt)
         trace, scores = read_metrics(config.out / "metrics.jsonl"), None
         if progress.finished:
             best = MaskedBert.from_pretrained(config.out / "best", dtype=torch.float32).to(processes.device)
             scores = setup.evaluate(best, lambda: None).scores
             if processes.leads:
-                write_atomically(config.out / "scores.json", json.dumps(scores, indent=2) + "\n")
+                write_atomically(config.out / "scores.json", dumps(scores, indent=2) + "\n")
                 card = model_card(
                     config, training, setup.rows.lengths, best.num_parameters(), trace, scores, progress
                 )
@@ -238,7 +238,7 @@ def hold_out(
     if len(documents) < 4:
         raise ValueError(f"hold_out: documents must be at least 4, two for each part; got {len(documents)}")
     n_held = min(max(2, round(share * len(documents))), len(documents) - 2)
-    held = set(np.random.default_rng([seed, 9]).permutation(len(documents))[:n_held].tolist())
+    held = set(np.random.default_rng(integer(seed, "held out")).permutation(len(documents))[:n_held].tolist())
     return (
         [document for i, document in enumerate(documents) if i not in held],
         [document for i, document in enumerate(documents) if i in held],
@@ -266,7 +266,7 @@ def prepare(
         )
         for part in (training, held_out)
     )
-    torch.manual_seed(config.seed)
+    torch.manual_seed(integer(config.seed, "initial weights"))
     model = MaskedBert(small_bert(len(tokenizer), config, dropout=config.dropout))
     start_with_sinusoids(model)
 

@@ -11,19 +11,18 @@ leaves the one before it as it was. One process writes to a folder; any number m
 
 import errno
 import hashlib
-import json
-import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
+
+from stabviz.files import dumps, loads, make_folder, one_line, sync_folder, write_file
 
 SCHEMA = "stabviz.checkpoint/1"
 _MANIFEST, _STATE = "manifest.json", "state.json"
@@ -33,9 +32,6 @@ _FILE = re.compile(r"[A-Za-z0-9_]+\.safetensors|state\.json")
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """What file managers leave in any folder they show; never read, so no reason to refuse a checkpoint."""
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_CHUNK = 1 << 24
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class CheckpointError(ValueError):
@@ -55,22 +51,22 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tenso
     for name in tensors:
         if not _GROUP.fullmatch(name):
             raise ValueError(f"write_checkpoint: tensors must have plain words as names; got {name!r}")
-    state_bytes = _json_bytes(_encode(state, "state"))
+    state_bytes = _json_bytes(state, "write_checkpoint: state")
     scratch = folder / f".writing-{path.name}-{os.getpid()}"
-    with _one_line(
+    with one_line(
         f"write_checkpoint: step {step} was not saved to {folder}; earlier checkpoints are as they were"
     ):
-        _make_folder(folder)
+        make_folder(folder)
         _clean(folder)
         try:
             os.mkdir(scratch)
             files = {
-                f"{name}.safetensors": _write_file(scratch / f"{name}.safetensors", _tensor_bytes(group))
+                f"{name}.safetensors": _written(scratch / f"{name}.safetensors", _tensor_bytes(group))
                 for name, group in tensors.items()
             }
-            files[_STATE] = _write_file(scratch / _STATE, state_bytes)
-            _write_file(scratch / _MANIFEST, _manifest_bytes(step, files))
-            _sync_folder(scratch)
+            files[_STATE] = _written(scratch / _STATE, state_bytes)
+            write_file(scratch / _MANIFEST, _manifest_bytes(step, files))
+            sync_folder(scratch)
             _give_name(scratch, path)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -104,7 +100,7 @@ def read_checkpoint(path: Path, device="cpu") -> tuple[dict[str, dict[str, Tenso
         content = _checked_bytes(path / name, record)
         try:
             if name == _STATE:
-                state = json.loads(content, object_hook=_decode)
+                state = loads(content)
             else:
                 group = safetensors.torch.load(content)
                 tensors[name.removesuffix(".safetensors")] = {
@@ -126,7 +122,7 @@ def prune_checkpoints(folder: Path, keep: int, also: Collection[int] = ()) -> li
     if keep < 1:
         raise ValueError(f"prune_checkpoints: keep must be at least 1; got {keep!r}")
     n_whole, removed = 0, []
-    with _one_line(f"prune_checkpoints: an old checkpoint in {folder} could not be removed"):
+    with one_line(f"prune_checkpoints: an old checkpoint in {folder} could not be removed"):
         for path in _candidates(folder, unfinished=False):
             if n_whole < keep:
                 n_whole += _is_whole(path)
@@ -142,11 +138,11 @@ def check_room(folder: Path, n_bytes: int) -> None:
     Raises: OSError in one line: a read-only folder, a file in its place, too little free space
     """
     folder = Path(folder)
-    with _one_line(f"check_room: {folder} must be a folder that can be written"):
-        _make_folder(folder)
+    with one_line(f"check_room: {folder} must be a folder that can be written"):
+        make_folder(folder)
         probe = folder / f".probe-{os.getpid()}"
         try:
-            _write_file(probe, b"\0" * 4096)
+            write_file(probe, b"\0" * 4096)
             os.replace(probe, folder / f".probed-{os.getpid()}")
         finally:
             for left in (probe, folder / f".probed-{os.getpid()}"):
@@ -160,63 +156,6 @@ def check_room(folder: Path, n_bytes: int) -> None:
         )
 
 
-def write_atomically(path: Path, content: bytes | str) -> Path:
-    """Write one file, UTF-8 for text, so that a reader or a kill sees the old content or the new, nothing
-    between.
-
-    Raises: OSError in one line, with the old content as it was
-    """
-    path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    with _one_line(f"write_atomically: {path} was not written; what was there before is as it was"):
-        _make_folder(path.parent)
-        for left in path.parent.glob(f".{_escaped(path.name)}.*.writing"):
-            left.unlink(missing_ok=True)
-        try:
-            _write_file(scratch, content.encode("utf-8") if isinstance(content, str) else content)
-            os.replace(scratch, path)
-            _sync_folder(path.parent)
-        finally:
-            scratch.unlink(missing_ok=True)
-    return path
-
-
-def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """Let `fill` write a new version of `folder` beside it, and exchange them once all of it is on the disk.
-
-    A kill leaves the old version or the new; one between the two renames leaves the old as .NAME.old, which
-    the next call gives its name back.
-
-    Raises: OSError in one line, with the old version as it was
-    """
-    folder = Path(folder)
-    new, old = (folder.with_name(f".{folder.name}.{age}") for age in ("new", "old"))
-    with _one_line(f"replace_folder: {folder} was not written; what was there before is as it was"):
-        _make_folder(folder.parent)
-        if old.exists():
-            shutil.rmtree(old) if folder.exists() else os.rename(old, folder)
-        if new.exists():
-            shutil.rmtree(new)
-        os.mkdir(new)
-        try:
-            fill(new)
-            for path in sorted(new.rglob("*"), reverse=True):
-                _sync_folder(path) if path.is_dir() else _sync_file(path)
-            _sync_folder(new)
-            if folder.exists():
-                os.rename(folder, old)
-            os.rename(new, folder)
-            _sync_folder(folder.parent)
-        except BaseException:
-            if old.exists() and not folder.exists():
-                os.rename(old, folder)
-            shutil.rmtree(new, ignore_errors=True)
-            raise
-        if old.exists():
-            shutil.rmtree(old)
-    return folder
-
-
 # Writing
 
 
@@ -224,56 +163,6 @@ def _folder_name(step: int) -> str:
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"write_checkpoint: step must be an integer of at least 0; got {step!r}")
     return f"step-{step:08d}"
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _make_folder(folder: Path) -> None:
-    """Make `folder` and what is missing above it, each entry on the disk before the next."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _write_file(path: Path, content: bytes) -> dict[str, Any]:
-    """Write and fsync one file; return its manifest record. A short write, as near a full disk, is
-    continued."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(descriptor, rest[:_CHUNK]) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _sync_file(path: Path) -> None:
-    """Put on the disk what another library has written."""
-    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the names in `folder` on the disk; Windows and some network file systems offer no such call."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _give_name(scratch: Path, path: Path) -> None:
@@ -285,7 +174,7 @@ def _give_name(scratch: Path, path: Path) -> None:
         os.rename(path, aside)
     try:
         os.rename(scratch, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         if had_one and not path.exists():
             os.rename(aside, path)
@@ -315,7 +204,7 @@ def _remove(path: Path) -> None:
     behind."""
     going = path.with_name(f".deleting-{path.name}-{os.getpid()}")
     os.rename(path, going)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     shutil.rmtree(going)
 
 
@@ -331,48 +220,20 @@ def _tensor_bytes(group: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save(plain)
 
 
-def _json_bytes(plain: Any) -> bytes:
-    return (json.dumps(plain, allow_nan=False, indent=1) + "\n").encode("utf-8")
+def _json_bytes(plain: Any, where: str = "manifest") -> bytes:
+    return (dumps(plain, where, indent=1) + "\n").encode("utf-8")
+
+
+def _written(path: Path, content: bytes) -> dict[str, Any]:
+    """Write one file; return its manifest record."""
+    write_file(path, content)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _manifest_bytes(step: int, files: dict[str, dict]) -> bytes:
     """Return the manifest with a hash of itself, so that a flipped byte in it shows as well."""
     body = {"schema": SCHEMA, "step": step, "files": files}
     return _json_bytes(body | {"sha256": hashlib.sha256(_json_bytes(body)).hexdigest()})
-
-
-def _encode(value: Any, where: str) -> Any:
-    """Return `value` as strict JSON that reads back equal; NaN and infinity, which JSON lacks, as {"$float":
-    name}."""
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return float(value)
-        return {"$float": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, list):
-        return [_encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, dict) and "$float" not in value and all(isinstance(key, str) for key in value):
-        return {key: _encode(item, f"{where}[{key!r}]") for key, item in value.items()}
-    raise ValueError(
-        f"write_checkpoint: {where} must be None, a bool, a number, text, a list, or a dict with text "
-        f"keys; got {value!r:.80}. JSON would change it or cannot hold it: convert it first"
-    )
-
-
-def _decode(plain: dict) -> Any:
-    return _NON_FINITE[plain["$float"]] if plain.keys() == {"$float"} else plain
-
-
-@contextmanager
-def _one_line(what: str):
-    """Say of an OSError what was being done and what is still safe, and keep its number and so its class."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        place = f" ({error.filename})" if error.filename else ""
-        raise OSError(error.errno or errno.EIO, f"{what}: {reason}{place}") from error
 
 
 # Reading
@@ -437,7 +298,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _parsed_manifest(path: Path) -> dict[str, Any]:
     raw = _bytes(path)
     try:
-        manifest = json.loads(raw)
+        manifest = loads(raw)
         schema, files = manifest["schema"], manifest["files"]
         whole = raw == _manifest_bytes(manifest["step"], files)
         names_fit = all(_FILE.fullmatch(name) for name in files) and _STATE in files

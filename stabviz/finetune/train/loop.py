@@ -14,7 +14,6 @@
 keeps. Dropout is keyed to the seed and the position, not to a running generator.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from stabviz.files import as_number, dumps, loads, replace_folder, write_atomically
 from stabviz.finetune.config import MAY_CHANGE, FinetuneConfig
 from stabviz.finetune.data.batches import count_targets, split_batch
 from stabviz.finetune.data.loader import Loader
@@ -41,8 +41,6 @@ from stabviz.finetune.train.checkpoint import (
     newest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
-    replace_folder,
-    write_atomically,
     write_checkpoint,
 )
 from stabviz.finetune.train.interrupt import Interrupt, StopRequested
@@ -57,6 +55,7 @@ from stabviz.finetune.train.telemetry import AttentionProbe, Telemetry
 from stabviz.finetune.train.tensorboard import TensorBoardLog
 from stabviz.methods.objective import Objective
 from stabviz.ops import SCHEDULES, loss_scale_state, update_loss_scale
+from stabviz.seeds import integer
 from stabviz.trace.log import MetricsLog
 
 SPIKE_WINDOW, SPIKE_HISTORY = 50, 20
@@ -318,7 +317,7 @@ class Training:
             if not count and processes.size == 1:
                 continue
             piece = {name: x.to(device, non_blocking=True) for name, x in piece.items()}
-            torch.manual_seed(_mixed(c.seed, position, m, processes.rank))
+            torch.manual_seed(integer(c.seed, "dropout", position, m, processes.rank))
             look = probe and m == 0 and not c.compile
             bare(self.model).measure = look
             share_of_total = count / total if total else 0.0
@@ -564,7 +563,7 @@ class Training:
                 "data_fingerprint": self.setup.fingerprint,
                 "torch": torch.__version__,
             }
-            write_atomically(c.out / "config.json", json.dumps(described, indent=2) + "\n")
+            write_atomically(c.out / "config.json", dumps(described, indent=2) + "\n")
             settings = {name: value for name, value in c.as_dict().items() if name not in MAY_CHANGE}
             kind = partial(TensorBoardLog, first_step=self.progress.attempts) if c.tensorboard else MetricsLog
             self.log = kind(
@@ -607,11 +606,11 @@ class Training:
 def _check_same(config: FinetuneConfig, fingerprint: str, force: bool) -> None:
     """Refuse a resume under other settings or on other data, unless forced."""
     try:
-        before = json.loads((config.out / "config.json").read_text(encoding="utf-8"))
+        before = loads((config.out / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"finetune: {config.out} holds no run to resume: config.json is missing") from None
     now = config.as_dict()
-    old = before["config"]
+    old = {name: as_number(value) for name, value in before["config"].items()}
     changed = [
         f"{k} was {old.get(k)!r}, is {v!r}" for k, v in now.items() if k not in MAY_CHANGE and old.get(k) != v
     ]
@@ -645,11 +644,6 @@ def _clear(config: FinetuneConfig) -> None:
     for path in there:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     config.out.mkdir(parents=True, exist_ok=True)
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed from several numbers, so that neighbours have nothing in common."""
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest(), "little")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

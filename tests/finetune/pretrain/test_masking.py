@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from stabviz.finetune.data.encode import row_generator
 from stabviz.finetune.pretrain.corpus import Document
 from stabviz.finetune.pretrain.masking import PretrainingRows, cut_passages, mask_pieces
+from stabviz.seeds import generator
 
 SPECIAL_IDS, MASK, VOCAB = [0, 1, 2, 3, 4], 4, 1009
 WORDS = [
@@ -35,7 +35,7 @@ def masked(n_rows, length=127, share=0.15):
         ids[0], ids[-1] = 2, 3
         now, label = mask_pieces(
             ids,
-            row_generator(0, 0, row),
+            generator(0, "row", 0, row),
             special_ids=SPECIAL_IDS,
             mask_id=MASK,
             vocab_size=VOCAB,
@@ -104,7 +104,7 @@ def test_mask_pieces_chooses_one_of_a_short_text_and_none_of_an_empty_one():
     for row in range(50):
         _, labels = mask_pieces(
             torch.tensor([2, 7, 3]),
-            row_generator(0, 0, row),
+            generator(0, "row", 0, row),
             special_ids=SPECIAL_IDS,
             mask_id=MASK,
             vocab_size=VOCAB,
@@ -112,7 +112,7 @@ def test_mask_pieces_chooses_one_of_a_short_text_and_none_of_an_empty_one():
         assert labels.tolist() == [-100, 7, -100]
     ids = torch.tensor([2, 3])
     now, labels = mask_pieces(
-        ids, row_generator(0, 0, 0), special_ids=SPECIAL_IDS, mask_id=MASK, vocab_size=VOCAB
+        ids, generator(0, "row", 0, 0), special_ids=SPECIAL_IDS, mask_id=MASK, vocab_size=VOCAB
     )
     assert torch.equal(now, ids)
     assert (labels == -100).all()
@@ -122,15 +122,6 @@ def test_mask_pieces_chooses_one_of_a_short_text_and_none_of_an_empty_one():
 def test_mask_pieces_refuses_a_share_outside_its_range(share):
     with pytest.raises(ValueError, match="share must be in"):
         masked(1, share=share)
-
-
-def test_row_generator_is_a_function_of_seed_epoch_and_row():
-    draws = {
-        key: torch.rand(3, generator=row_generator(*key)).tolist()
-        for key in [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
-    }
-    assert len({tuple(draw) for draw in draws.values()}) == 3
-    assert torch.rand(3, generator=row_generator(0, 1, 0)).tolist() == draws[0, 1, 0]
 
 
 def test_cut_passages_keeps_sentences_whole_and_within_the_room():

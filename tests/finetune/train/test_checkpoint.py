@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stabviz.files import replace_folder, write_atomically
 from stabviz.finetune.train import checkpoint
 from stabviz.finetune.train.checkpoint import (
     CheckpointError,
@@ -24,13 +25,11 @@ from stabviz.finetune.train.checkpoint import (
     newest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
-    replace_folder,
-    write_atomically,
     write_checkpoint,
 )
 
 WRITES = ("open", "write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
-"""Every call of os through which checkpoint.py changes the disk."""
+"""Every call of os through which checkpoint.py and files.py change the disk."""
 
 
 def content(step):
