@@ -20,9 +20,8 @@ def claim(statement: str, holds, *, measured) -> None:
     differ between machines into `measured` only. `measured` is a number, a text, a sequence, or a mapping
     of names to these.
 
-    Raises: ClaimFailed if `holds` is False or a measured number is NaN; ValueError if `holds` is not a
-    bool, or the
-            statement is empty or of several lines
+    Raises: ClaimFailed if `holds` is False or a measured number is NaN; ValueError if `holds` is not a bool,
+            or the statement is empty or of several lines
     Lesson: 00-start-here
 
     >>> claim("two is more than one", 2 > 1, measured={"two": 2.0, "one": 1.0})

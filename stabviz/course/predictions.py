@@ -6,7 +6,7 @@ import math
 import ipywidgets
 
 from stabviz.course import progress
-from stabviz.course.pages import STYLE, Page, rich
+from stabviz.course.widgets import STYLE, Page, rich
 
 
 class Prediction(Page):
@@ -20,9 +20,9 @@ class Prediction(Page):
         earlier = self.answer
         if earlier is not None:
             self._say(f"You said {_shown(earlier)}. You may change your mind before the run.")
-        asked = ipywidgets.HTMLMath(STYLE + f"<b>Predict.</b> {rich(question)}")
+        asking = ipywidgets.HTMLMath(STYLE + f"<b>Predict.</b> {rich(question)}")
         super().__init__(
-            ipywidgets.VBox([asked, field, ipywidgets.HBox([keep, self._line])]), f"Predict. {question}"
+            ipywidgets.VBox([asking, field, ipywidgets.HBox([keep, self._line])]), f"Predict. {question}"
         )
 
     @property
@@ -78,10 +78,10 @@ def reveal(name: str, measured, *, answer: str | None = None, unit: str = "", wh
     if entry is None:
         first, kind = "No prediction was kept for this one. It is worth making one before you read on.", ""
     else:
-        said = entry["answer"]
-        first = f"You predicted: {_shown(said, unit if answer is None else '')}."
-        kind = _judged(said, answer)
-        progress.try_to_record("predictions", name, answer=said, measured=shown)
+        predicted = entry["answer"]
+        first = f"You predicted: {_shown(predicted, unit if answer is None else '')}."
+        kind = _judged(predicted, answer)
+        progress.try_to_record("predictions", name, answer=predicted, measured=shown)
     lines = [rich(first), f"Measured: <b>{rich(shown)}</b>."]
     if answer is not None:
         lines.append(f"So the answer was: <b>{rich(answer)}</b>.")
@@ -91,10 +91,10 @@ def reveal(name: str, measured, *, answer: str | None = None, unit: str = "", wh
     return Page(ipywidgets.VBox([page]), f"Measured: {shown}.")
 
 
-def _judged(said, answer) -> str:
+def _judged(predicted, answer) -> str:
     if answer is None:
         return ""
-    return "stabviz-right" if said == answer else "stabviz-wrong"
+    return "stabviz-right" if predicted == answer else "stabviz-wrong"
 
 
 def _shown(value, unit: str = "") -> str:

@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 import ipywidgets
 
-from stabviz.course.pages import STYLE, Page, rich
 from stabviz.course.progress import try_to_record
+from stabviz.course.widgets import STYLE, Page, rich
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """Ask one thing with one right answer.
 
-    Raises: ValueError unless the options are different, the answer is one of them, and every answer is
-    explained Lesson: 00-start-here
+    Raises: ValueError unless the options differ, the answer is one of them, and every answer is explained
+    Lesson: 00-start-here
     """
 
     text: str
@@ -40,11 +40,11 @@ class Question:
 
 
 class Quiz(Page):
-    """Questions on the page. For a test: `choose(number, option)`, `said`, `right`."""
+    """Questions on the page. For a test: `choose(number, option)`, `explanations`, `right`."""
 
     def __init__(self, lesson: str, questions):
         self.lesson, self.questions = lesson, list(questions)
-        self.said = [""] * len(self.questions)
+        self.explanations = [""] * len(self.questions)
         self._fields = [ipywidgets.RadioButtons(options=list(q.options), value=None) for q in self.questions]
         self._notes = [ipywidgets.HTMLMath() for _ in self.questions]
         shown = [ipywidgets.HTML(STYLE)]
@@ -69,7 +69,7 @@ class Quiz(Page):
             return
         question = self.questions[number]
         kind = "right" if option == question.answer else "wrong"
-        self.said[number] = question.explain(option)
+        self.explanations[number] = question.explain(option)
         failed = try_to_record(
             "quizzes",
             self.lesson,
@@ -77,9 +77,8 @@ class Quiz(Page):
             asked=len(self.questions),
             answers=[field.value for field in self._fields],
         )
-        self._notes[
-            number
-        ].value = f'<div role="status" class="stabviz-{kind}">{rich(self.said[number])} {rich(failed)}</div>'
+        words = f"{rich(self.explanations[number])} {rich(failed)}"
+        self._notes[number].value = f'<div role="status" class="stabviz-{kind}">{words}</div>'
 
 
 def quiz(lesson: str, questions) -> Quiz:

@@ -1,5 +1,4 @@
-"""What is minimised. An objective is `objective(model, batch) -> loss, measured`; objectives wrap one
-another.
+"""What is minimised: `objective(model, batch) -> loss, measured`; objectives wrap one another.
 
 The loss is the MEAN over the targets of the (micro-)batch; the loop weights it by their number. `measured`
 holds detached scalars by signal name; a mean over targets likewise.

@@ -28,8 +28,7 @@ class LstmConfig:
 
 
 def init_lstm(config: LstmConfig, generator: Generator, init_scale: float = 1.0) -> dict[str, Tensor]:
-    """Draw the parameters; recurrent weights have standard deviation init_scale / sqrt(width), forget bias is
-    1.
+    """Draw the parameters: recurrent weights of standard deviation init_scale / sqrt(width), forget bias 1.
 
     Shapes: -> {name: float32 tensor}; "layer0.input.weight" (4 D, D), gates in torch's order: in, forget,
             cell, out

@@ -141,8 +141,7 @@ def transformer_logits(
     measure: bool = True,
     attend: Callable = scaled_dot_product_attention,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run the transformer on token ids; measured are the largest attention logit and the mean attention
-    entropy.
+    """Run the transformer on token ids; measure the largest attention logit and the mean attention entropy.
 
     Another `attend` is called as `scaled_dot_product_attention` is; it may return None for the measures.
 

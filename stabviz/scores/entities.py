@@ -1,6 +1,7 @@
 """Scores of tagged words, by whole entities."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 from nervaluate import Evaluator
 
@@ -27,22 +28,21 @@ def entity_scores(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     _check_tags(true, predicted)
     types = sorted({tag[2:] for tags in true + predicted for tag in tags if tag != "O"})
     found = Evaluator(true, predicted, tags=types, loader="list").evaluate()
-    every = found["overall"]["strict"]
     words = sum(map(len, true))
-    same = sum(
-        a == b for tags, said in zip(true, predicted, strict=True) for a, b in zip(tags, said, strict=True)
-    )
-    by_type = {name: found["entities"][name]["strict"] for name in types}
+    same = sum(a == b for a, b in zip(chain(*true), chain(*predicted), strict=True))
+    by_type = {name: _ratios(found["entities"][name]["strict"]) for name in types}
     scores = {
-        **precision_recall_f1(every.correct, every.actual, every.possible),
-        "by_type": {
-            name: precision_recall_f1(one.correct, one.actual, one.possible) for name, one in by_type.items()
-        },
+        **_ratios(found["overall"]["strict"]),
+        "by_type": by_type,
         "tag_accuracy": same / words if words else 0.0,
         "rows": len(true),
         "words": words,
     }
     return scores | {"failed": failed(scores, 0.0)}
+
+
+def _ratios(counts) -> dict:
+    return precision_recall_f1(counts.correct, counts.actual, counts.possible)
 
 
 def _check_tags(true, predicted) -> None:
@@ -51,13 +51,13 @@ def _check_tags(true, predicted) -> None:
             "entity_scores: predicted must hold the tags of as many sentences as true, one or more; "
             f"got {len(predicted)} and {len(true)}"
         )
-    for row, (tags, said) in enumerate(zip(true, predicted, strict=True)):
-        if len(tags) != len(said):
+    for row, (tags, answer) in enumerate(zip(true, predicted, strict=True)):
+        if len(tags) != len(answer):
             raise ValueError(
                 "entity_scores: predicted must hold one tag a word; "
-                f"got {len(said)} tags for {len(tags)} words in sentence {row}"
+                f"got {len(answer)} tags for {len(tags)} words in sentence {row}"
             )
-        for tag in tags + said:
+        for tag in tags + answer:
             if tag != "O" and not (tag[:2] in ("B-", "I-") and tag[2:]):
                 raise ValueError(
                     f"entity_scores: a tag must be O, B-TYPE or I-TYPE; got {tag!r} in sentence {row}"

@@ -1,6 +1,5 @@
 """Plots (Axes in, Axes out) and panels (knobs -> run -> live curves). Imports `stabviz.trace` only."""
 
-from stabviz.views.drawing import new_figure
 from stabviz.views.knobs import Choice, Knob
 from stabviz.views.panels import Panel, panel
 from stabviz.views.plots import (
@@ -13,6 +12,7 @@ from stabviz.views.plots import (
     plot_stability_map,
 )
 from stabviz.views.report import html_report
+from stabviz.views.style import new_figure
 from stabviz.views.svg import curve_points, figure_svg, show
 from stabviz.views.text import describe, table_of, text_table
 

@@ -19,8 +19,8 @@ class Knob:
     An int default makes an integer knob, a float default a real one: write 1.0 where you mean a real number.
 
     Units:  `unit` is shown beside the field, e.g. "nats"; leave it empty for a pure number
-    Raises: ValueError if the range is missing, empty, does not hold the default, or is not positive with
-    log=True Lesson: 00-start-here
+    Raises: ValueError if the range is missing or empty, leaves out the default, or is not positive with log
+    Lesson: 00-start-here
 
     >>> Knob("lr", 3e-3, low=1e-4, high=1.0, log=True).ends_and_middle()
     (0.0001, 0.01, 1.0)
@@ -72,6 +72,13 @@ class Knob:
         """Name for the reader."""
         return self.label or self.name.replace("_", " ")
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The range of a number."""
+        if self.low is None or self.high is None:
+            raise ValueError(f"Knob: {self.name!r} is a switch, which has no range")
+        return self.low, self.high
+
     def accept(self, value):
         """Return `value` in this knob's type, or say what it must be; never clip it."""
         if self.kind == "switch":
@@ -88,8 +95,9 @@ class Knob:
         """Return what a test of a panel tries: both ends and the middle (in decades with log=True)."""
         if self.kind == "switch":
             return (False, True)
-        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
-        return tuple(self.accept(self._tidy(value)) for value in (self.low, middle, self.high))
+        low, high = self.ends
+        middle = math.sqrt(low * high) if self.log else (low + high) / 2
+        return tuple(self.accept(self._tidy(value)) for value in (low, middle, high))
 
     def _tidy(self, value):
         """Round to what the learner can read, so that the number shown is the number used."""
@@ -194,17 +202,17 @@ class Control:
 
 
 def _number_and_slider(knob: Knob):
-    bounds = {"min": knob.low, "max": knob.high, "value": knob.default}
+    low, high = knob.ends
+    bounds = {"min": low, "max": high, "value": knob.default}
     if knob.kind == "integer" and not knob.log:
-        step = knob.step or max(1, round((knob.high - knob.low) / 40))
+        step = knob.step or max(1, round((high - low) / 40))
         number = ipywidgets.BoundedIntText(**bounds)
         return number, ipywidgets.IntSlider(**bounds, step=step, continuous_update=False, readout=False)
     if knob.log:
-        low, high = math.log10(knob.low), math.log10(knob.high)
         slider = ipywidgets.FloatLogSlider(
-            min=low,
-            max=high,
-            step=knob.step or (high - low) / 40,
+            min=math.log10(low),
+            max=math.log10(high),
+            step=knob.step or math.log10(high / low) / 40,
             base=10,
             value=knob.default,
             continuous_update=False,
@@ -212,7 +220,7 @@ def _number_and_slider(knob: Knob):
         )
         if knob.kind == "integer":
             return ipywidgets.BoundedIntText(**bounds), slider
-        return ipywidgets.BoundedFloatText(**bounds, step=float(f"{knob.low:.0e}")), slider
-    step = knob.step or float(f"{(knob.high - knob.low) / 40:.1g}")
+        return ipywidgets.BoundedFloatText(**bounds, step=float(f"{low:.0e}")), slider
+    step = knob.step or float(f"{(high - low) / 40:.1g}")
     number = ipywidgets.BoundedFloatText(**bounds, step=step)
     return number, ipywidgets.FloatSlider(**bounds, step=step, continuous_update=False, readout=False)

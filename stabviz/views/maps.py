@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from stabviz.trace import Trace, verdicts
-from stabviz.views.drawing import INK, group_runs, look, place_legend, style
+from stabviz.views.points import group_runs
+from stabviz.views.style import INK, curve_style, place_legend, style_axes
 
 VERDICT_LOOKS = {
     "healthy": ("#3f90da", "✓"),
@@ -37,7 +38,7 @@ def plot_stability_map(
     judged = [v.kind for v in verdicts(trace)]
     columns = [group.values[0] for group in group_runs(trace, x)]
     rows = [group.values[0] for group in group_runs(trace, y)]
-    look(axes, _knob_name(x), _knob_name(y), grid=False)
+    style_axes(axes, _knob_name(x), _knob_name(y), grid=False)
     for group in group_runs(trace, [x, y]):
         i, j = columns.index(group.values[0]), rows.index(group.values[1])
         _map_cell(axes, i, j, Counter(judged[r] for r in group.runs), f"cell-{group.key}")
@@ -76,7 +77,7 @@ def plot_attention(
     for name, words, size in (("queries", queries, L), ("keys", keys, M)):
         if words is not None and len(words) != size:
             raise ValueError(f"plot_attention: {name} must hold {size} names; got {len(words)}")
-    look(axes, "key position", "query position", grid=False)
+    style_axes(axes, "key position", "query position", grid=False)
     axes.set_facecolor("#eeeeee")
     allowed_LM = np.ones((L, M), bool) if mask_LM is None else np.asarray(mask_LM, bool)
     shown_LM = np.ma.masked_where(~allowed_LM | ~np.isfinite(weights_LM), weights_LM)
@@ -117,7 +118,7 @@ def plot_loss_surface(
     x_grid, y_grid = np.meshgrid(np.linspace(*x_range, 121), np.linspace(*y_range, 101))
     height = np.asarray(function(x_grid, y_grid), dtype=np.float64)
     height = np.log10(height - np.nanmin(height) + 1e-3 * np.nanstd(height) + 1e-300)
-    look(axes, "first parameter", "second parameter", grid=False)
+    style_axes(axes, "first parameter", "second parameter", grid=False)
     axes.contourf(x_grid, y_grid, height, levels=14, cmap="Greys", alpha=0.3)
     axes.contour(x_grid, y_grid, height, levels=14, colors="#999999", linewidths=0.5)
     for index, (name, path) in enumerate(paths.items()):
@@ -167,10 +168,10 @@ def _draw_path(axes, name: str, path, index: int, x_range, y_range) -> None:
     shown = path[:stop] if stop else np.clip(np.nan_to_num(path[:1]), (x_low, y_low), (x_high, y_high))
     left = stop < len(path)
     words = f"{name} (left the picture at step {stop})" if left else name
-    look_of = style(index)
+    line_style = curve_style(index)
     axes.plot(
         *shown.T,
-        **look_of,
+        **line_style,
         linewidth=1.6,
         marker=".",
         markersize=4,
@@ -185,7 +186,7 @@ def _draw_path(axes, name: str, path, index: int, x_range, y_range) -> None:
         markersize=9 if left else 11,
         linestyle="none",
         markeredgewidth=2 if left else 0.5,
-        color=look_of["color"],
+        color=line_style["color"],
         gid=f"end-{_id(name)}",
         zorder=5,
         clip_on=False,

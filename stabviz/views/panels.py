@@ -26,10 +26,10 @@ import ipywidgets
 import torch
 
 from stabviz.trace import Trace
-from stabviz.views.cores import release_after_each_cell, release_idle_threads
+from stabviz.views.idle_threads import release_after_each_cell, release_idle_threads
 from stabviz.views.knobs import Choice, Control, Knob
-from stabviz.views.looks import outcome, status_html, table_html, title_html
-from stabviz.views.pictures import Picture, draw_training, picture
+from stabviz.views.panel_figure import Picture, draw_training, picture
+from stabviz.views.panel_html import outcome_of, status_html, table_html, title_html
 from stabviz.views.text import table_of
 
 REDRAW_S = 0.3
@@ -56,8 +56,9 @@ def panel(
     gid. None draws loss and gradient norm on one step axis, with the clip threshold where a knob or the
     Trace's config is called "clip_norm".
 
-    Units:  height_px in CSS pixels at 720 wide; remember in number of complete Traces kept, the oldest go
-    first Raises: ValueError if two knobs share a name, or remember < 1 Lesson: 00-start-here
+    Units:  height_px in CSS pixels at 720 wide; remember in complete Traces kept, the oldest go first
+    Raises: ValueError if two knobs share a name, or remember < 1
+    Lesson: 00-start-here
     """
     return Panel(run, knobs, draw=draw, title=title, height_px=height_px, remember=remember)
 
@@ -76,21 +77,20 @@ class Panel:
             raise ValueError(f"panel: remember must be 1 or more; got {remember!r}")
         self._run, self._draw = run, draw or draw_training
         self._remember, self._height_px = remember, height_px
-        self._can_ask = "cancelled" in inspect.signature(run).parameters
+        self._takes_cancelled = "cancelled" in inspect.signature(run).parameters
         self.knobs = {knob.name: knob for knob in knobs}
         self.title = title
         self.trace: Trace | None = None
         self.error: BaseException | None = None
         self.status = "ready"
-        self._curves, self._places = {}, None
-        self._known: OrderedDict[tuple, Picture] = OrderedDict()
+        self._curves, self._axes_positions = {}, None
+        self._finished: OrderedDict[tuple, Picture] = OrderedDict()
         self._changed = threading.Condition(threading.RLock())
         self._wanted, self._worker, self._generation, self._moved_at = None, None, 0, 0
         self._controls = {knob.name: Control(knob, self._moved) for knob in knobs}
         self._lay_out(title)
 
-    # What a learner's click or a test may ask for
-    # -------------------------------------------------------------
+    # What a learner's click or a test may do
 
     @property
     def values(self) -> dict:
@@ -116,9 +116,9 @@ class Panel:
         """Cancel the run under way; what has been drawn stays."""
         with self._changed:
             if self._worker is not None:
-                self._generation += 1
+                self._generation += 1  # the run under way sees that it is no longer wanted
                 self._wanted = None
-                self._say("cancelled")
+                self._set_status("cancelled")
 
     def wait(self, timeout_s: float = 60.0) -> None:
         """Wait until nothing runs; raise the exception of the last run, if it had one.
@@ -155,22 +155,22 @@ class Panel:
             raise
 
     # The worker
-    # ------------------------------------------------------------------------------------------------
 
     def _moved(self) -> None:
         with self._changed:
             self._generation += 1
             self._moved_at = time.monotonic()
+            # ipykernel finds the cell that output belongs to in the context: the worker has none of its own
             self._wanted = (self._generation, self.values, contextvars.copy_context())
-            self._say("running")
-            if self._worker is None:
+            self._set_status("running")
+            if self._worker is None:  # a daemon: a kernel that stops does not wait for models to train
                 self._worker = threading.Thread(target=self._work, name="stabviz-panel", daemon=True)
                 self._worker.start()
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                if self._wanted is None:
+                if self._wanted is None:  # under the lock: a move that comes now starts a new worker
                     self._worker = None
                     self._changed.notify_all()
                     return
@@ -183,31 +183,33 @@ class Panel:
                     if self._generation == generation:
                         self.error = error
                         self._picture.add_class("stabviz-old")  # what is drawn belongs to other values
-                        self._say(f"error: {type(error).__name__}: {error}")
+                        self._set_status(f"error: {type(error).__name__}: {error}")
 
     def _compute(self, generation: int, values: dict) -> None:
         key = tuple(sorted(values.items(), key=lambda item: item[0]))
         with _TURNS.wanted_by(self):
-            if key in self._known:
-                self._known.move_to_end(key)
-                self._show(generation, self._known[key])
-                self._say(outcome(self._known[key].trace, "from memory"), generation)
+            if key in self._finished:
+                self._finished.move_to_end(key)
+                self._show(generation, self._finished[key])
+                self._set_status(outcome_of(self._finished[key].trace, "from memory"), generation)
                 return
             started_s = time.monotonic()
-            complete = self._follow(generation, values)
+            complete = self._run_and_draw(generation, values)
             if complete is not None:
-                self._known[key] = complete
-                while len(self._known) > self._remember:
-                    self._known.popitem(last=False)
-                self._say(outcome(complete.trace, f"{time.monotonic() - started_s:.1f} s"), generation)
+                self._finished[key] = complete
+                while len(self._finished) > self._remember:
+                    self._finished.popitem(last=False)
+                self._set_status(
+                    outcome_of(complete.trace, f"{time.monotonic() - started_s:.1f} s"), generation
+                )
 
-    def _follow(self, generation: int, values: dict) -> Picture | None:
+    def _run_and_draw(self, generation: int, values: dict) -> Picture | None:
         """Run to the end and draw on the way; return the last picture, or None if it is no longer wanted."""
 
         def cancelled():
             return self._generation != generation
 
-        stream = self._run(**values, **({"cancelled": cancelled} if self._can_ask else {}))
+        stream = self._run(**values, **({"cancelled": cancelled} if self._takes_cancelled else {}))
         stream = iter([stream] if isinstance(stream, Trace) else stream)
         trace, next_drawing_s = None, 0.0
         try:
@@ -222,10 +224,10 @@ class Panel:
                     trace = _checked(newer)
                     if time.monotonic() >= next_drawing_s:
                         before_s = time.monotonic()
-                        self._show(generation, self._picture_of(trace, values, self._places))
+                        self._show(generation, self._picture_of(trace, values, self._axes_positions))
                         cost_s = time.monotonic() - before_s
                         next_drawing_s = before_s + max(REDRAW_S, cost_s / DRAW_SHARE)
-                        self._say(_progress(trace, values), generation)
+                        self._set_status(_progress(trace, values), generation)
             if cancelled():
                 return None
             if trace is None:
@@ -238,25 +240,28 @@ class Panel:
             if hasattr(stream, "close"):
                 stream.close()
 
-    def _picture_of(self, trace: Trace, values: dict, places: tuple | None) -> Picture:
-        return picture(self._draw, trace, values, self._height_px, places)
+    def _picture_of(self, trace: Trace, values: dict, positions: tuple | None) -> Picture:
+        return picture(self._draw, trace, values, self._height_px, positions)
 
     def _show(self, generation: int, shown: Picture) -> None:
         with self._changed:
             if self._generation == generation:
-                self.trace, self._curves, self._places = shown.trace, shown.curves, shown.places
+                self.trace, self._curves, self._axes_positions = (
+                    shown.trace,
+                    shown.curves,
+                    shown.axes_positions,
+                )
                 self._picture.value = shown.svg
                 self._picture.remove_class("stabviz-old")
-                self._tell_table()
+                self._update_table()
 
-    def _say(self, status: str, generation: int | None = None) -> None:
+    def _set_status(self, status: str, generation: int | None = None) -> None:
         with self._changed:
             if generation is None or generation == self._generation:
                 self.status = status
                 self._status.value = status_html(status)
 
     # What is on the page
-    # ---------------------------------------------------------------------------------------
 
     def _lay_out(self, title: str) -> None:
         self._picture = ipywidgets.HTML(layout={"height": f"{self._height_px}px"})
@@ -268,9 +273,9 @@ class Panel:
         reset.on_click(lambda _: self.reset())
         stop = ipywidgets.Button(description="Stop", tooltip="Stop the run under way")
         stop.on_click(lambda _: self.stop())
-        self._wants_table = ipywidgets.ToggleButton(description="Table", tooltip="Show a text table")
-        self._wants_table.observe(lambda _: self._tell_table(), names="value")
-        buttons = ipywidgets.HBox([reset, stop, self._wants_table, self._status])
+        self._table_button = ipywidgets.ToggleButton(description="Table", tooltip="Show a text table")
+        self._table_button.observe(lambda _: self._update_table(), names="value")
+        buttons = ipywidgets.HBox([reset, stop, self._table_button, self._status])
         buttons.add_class("stabviz-buttons")
         controls = [control.box for control in self._controls.values()]
         self.widget = ipywidgets.VBox(
@@ -278,11 +283,11 @@ class Panel:
         )
         self.widget.add_class("stabviz-panel")
 
-    def _tell_table(self) -> None:
+    def _update_table(self) -> None:
         with self._changed:
-            if self._wants_table.value and self.trace is not None:
+            if self._table_button.value and self.trace is not None:
                 self._table.value = table_html(table_of(self.trace), self.trace.table())
-            self._table.layout.display = None if self._wants_table.value else "none"
+            self._table.layout.display = None if self._table_button.value else "none"
 
 
 class _Turns:

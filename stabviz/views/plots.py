@@ -10,33 +10,35 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from stabviz.trace import Trace, lr_sensitivity, signal_of
-from stabviz.views.drawing import (
-    INK,
+from stabviz.views.maps import plot_attention, plot_loss_surface, plot_stability_map
+from stabviz.views.points import (
     Group,
     group_runs,
-    is_finite,
-    level,
-    log_axis,
-    look,
     measured_columns,
-    non_finite_marks,
-    place_legend,
     quantiles,
     running_median,
-    style,
-    task_levels,
     thin,
     thin_band,
 )
-from stabviz.views.maps import plot_attention, plot_loss_surface, plot_stability_map
 from stabviz.views.scales import (
     keep_marks_inside,
     mark_non_finite,
+    mark_run,
     needs_log,
     or_gap,
     set_limits,
     set_step_axis,
     unit_label,
+)
+from stabviz.views.style import (
+    clip_levels,
+    curve_style,
+    is_finite,
+    log_axis,
+    place_legend,
+    ring,
+    style_axes,
+    task_levels,
 )
 
 __all__ = [
@@ -78,7 +80,7 @@ def plot_loss_fan(
     >>> curve_points(figure, "curve-loss_nats-all")[1].tolist()
     [4.0, 2.5]
     """
-    look(axes, "step", unit_label(trace, signal))
+    style_axes(axes, "step", unit_label(trace, signal))
     is_loss = signal == "loss_nats"
     log = is_loss and needs_log(trace[signal])
     floor = trace.config.get("floor_nats") if floor is None else floor
@@ -107,13 +109,11 @@ def plot_gradient_norm(
     Raises: ValueError if clip_norm is not above 0
     Lesson: 04-gradient-clipping
     """
-    look(axes, "step", signal_of(signal).axis_label)
+    style_axes(axes, "step", signal_of(signal).axis_label)
     clip_norm = trace.config.get("clip_norm") if clip_norm is None else clip_norm
     if is_finite(clip_norm) and clip_norm <= 0:
         raise ValueError(f"plot_gradient_norm: clip_norm must be above 0 (inf = off); got {clip_norm!r}")
-    levels = [float(clip_norm)] if is_finite(clip_norm) else []
-    for value in levels:
-        level(axes, value, f"clip at {value:.3g}", gid="level-clip", colour=INK)
+    levels = clip_levels(axes, [clip_norm])
     _draw_fan(axes, trace, signal, group_runs(trace, by), levels, log=True)
     if legend:
         place_legend(axes)
@@ -142,7 +142,7 @@ def plot_lr_curve(
     lr_R = trace.labels("lr").astype(float)
     start_R = trace[signal][:, 0].astype(np.float64)
     cap = float(np.median(start_R[np.isfinite(start_R)])) if np.isfinite(start_R).any() else 1.0
-    look(axes, "learning rate", f"final {unit_label(trace, signal)}")
+    style_axes(axes, "learning rate", f"final {unit_label(trace, signal)}")
     axes.set_xscale("log")
     if signal == "loss_nats":
         task_levels(axes, trace, chance, floor, left=True)
@@ -177,7 +177,7 @@ def plot_layer_norms(
             f"plot_layer_norms: signal must be recorded by layer as '{signal}/<layer>'; "
             f"got {sorted(trace.signals)}"
         )
-    look(axes, "step", signal_of(signal).axis_label)
+    style_axes(axes, "step", signal_of(signal).axis_label)
     axes.set_yscale("log", nonpositive="mask")
     runs = list(range(trace.n_runs)) if run is None else [run]
     for index, name in enumerate(names):
@@ -185,11 +185,9 @@ def plot_layer_norms(
         median_S = or_gap(quantiles(values_RS, [0.5])[0])
         x, y = thin(steps, running_median(median_S, median_of, gaps=True))
         label = name.partition("/")[2].replace("$", r"\$")  # a layer's name is text, not a formula
-        axes.plot(x, y, **style(index), linewidth=1.6, label=label, gid=f"curve-{name}")
+        axes.plot(x, y, **curve_style(index), linewidth=1.6, label=label, gid=f"curve-{name}")
         for r in runs:
-            mark_non_finite(
-                axes, non_finite_marks(trace, r, name), style(index)["color"], f"nonfinite-{name}-{r}"
-            )
+            mark_run(axes, trace, r, name, curve_style(index)["color"])
     set_step_axis(axes, trace)
     log_axis(axes)
     keep_marks_inside(axes)
@@ -204,16 +202,14 @@ def _draw_fan(
     axes.set_yscale("log" if log else "linear")
     bands = []
     for index, group in enumerate(groups):
-        look_of = style(index)
+        line_style = curve_style(index)
         runs = list(group.runs)
         steps, values_RS = measured_columns(trace, signal, runs)
         if len(groups) == 1 and 1 < len(runs) <= 16:
-            for r, values_S in zip(
-                runs, values_RS, strict=True
-            ):  # with one group there is room for each spike
+            for r, values_S in zip(runs, values_RS, strict=True):  # one group: there is room for each spike
                 axes.plot(
                     *thin(steps, or_gap(values_S)),
-                    color=look_of["color"],
+                    color=line_style["color"],
                     alpha=0.35,
                     linewidth=0.7,
                     gid=f"run-{signal}-{r}",
@@ -224,7 +220,7 @@ def _draw_fan(
         marker = "o" if len(steps) == 1 else None
         axes.plot(
             *thin(steps, or_gap(median_S)),
-            **look_of,
+            **line_style,
             linewidth=1.8,
             marker=marker,
             markersize=4,
@@ -233,9 +229,7 @@ def _draw_fan(
             zorder=3,
         )
         for r in runs:
-            mark_non_finite(
-                axes, non_finite_marks(trace, r, signal), look_of["color"], f"nonfinite-{signal}-{r}"
-            )
+            mark_run(axes, trace, r, signal, line_style["color"])
     set_step_axis(axes, trace)
     set_limits(axes, [edge for *_, low_S, high_S in bands for edge in (low_S, high_S)], levels)
     for index, group, steps, low_S, high_S in bands:
@@ -245,7 +239,7 @@ def _draw_fan(
             x,
             np.minimum(low, top),
             np.minimum(high, top),
-            color=style(index)["color"],
+            color=curve_style(index)["color"],
             alpha=0.16,
             linewidth=0,
             gid=f"band-{signal}-{group.key}",
@@ -273,12 +267,14 @@ def _lr_group(axes, group: Group, index: int, lr_R, final_R, cap: float, signal:
     low, median, high = np.minimum(np.where(np.isfinite(spread), spread, cap), cap).T
     name = "" if group.name == "all runs" else group.name
     if len(lrs) > 1:
-        name += f"{', ' if name else ''}LR sensitivity {lr_sensitivity(lrs, median, cap):.2g}"
-    look_of = style(index)
+        name += (
+            f"{', ' if name else ''}LR sensitivity {lr_sensitivity(lrs.tolist(), median.tolist(), cap):.2g}"
+        )
+    line_style = curve_style(index)
     axes.plot(
         lrs,
         median,
-        **look_of,
+        **line_style,
         linewidth=1.8,
         marker="o",
         markersize=4.5,
@@ -286,19 +282,10 @@ def _lr_group(axes, group: Group, index: int, lr_R, final_R, cap: float, signal:
         gid=f"curve-{signal}-final-{group.key}",
         zorder=3,
     )
-    axes.vlines(lrs, low, high, color=look_of["color"], alpha=0.45, linewidth=3)
+    axes.vlines(lrs, low, high, color=line_style["color"], alpha=0.45, linewidth=3)
     best = int(np.argmin(median))
-    axes.plot(
-        lrs[best],
-        median[best],
-        marker="o",
-        markersize=10,
-        markerfacecolor="none",
-        color=look_of["color"],
-        gid=f"best-{group.key}",
-        zorder=4,
-    )
+    ring(axes, lrs[best], median[best], line_style["color"], f"best-{group.key}")
     # a touch above the initial loss is a run that learned nothing, not one that was thrown out
     lost = [(lr, cap) for lr, final in zip(lrs, finals, strict=True) if not np.all(final <= 1.05 * abs(cap))]
     if lost:
-        mark_non_finite(axes, lost, look_of["color"], f"nonfinite-{signal}-final-{group.key}")
+        mark_non_finite(axes, lost, line_style["color"], f"nonfinite-{signal}-final-{group.key}")

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stabviz.trace import Trace, Verdict, verdict
-from stabviz.views.drawing import COLOURS, LINE_STYLES, WATCHED
+from stabviz.views.points import WATCHED
 from stabviz.views.report_figures import EVENT_MARKERS, ReportFigure, marker_kind, report_figures
 from stabviz.views.report_tables import (
     SCORES,
@@ -21,6 +21,7 @@ from stabviz.views.report_tables import (
     score_tables,
     setting_tables,
 )
+from stabviz.views.style import COLOURS, LINE_STYLES
 from stabviz.views.svg import figure_svg
 
 _PAGES = Environment(
@@ -103,7 +104,13 @@ def _card(name: str, judged: Verdict | None, diagnosis) -> dict[str, Any]:
     look = _LOOK_OF_VERDICT.get(kind, "")
     if look == "good" and diagnosis is not None and diagnosis.kind != "healthy":
         look = "warn"
-    card = {"name": name, "look": look, "kind": kind + _at(step), "evidence": evidence, "diagnosis": None}
+    card: dict[str, Any] = {
+        "name": name,
+        "look": look,
+        "kind": kind + _at(step),
+        "evidence": evidence,
+        "diagnosis": None,
+    }
     if diagnosis is not None:
         card["diagnosis"] = {
             "kind": diagnosis.kind.replace("_", " "),

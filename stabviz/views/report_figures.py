@@ -7,36 +7,34 @@ line style r in every picture, so that one legend serves a page. Nothing here kn
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stabviz.trace import Trace, signal_of
-from stabviz.views.drawing import (
-    INK,
-    WATCHED,
-    is_finite,
-    level,
-    log_axis,
-    look,
-    measured_columns,
-    new_figure,
-    non_finite_marks,
-    place_legend,
-    running_median,
-    style,
-    thin,
-)
 from stabviz.views.plots import plot_layer_norms
+from stabviz.views.points import WATCHED, measured_columns, running_median, thin
 from stabviz.views.scales import (
     keep_marks_inside,
-    mark_non_finite,
+    mark_run,
     needs_log,
     or_gap,
     set_limits,
     set_step_axis,
     unit_label,
+)
+from stabviz.views.style import (
+    INK,
+    clip_levels,
+    curve_style,
+    is_finite,
+    log_axis,
+    new_figure,
+    place_legend,
+    ring,
+    style_axes,
 )
 
 SMOOTHED_ABOVE = 40
@@ -71,8 +69,7 @@ class ReportFigure:
 
 
 def report_figures(traces: Sequence[Trace], names: Sequence[str]) -> list[ReportFigure]:
-    """Draw what the runs measured, in the order of a training step; a signal that nobody measured has no
-    picture.
+    """Draw what the runs measured, in the order of a training step; without what nobody measured.
 
     Raises: ValueError if a Trace holds several runs
     """
@@ -82,46 +79,28 @@ def report_figures(traces: Sequence[Trace], names: Sequence[str]) -> list[Report
                 f"report_figures: each Trace must hold one run, see Trace.take; "
                 f"got {trace.n_runs} in {name!r}"
             )
-    found = []
+    figures = []
     if _known(traces, "loss_nats"):
-        found.append(_figure("Loss", plot_learning, traces, finding=_loss_finding(traces, names), wide=True))
-    if _known(traces, "validation_score"):
-        found.append(
-            _figure(
-                "Score of the evaluations",
-                plot_runs,
-                traces,
-                signal="validation_score",
-                best=True,
-                finding=_finding(traces, names, "validation_score"),
-            )
+        figures.append(
+            _figure("Loss", plot_learning, traces, finding=_loss_finding(traces, names), wide=True)
         )
+    if _known(traces, signal := "validation_score"):
+        finding = _finding(traces, names, signal)
+        title = "Score of the evaluations"
+        figures.append(_figure(title, plot_runs, traces, signal=signal, best=True, finding=finding))
     if _known(traces, "grad_norm_preclip"):
-        found.append(
-            _figure(
-                "Gradient norm before clipping", _gradient, traces, finding=_gradient_finding(traces, names)
-            )
-        )
+        finding = _gradient_finding(traces, names)
+        figures.append(_figure("Gradient norm before clipping", _gradient, traces, finding=finding))
     for signal, (title, log, smooth) in SMALL.items():
         if _known(traces, signal):
-            found.append(
-                _figure(
-                    title,
-                    plot_runs,
-                    traces,
-                    signal=signal,
-                    log=log,
-                    smooth=smooth,
-                    finding=_finding(traces, names, signal),
-                )
-            )
+            options: dict[str, Any] = {"signal": signal, "log": log, "smooth": smooth}
+            finding = _finding(traces, names, signal)
+            figures.append(_figure(title, plot_runs, traces, finding=finding, **options))
     layered = [r for r, trace in enumerate(traces) if layers_of(trace)]
     for r in layered[:MOST_LAYER_PICTURES]:
-        of = f": {names[r]}" if len(traces) > 1 else ""
-        found.append(
-            _figure(f"Gradient norm by layer{of}", _layers, traces[r], finding=_layer_finding(traces[r]))
-        )
-    return found
+        title = f"Gradient norm by layer{f': {names[r]}' if len(traces) > 1 else ''}"
+        figures.append(_figure(title, _layers, traces[r], finding=_layer_finding(traces[r])))
+    return figures
 
 
 def layers_of(trace: Trace) -> list[str]:
@@ -149,7 +128,7 @@ def plot_runs(
 
     Lesson: 11-classification
     """
-    look(axes, "step", unit_label(traces[0], signal))
+    style_axes(axes, "step", unit_label(traces[0], signal))
     axes.set_yscale("log" if log else "linear")
     for r, trace in enumerate(traces):
         if signal not in trace:
@@ -158,16 +137,7 @@ def plot_runs(
         steps, values_S = _points(trace, signal)
         if best and np.isfinite(values_S).any():
             at = int(np.nanargmax(values_S))
-            axes.plot(
-                steps[at],
-                values_S[at],
-                marker="o",
-                markersize=10,
-                markerfacecolor="none",
-                color=style(r)["color"],
-                gid=f"best-{signal}-{r}",
-                zorder=4,
-            )
+            ring(axes, steps[at], values_S[at], curve_style(r)["color"], f"best-{signal}-{r}")
     _finish(axes, traces, log=log, levels=levels)
     return axes
 
@@ -177,7 +147,7 @@ def plot_learning(axes: Axes, traces: Sequence[Trace]) -> Axes:
 
     Lesson: 11-classification
     """
-    look(axes, "step", unit_label(traces[0], "loss_nats"))
+    style_axes(axes, "step", unit_label(traces[0], "loss_nats"))
     log = any(needs_log(trace["loss_nats"]) for trace in traces if "loss_nats" in trace)
     axes.set_yscale("log" if log else "linear")
     for r, trace in enumerate(traces):
@@ -187,7 +157,7 @@ def plot_learning(axes: Axes, traces: Sequence[Trace]) -> Axes:
             steps, values_S = _points(trace, "validation_loss_nats")
             axes.plot(
                 *thin(steps, values_S),
-                color=style(r)["color"],
+                color=curve_style(r)["color"],
                 linestyle=(0, (1, 1.2)),
                 linewidth=1.6,
                 marker="o",
@@ -219,7 +189,7 @@ def mark_events(axes: Axes, traces: Sequence[Trace]) -> Axes:
                     marker=marker,
                     markersize=8,
                     clip_on=False,
-                    color=style(r)["color"],
+                    color=curve_style(r)["color"],
                     markeredgecolor=INK,
                     markeredgewidth=0.6,
                     zorder=6,
@@ -231,12 +201,12 @@ def mark_events(axes: Axes, traces: Sequence[Trace]) -> Axes:
 
 def _draw_run(axes, trace, r, signal, smooth, *, labelled: bool = False):
     steps, values_S = _points(trace, signal)
-    look_of = style(r)
+    line_style = curve_style(r)
     width = _width(len(steps)) if smooth else 1
     if width > 1:
         axes.plot(
             *thin(steps, values_S),
-            color=look_of["color"],
+            color=line_style["color"],
             linewidth=0.8,
             alpha=0.4,
             gid=f"curve-{signal}-{r}",
@@ -244,7 +214,7 @@ def _draw_run(axes, trace, r, signal, smooth, *, labelled: bool = False):
         )
         axes.plot(
             *thin(steps, running_median(values_S, width, gaps=True)),
-            **look_of,
+            **line_style,
             linewidth=1.8,
             zorder=3,
             gid=f"smooth-{signal}-{r}",
@@ -253,7 +223,7 @@ def _draw_run(axes, trace, r, signal, smooth, *, labelled: bool = False):
     else:
         axes.plot(
             *thin(steps, values_S),
-            **look_of,
+            **line_style,
             linewidth=1.5,
             marker="o" if len(steps) <= MOST_DOTS else None,
             markersize=3.5,
@@ -261,16 +231,11 @@ def _draw_run(axes, trace, r, signal, smooth, *, labelled: bool = False):
             label="training" if labelled else None,
             zorder=3,
         )
-    mark_non_finite(axes, non_finite_marks(trace, 0, signal), look_of["color"], f"nonfinite-{signal}-{r}")
+    mark_run(axes, trace, 0, signal, line_style["color"], number=r)
 
 
 def _gradient(axes: Axes, traces: Sequence[Trace]) -> None:
-    clips = [trace.config.get("clip_norm") for trace in traces]
-    levels = sorted(
-        {float(clip) for clip in clips if isinstance(clip, int | float) and is_finite(clip) and clip > 0}
-    )
-    for value in levels:
-        level(axes, value, f"clip at {value:.3g}", gid="level-clip", colour=INK)
+    levels = clip_levels(axes, [trace.config.get("clip_norm") for trace in traces])
     plot_runs(axes, traces, signal="grad_norm_preclip", log=True, levels=levels, smooth=True)
     mark_events(axes, traces)
 
@@ -279,7 +244,9 @@ def _layers(axes: Axes, trace: Trace) -> None:
     width = _width(trace.n_steps)
     plot_layer_norms(axes, trace, run=0, median_of=width)
     if width > 1:
-        axes.get_legend().set_title(f"median of {width} steps")
+        legend = axes.get_legend()
+        assert legend is not None, "plot_layer_norms places one"
+        legend.set_title(f"median of {width} steps")
 
 
 def _width(n_steps: int) -> int:
@@ -347,8 +314,10 @@ def _finding(traces, names, signal, *, label: str | None = None, lowest: bool = 
     label = label[:1].upper() + label[1:]
     ends = {}
     for name, trace in zip(names, traces, strict=True):
-        alive = np.flatnonzero(np.isfinite(trace[signal][0])) if signal in trace else []
-        if len(alive):
+        if signal not in trace:
+            continue
+        alive = np.flatnonzero(np.isfinite(trace[signal][0]))
+        if alive.size:
             ends[name] = trace.steps[alive], trace[signal][0][alive].astype(np.float64)
     words = _one(*next(iter(ends.values())), lowest) if len(traces) == 1 else _several(ends, len(traces))
     for name, trace in zip(names, traces, strict=True):
@@ -369,7 +338,7 @@ def _one(steps, values, lowest) -> str:
 
 def _several(ends, n_runs) -> str:
     last = {name: float(values[-1]) for name, (_, values) in ends.items()}
-    low, high = min(last, key=last.get), max(last, key=last.get)
+    low, high = min(last, key=last.__getitem__), max(last, key=last.__getitem__)
     first = np.median([values[0] for _, values in ends.values()])
     of = f"{len(last)} of {n_runs} runs" if len(last) < n_runs else f"{n_runs} runs"
     words = f"median of {of} {first:.3g} at first, {np.median(list(last.values())):.3g} at last"
@@ -383,7 +352,7 @@ def _layer_finding(trace) -> str:
     for layer in layers_of(trace):
         values_S = trace[f"grad_norm_preclip/{layer}"][0]
         norms[layer] = float(np.median(values_S[np.isfinite(values_S)]))
-    top, low = max(norms, key=norms.get), min(norms, key=norms.get)
+    top, low = max(norms, key=norms.__getitem__), min(norms, key=norms.__getitem__)
     words = (
         f"Median gradient norm by layer: largest in {top}, {norms[top]:.3g}; "
         f"smallest in {low}, {norms[low]:.3g}"

@@ -4,14 +4,14 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from stabviz.trace import Trace, signal_of
+from stabviz.views.points import non_finite_marks
 
 LOG_SCALE_ABOVE = 3.0
 """A loss that rises to this many times its first value is drawn on a log axis: an axis cut would hide it."""
 
 
 def set_limits(axes: Axes, edges=(), levels=()) -> None:
-    """Set the y axis to the lines, the `edges` of bands yet to be drawn, and levels: nothing finite is cut
-    off."""
+    """Set the y axis to lines, `edges` of bands yet to be drawn, and levels: nothing finite is cut."""
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines]
     finite = np.concatenate([*drawn, *edges, np.array(levels, float)])
     finite = finite[np.isfinite(finite) & ((finite > 0) | (axes.get_yscale() == "linear"))]
@@ -28,12 +28,12 @@ def set_limits(axes: Axes, edges=(), levels=()) -> None:
 
 def set_step_axis(axes: Axes, *traces: Trace) -> None:
     """Span the whole run, also while it grows: an axis that moves with the data cannot be read."""
-    traces = [trace for trace in traces if trace.n_steps]
-    if not traces:
+    begun = [trace for trace in traces if trace.n_steps]
+    if not begun:
         return
-    planned = [trace.config.get("steps") for trace in traces]
-    first = min(int(trace.steps[0]) for trace in traces)
-    last = max([int(trace.steps[-1]) for trace in traces] + [n - 1 for n in planned if type(n) is int])
+    planned = [trace.config.get("steps") for trace in begun]
+    first = min(int(trace.steps[0]) for trace in begun)
+    last = max([int(trace.steps[-1]) for trace in begun] + [n - 1 for n in planned if type(n) is int])
     room = max(0.01 * (last - first), 0.5)
     axes.set_xlim(first - room, last + room)
 
@@ -54,6 +54,12 @@ def mark_non_finite(axes: Axes, marks: list[tuple[float, float]], colour: str, g
             zorder=5,
             clip_on=False,
         )
+
+
+def mark_run(axes: Axes, trace: Trace, run: int, signal: str, colour: str, number: int | None = None) -> None:
+    """Mark where a run's signal becomes non-finite; `number` is its gid's where each Trace is one run."""
+    gid = f"nonfinite-{signal}-{run if number is None else number}"
+    mark_non_finite(axes, non_finite_marks(trace, run, signal), colour, gid)
 
 
 def keep_marks_inside(axes: Axes) -> None:

@@ -6,6 +6,7 @@ import html
 import io
 import re
 import threading
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 DRAWING = threading.RLock()
 """Held while anything is drawn: fonts and settings of matplotlib are shared by all threads."""
 
-_SETTINGS = {"svg.hashsalt": "stabviz", "svg.fonttype": "path"}
+_SETTINGS: Any = {"svg.hashsalt": "stabviz", "svg.fonttype": "path"}
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -43,8 +44,7 @@ def figure_svg(figure: Figure, label: str, *, prefix: str | None = None) -> str:
 
 
 class Shown:
-    """A drawn figure that JupyterLab shows even in an untrusted notebook: an <img> whose alt text is the
-    finding."""
+    """A drawn figure as an <img>, which JupyterLab shows in an untrusted notebook too; alt is the finding."""
 
     def __init__(self, svg: str, label: str):
         self.svg, self.label = svg, label
@@ -77,14 +77,14 @@ def curve_points(drawing: Figure | str, gid: str) -> tuple[np.ndarray, np.ndarra
     Raises: KeyError with the known gids if there is no such curve
     """
     if isinstance(drawing, Figure):
-        lines = {line.get_gid(): line for axes in drawing.axes for line in axes.lines if line.get_gid()}
-        if gid not in lines:
+        lines = {line.get_gid() or "": line for axes in drawing.axes for line in axes.lines}
+        if not gid or gid not in lines:
             raise KeyError(f"curve_points: gid must be one of {sorted(lines)}; got {gid!r}")
         return np.asarray(lines[gid].get_xdata(), float), np.asarray(lines[gid].get_ydata(), float)
     known = re.findall(r'data-gid="([^"]*)"', drawing)
     start = drawing.find(f'data-gid="{html.escape(gid)}"')
     if start < 0:
         raise KeyError(f"curve_points: gid must be one of {sorted(set(known))}; got {gid!r}")
-    path = re.search(r'<path d="([^"]*)"', drawing[start:]).group(1)
+    path = drawing[start:].partition('<path d="')[2].partition('"')[0]
     numbers = np.array([float(n) for n in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", path)]).reshape(-1, 2)
     return numbers[:, 0], numbers[:, 1]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stabviz.trace import Trace, signal_of, verdicts
-from stabviz.views.drawing import group_runs, quantiles
+from stabviz.views.points import group_runs, quantiles
 
 
 def table_of(trace: Trace, *, by: str | Sequence[str] | None = None, signal: str = "loss_nats") -> list[dict]:
@@ -22,16 +22,15 @@ def table_of(trace: Trace, *, by: str | Sequence[str] | None = None, signal: str
     >>> [(row["lr"], row["final median"], row["verdicts"]) for row in table_of(trace, by="lr")]
     [(0.001, 2.0, 'healthy 1'), (0.01, 3.0, 'healthy 1')]
     """
-    judged = verdicts(trace) if "loss_nats" in trace and trace.n_steps else []
+    judged = verdicts(trace) if "loss_nats" in trace and trace.n_steps else None
     groups = group_runs(trace, by)
     keys = [pair.split("=")[0] for pair in groups[0].name.split(", ")] if groups[0].values else []
     final_R = trace.final(signal)
     rows = []
     for group in groups:
         low, median, high = quantiles(final_R[list(group.runs), None], [0.1, 0.5, 0.9])[:, 0].tolist()
-        kinds = Counter(judged[r].kind for r in group.runs) if judged else {}
-        dead = [trace.non_finite_step(r) for r in group.runs]
-        dead = [step for step in dead if step is not None]
+        kinds = Counter(judged[r].kind for r in group.runs if judged)
+        dead = [step for r in group.runs if (step := trace.non_finite_step(r)) is not None]
         rows.append(
             {
                 **dict(zip(keys, group.values, strict=True)),
@@ -56,9 +55,9 @@ def text_table(rows: Sequence[dict], *, most: int = 40) -> str:
     """
     if not rows:
         return "(no rows)"
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [keys] + [[_cell(row.get(key)) for key in keys] for row in rows[:most]]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]
+    keys, cells = table_cells(rows[:most])
+    cells = [keys, *cells]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     words = [any(isinstance(row.get(key), str) for row in rows) for key in keys]
     lines = [
         "  ".join(
@@ -109,6 +108,12 @@ def _ends(trace: Trace, signal: str) -> tuple[float, float] | None:
         if alive.size:
             pairs.append((float(alive[0]), float(alive[-1])))
     return tuple(np.median(pairs, axis=0).tolist()) if pairs else None
+
+
+def table_cells(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Return a table's columns and its cells in words: floats to four digits, "-" where a row has none."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return keys, [[_cell(row.get(key)) for key in keys] for row in rows]
 
 
 def _cell(value) -> str:

@@ -84,14 +84,14 @@ QUESTIONS = [
 
 def test_quiz_tells_nothing_before_a_choice_and_explains_each_after_it():
     asked = quiz("00", QUESTIONS)
-    assert asked.said == ["", "", ""]
+    assert asked.explanations == ["", "", ""]
     assert "It bounds" not in str(asked.widget.get_state()) + asked._words
     asked.choose(0, "speed")
-    assert asked.said[0] == "Not this one. No: it costs time."
+    assert asked.explanations[0] == "Not this one. No: it costs time."
     asked.choose(0, "spikes")
-    assert asked.said[0] == "Yes. It bounds a step."
+    assert asked.explanations[0] == "Yes. It bounds a step."
     asked.choose(2, "yes")
-    assert asked.said[2] == "Not this one. Every comparison with NaN is false."
+    assert asked.explanations[2] == "Not this one. Every comparison with NaN is false."
     assert asked.right == 1
     kept = load()["quizzes"]["00"]
     assert (kept["right"], kept["asked"], kept["answers"]) == (1, 3, ["spikes", None, "yes"])

@@ -10,7 +10,7 @@ import torch
 from stabviz.trace import Trace
 from stabviz.views import Choice, Knob, panel
 from stabviz.views import panels as panels_module
-from stabviz.views.pictures import draw_training
+from stabviz.views.panel_figure import draw_training
 
 LOSS, NORM = "curve-loss_nats-all", "curve-grad_norm_preclip-all"
 N_RUNS, N_STEPS = 3, 11
@@ -453,7 +453,7 @@ def test_table_shows_on_demand_and_follows_the_run():
     shown.set(lr=0.5)
     shown.wait()
     assert shown._table.layout.display == "none"
-    shown._wants_table.value = True
+    shown._table_button.value = True
     assert shown._table.layout.display is None
     assert shown._table.value.count("<tr>") == 1 + 1 + 1 + N_RUNS
     before = shown._table.value

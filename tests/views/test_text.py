@@ -61,6 +61,13 @@ def test_table_of_has_a_row_per_group_with_quantiles_and_verdicts():
     assert high["first non-finite step"] == 31
 
 
+def test_a_trace_without_a_loss_has_a_table_and_a_description():
+    trace = Trace(steps=range(2), signals={"lr": [[0.5, 0.25]]}, runs=[{"seed": 0}])
+    (row,) = table_of(trace, signal="lr")
+    assert (row["final median"], row["verdicts"]) == (0.25, "")
+    assert describe(trace, signal="lr") == "Learning rate of 1 run falls from 0.5 to 0.25 by step 1."
+
+
 def test_text_table_aligns_and_says_what_it_leaves_out():
     assert text_table([]) == "(no rows)"
     assert text_table([{"a": 1, "bb": None}, {"a": 22, "c": "x"}]).splitlines() == [

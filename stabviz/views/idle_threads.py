@@ -18,15 +18,13 @@ _SOFT = 1
 
 
 def release_idle_threads(*_) -> bool:
-    """Free the calling thread's OpenMP pool; False where the runtime does not offer it (nothing is lost
-    then)."""
+    """Free the calling thread's OpenMP pool; False where the runtime does not offer it: nothing is lost."""
     pause = _pause_function()
     return pause is not None and pause(_SOFT) == 0
 
 
 def release_after_each_cell() -> None:
-    """Ask IPython, where there is one, to release the main thread's pool after every cell. Asking twice is
-    once."""
+    """Have IPython, where it runs, release the main thread's pool after every cell; twice is once."""
     try:
         from IPython import get_ipython
     except ImportError:

@@ -1,4 +1,4 @@
-"""The picture in a panel: a Trace and a drawing function become SVG, and curves for a test."""
+"""The figure of a panel: a Trace and a drawing function become SVG, and curves for a test."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from stabviz.trace import Trace
-from stabviz.views.drawing import new_figure
 from stabviz.views.plots import plot_gradient_norm, plot_loss_fan
+from stabviz.views.style import new_figure
 from stabviz.views.svg import DRAWING, figure_svg
 from stabviz.views.text import describe
 
@@ -22,23 +22,23 @@ class Picture:
     svg: str
     curves: dict
     """{gid: (x, y)} of every curve that has a gid."""
-    places: tuple
+    axes_positions: tuple
     """Where the axes stand, as shares of the figure."""
 
 
-def picture(draw, trace: Trace, values: dict, height_px: int, places: tuple | None = None) -> Picture:
+def picture(draw, trace: Trace, values: dict, height_px: int, positions: tuple | None = None) -> Picture:
     """Draw one Trace.
 
     To work out where axes stand takes longer than to draw them (140 of 250 ms for the default picture), so a
-    growing run is drawn at the `places` of an earlier picture of the same panel.
+    growing run is drawn at the `positions` of an earlier picture of the same panel.
     """
     with DRAWING:
         figure = new_figure(WIDTH_PX, height_px)
         sentence = draw(figure, trace, values)
-        if places is not None and len(places) == len(figure.axes):
+        if positions is not None and len(positions) == len(figure.axes):
             figure.set_layout_engine("none")
-            for axes, place in zip(figure.axes, places, strict=True):
-                axes.set_position(place)
+            for axes, position in zip(figure.axes, positions, strict=True):
+                axes.set_position(position)
         curves = {
             line.get_gid(): (np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float))
             for axes in figure.axes
@@ -46,12 +46,12 @@ def picture(draw, trace: Trace, values: dict, height_px: int, places: tuple | No
             if line.get_gid()
         }
         svg = figure_svg(figure, sentence or describe(trace))
-        places = tuple(axes.get_position().bounds for axes in figure.axes)
-    return Picture(trace=trace, svg=svg, curves=curves, places=places)
+        positions = tuple(axes.get_position().bounds for axes in figure.axes)
+    return Picture(trace=trace, svg=svg, curves=curves, axes_positions=positions)
 
 
 def draw_training(figure: Figure, trace: Trace, values: dict) -> str:
-    """Draw loss above gradient norm on one step axis; the clip threshold where one is set."""
+    """Draw loss above gradient norm on one step axis, and the clip threshold where one is set."""
     if "grad_norm_preclip" not in trace:
         plot_loss_fan(figure.subplots(), trace)
         return describe(trace)

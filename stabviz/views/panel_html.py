@@ -1,8 +1,9 @@
-"""How a panel looks: style sheet, status line, text table. Text in the page's colours, pictures on white."""
+"""The HTML of a panel: style sheet, status line, text table. Text in the page's colours, figures on white."""
 
 import html
 
 from stabviz.trace import Trace
+from stabviz.views.text import table_cells
 
 STYLE = """<style>
 .stabviz-panel { max-width: 760px; border: 1px solid var(--jp-border-color2, #ccc); border-radius: 4px;
@@ -47,9 +48,9 @@ def status_html(status: str) -> str:
     return f'<span role="status" class="stabviz-status stabviz-{kind}">{html.escape(status)}</span>'
 
 
-def outcome(trace: Trace, note: str) -> str:
+def outcome_of(trace: Trace, note: str) -> str:
     """Return what the status line says of a complete Trace."""
-    ended = {}
+    ended: dict[int, int] = {}
     for event in trace.events:
         if event["kind"] == "non_finite":
             ended.setdefault(event["run"], event["step"])
@@ -71,16 +72,10 @@ def table_html(groups: list[dict], runs: list[dict]) -> str:
 def _rows_html(rows: list[dict], most: int = 64) -> str:
     if not rows:
         return ""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys, lines = table_cells(rows[:most])
     head = "".join(f'<th scope="col">{html.escape(key.replace("_", " "))}</th>' for key in keys)
     body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(row.get(key))}</td>" for key in keys) + "</tr>" for row in rows[:most]
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines
     )
     more = f"<p>and {len(rows) - most} more</p>" if len(rows) > most else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
-
-
-def _cell(value) -> str:
-    if value is None:
-        return "-"
-    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stabviz.views import cores
+from stabviz.views import idle_threads
 
 needs_threads = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or (os.cpu_count() or 1) < 2 or cores._pause_function() is None,
+    not sys.platform.startswith("linux")
+    or (os.cpu_count() or 1) < 2
+    or idle_threads._pause_function() is None,
     reason="needs Linux, two cores and an OpenMP runtime that can pause",
 )
 
@@ -31,7 +33,7 @@ def test_release_frees_the_pool_of_the_calling_thread_and_the_next_operation_bri
         for _ in range(2):
             assert (x @ x + x)[0, 0] == 501
             counts.append(threads() - before)
-            assert cores.release_idle_threads() is True
+            assert idle_threads.release_idle_threads() is True
             counts.append(threads() - before)
 
     used = torch.get_num_threads()
@@ -50,13 +52,13 @@ def test_release_is_asked_for_once_and_does_nothing_outside_ipython(monkeypatch)
         callbacks={"post_run_cell": registered}, register=lambda name, function: registered.append(function)
     )
     monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(events=events))
-    cores.release_after_each_cell()
-    cores.release_after_each_cell()
-    assert registered == [cores.release_idle_threads]
+    idle_threads.release_after_each_cell()
+    idle_threads.release_after_each_cell()
+    assert registered == [idle_threads.release_idle_threads]
     monkeypatch.setattr("IPython.get_ipython", lambda: None)
-    cores.release_after_each_cell()
+    idle_threads.release_after_each_cell()
 
 
 def test_a_runtime_that_cannot_pause_is_no_error(monkeypatch):
-    monkeypatch.setattr(cores, "_pause_function", lambda: None)
-    assert cores.release_idle_threads() is False
+    monkeypatch.setattr(idle_threads, "_pause_function", lambda: None)
+    assert idle_threads.release_idle_threads() is False
