@@ -168,6 +168,21 @@ def assign(tensor: Tensor, value: Tensor) -> None:
     tensor.copy_(value)
 
 
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return every weight and buffer that is kept, whole and on the CPU: all processes must call."""
+    model = bare(model)
+    kept = model.state_dict(keep_vars=True)
+    tensors = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in kept}
+    return {name: whole(tensor.detach()).cpu() for name, tensor in tensors.items()}
+
+
+def load_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Overwrite the weights and buffers with what `whole_weights` returned."""
+    here = dict(bare(model).named_parameters()) | dict(bare(model).named_buffers())
+    for name, value in saved.items():
+        assign(here[name].data, value)
+
+
 def _device(name: str, local_rank: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,7 +17,10 @@ from stabviz.finetune.data.splits import Splits, read_splits
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation, evaluate, predict_logits
 from stabviz.finetune.train.interrupt import Interrupt
-from stabviz.finetune.train.loop import Progress, Setup, autocast, train
+from stabviz.finetune.train.loop import train
+from stabviz.finetune.train.micro_batches import autocast
+from stabviz.finetune.train.progress import Progress
+from stabviz.finetune.train.setup import Setup
 from stabviz.methods.objective import cross_entropy_objective
 from stabviz.models.bert_files import write_bert_folder
 from stabviz.models.bert_module import Bert

@@ -130,6 +130,16 @@ def find_spikes(
     return found
 
 
+def median_and_deviation(values_SW) -> tuple[np.ndarray, np.ndarray]:
+    """Return the median and the robust deviation (1.4826 x median absolute deviation) of each window.
+
+    Shapes: values_SW (S, W), NaN for what is missing -> median_S, deviation_S (S,), NaN where fewer than
+            SPIKE_HISTORY values are there
+    """
+    median_S = _median_without_nan(values_SW)
+    return median_S, _MAD_TO_SIGMA * _median_without_nan(np.abs(values_SW - median_S[:, None]))
+
+
 def verdict(trace: Trace, run: int, *, floor: float | None = None, chance: float | None = None) -> Verdict:
     """Judge one run by the rules at the head of this module.
 
@@ -328,12 +338,13 @@ def _robust_deviation(before_SW):
     slope_S = _median_without_nan(before_SW[:, lag:] - before_SW[:, :-lag]) / lag
     fall_S = np.minimum(np.nan_to_num(slope_S), 0.0)
     level_SW = before_SW - fall_S[:, None] * (np.arange(window) - (window - 1) / 2)
-    level_SW -= _median_without_nan(level_SW)[:, None]
-    return _MAD_TO_SIGMA * _median_without_nan(np.abs(level_SW))
+    return median_and_deviation(level_SW)[1]
 
 
 def _median_without_nan(values_SW):
     """np.nanmedian by row without its Python loop; NaN where fewer than SPIKE_HISTORY are left."""
+    if values_SW.shape[1] < SPIKE_HISTORY:
+        return np.full(len(values_SW), np.nan)
     sorted_SW = np.sort(values_SW, axis=1)  # NaN goes last
     count_S = np.isfinite(values_SW).sum(axis=1)
     row_S = np.arange(len(values_SW))

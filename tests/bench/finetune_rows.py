@@ -211,7 +211,7 @@ def saving_rows(folder: Path):
         start = time.perf_counter()
         training.save()
         writes.append(time.perf_counter() - start)
-        path, _ = newest_checkpoint(training.checkpoints)
+        path, _ = newest_checkpoint(training.folder.checkpoints)
         start = time.perf_counter()
         read_checkpoint(path)
         reads.append(time.perf_counter() - start)

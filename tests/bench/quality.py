@@ -19,7 +19,7 @@ from stabviz.finetune.data.splits import read_splits
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import evaluate
 from stabviz.finetune.run import finetune
-from stabviz.finetune.train.loop import autocast
+from stabviz.finetune.train.micro_batches import autocast
 from stabviz.models.pretrained import load_tokenizer
 from stabviz.scores import spread
 from tests.bench.table import device

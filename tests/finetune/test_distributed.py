@@ -30,8 +30,10 @@ from stabviz.finetune.distributed import ProcessGroup, bare, local, share, whole
 from stabviz.finetune.evaluation import evaluate
 from stabviz.finetune.run import build_model
 from stabviz.finetune.train.checkpoint import newest_checkpoint, read_checkpoint
+from stabviz.finetune.train.guard import TrainingFailed
 from stabviz.finetune.train.interrupt import Interrupt
-from stabviz.finetune.train.loop import Setup, Training, TrainingFailed
+from stabviz.finetune.train.loop import Training
+from stabviz.finetune.train.setup import Setup
 from stabviz.methods.objective import cross_entropy_objective
 from stabviz.models.pretrained import load_tokenizer
 from stabviz.trace.log import read_metrics
@@ -196,7 +198,7 @@ FAULTS = {
     "failing": lambda: {planned(p)[1]: lambda loss: loss * math.nan for p in (3, 4)},
 }
 SCENARIOS = {
-    "classes": {"micro_batch": 3},  # pieces of 3 and 1 rows here, of 3 there
+    "classes": {"micro_batch": 3},  # micro-batches of 3 and 1 rows here, of 3 there
     "tags": {"kind": "tags", "batch": 4, "micro_batch": 1},
     "nan": {"faults": "nan", "micro_batch": 2},
     "spike": {"faults": "spike", "steps": 28},

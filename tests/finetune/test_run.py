@@ -18,7 +18,7 @@ from stabviz.finetune.run import (
     load_outcome,
     predict,
 )
-from stabviz.finetune.train import checkpoint, loop
+from stabviz.finetune.train import checkpoint, run_folder
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.models.pretrained import load_tokenizer
 from stabviz.trace.readers import from_tensorboard
@@ -167,7 +167,7 @@ def test_a_request_at_the_end_of_a_seed_ends_the_series(config, monkeypatch):
             interrupt.ask()
         return write(*args, **options)
 
-    monkeypatch.setattr(loop, "prune_checkpoints", ask_at_the_end)
+    monkeypatch.setattr(run_folder, "prune_checkpoints", ask_at_the_end)
     outcomes, nothing = finetune_seeds(config.replace(seeds=2, save_every=0), interrupt=interrupt)
     assert (len(outcomes), nothing) == (1, None)
     assert outcomes[0].finished

@@ -97,6 +97,11 @@ def count_targets(batch: dict[str, Tensor]) -> int:
     return int((batch["labels"] != IGNORED).sum())
 
 
+def row_indices(rows: Tensor) -> list[int]:
+    """Return the indices of a batch's rows; packed ones stand several in a line, filled up with -1."""
+    return [index for index in rows.flatten().tolist() if index >= 0]
+
+
 def pack(rows: list[dict[str, Any]], *, max_length: int, pad_id: int) -> dict[str, Tensor]:
     """Put several rows with a label for each piece into one, each blind to the others; longest first, first
     fit.

@@ -12,7 +12,7 @@ import transformers
 
 from stabviz.finetune.pretrain.config import PretrainConfig
 from stabviz.finetune.pretrain.corpus import Document
-from stabviz.finetune.train.loop import Progress
+from stabviz.finetune.train.progress import Progress
 from stabviz.trace import Trace
 
 _SOURCES = {

@@ -25,7 +25,10 @@ from stabviz.finetune.pretrain.config import PretrainConfig
 from stabviz.finetune.pretrain.corpus import Document, pretraining_documents, train_tokenizer
 from stabviz.finetune.pretrain.masking import PretrainingRows
 from stabviz.finetune.train.interrupt import Interrupt
-from stabviz.finetune.train.loop import Progress, Setup, autocast, train
+from stabviz.finetune.train.loop import train
+from stabviz.finetune.train.micro_batches import autocast
+from stabviz.finetune.train.progress import Progress
+from stabviz.finetune.train.setup import Setup
 from stabviz.methods.objective import model_inputs
 from stabviz.ops import cross_entropy
 from stabviz.seeds import integer

@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 from stabviz.finetune.train.interrupt import Interrupt
-from stabviz.finetune.train.loop import Setup, train
+from stabviz.finetune.train.loop import train
+from stabviz.finetune.train.setup import Setup
 from stabviz.trace import Trace
 from stabviz.trace.log import read_metrics
 

@@ -165,8 +165,21 @@ class FusedAdamW:
         return state["exp_avg"], state["exp_avg_sq"], state["step"]
 
 
-OPTIMIZERS = {"adamw": AdamW, "adamw_fused": FusedAdamW}
+OPTIMIZERS: dict[str, type[AdamW] | type[FusedAdamW]] = {"adamw": AdamW, "adamw_fused": FusedAdamW}
 _SAVED = ("first_moment", "second_moment", "step")
+
+
+def drop_gradients(parameters: list[Parameter]) -> None:
+    """Forget the gradients, and give back their memory."""
+    for p in parameters:
+        p.tensor.grad = None
+
+
+def is_untouched(optimizer: AdamW | FusedAdamW, updates: int) -> bool:
+    """Tell whether a step that failed had changed nothing yet: every step count is still at `updates`."""
+    return all(
+        float(optimizer.moments(p)[2]) == updates for p in optimizer.parameters if p.tensor.grad is not None
+    )
 
 
 def save_moments(optimizer: AdamW | FusedAdamW) -> dict[str, Tensor]:
@@ -235,6 +248,15 @@ class WeightAverage:
             kept = local(p.tensor.data).clone()
             local(p.tensor.data).copy_(local(self.averages[p.name]))
             local(self.averages[p.name]).copy_(kept)
+
+    def whole(self) -> dict[str, Tensor]:
+        """Return the averages by name, gathered where they are shared out: all processes must call."""
+        return {name: whole(average) for name, average in self.averages.items()}
+
+    def load(self, saved: dict[str, Tensor]) -> None:
+        """Overwrite the averages with what `whole` returned."""
+        for name, value in saved.items():
+            assign(self.averages[name], value)
 
 
 def adam_direction(

@@ -17,8 +17,11 @@ from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import evaluate
 from stabviz.finetune.run import build_model
 from stabviz.finetune.train.checkpoint import newest_checkpoint, read_checkpoint
+from stabviz.finetune.train.guard import TrainingFailed
 from stabviz.finetune.train.interrupt import Interrupt
-from stabviz.finetune.train.loop import Setup, Training, TrainingFailed, train
+from stabviz.finetune.train.loop import Training, train
+from stabviz.finetune.train.optimizer import drop_gradients
+from stabviz.finetune.train.setup import Setup
 from stabviz.methods.objective import cross_entropy_objective
 from stabviz.trace.log import read_metrics
 
@@ -334,15 +337,15 @@ def test_accumulation_weights_by_the_targets_that_count(setup_of):
     training = Training(setup, resume=False, force=False)
     position, batch = training.next_batch(Interrupt())
     batch["labels"][1:4] = -100  # 1 target in the first half, 4 in the second
-    loss, measured, micro = training.accumulate(position, batch, probe=False)
-    assert measured["targets"] == 5
-    means = [float(value) for value, _ in micro]
-    assert float(loss) == pytest.approx((means[0] + 4 * means[1]) / 5, abs=1e-6)
+    done = training.micro_batches.accumulate(position, batch, training.progress, measure=False)
+    assert done.targets == 5
+    means = [float(value) for value, _ in done.micro_losses]
+    assert float(done.loss_nats) == pytest.approx((means[0] + 4 * means[1]) / 5, abs=1e-6)
     assert abs(means[0] - means[1]) > 1e-3  # or the two ways of averaging would agree
     gradient = {x.name: x.tensor.grad.clone() for x in training.parameters if x.tensor.grad is not None}
-    training.drop_gradients()
+    drop_gradients(training.parameters)
     training.progress.micro_batch = 8
-    training.accumulate(position, batch, probe=False)
+    training.micro_batches.accumulate(position, batch, training.progress, measure=False)
     for x in training.parameters:
         if x.tensor.grad is not None:
             torch.testing.assert_close(gradient[x.name], x.tensor.grad, rtol=1e-4, atol=1e-7)
@@ -352,10 +355,10 @@ def test_a_micro_batch_without_targets_counts_for_nothing_and_a_batch_without_th
     training = Training(setup_of(micro_batch=4), resume=False, force=False)
     position, batch = training.next_batch(Interrupt())
     batch["labels"][:4] = -100
-    loss, measured, _ = training.accumulate(position, batch, probe=False)
-    assert math.isfinite(float(loss))
-    assert measured["targets"] == 4
-    training.drop_gradients()
+    done = training.micro_batches.accumulate(position, batch, training.progress, measure=False)
+    assert math.isfinite(float(done.loss_nats))
+    assert done.targets == 4
+    drop_gradients(training.parameters)
     batch["labels"][:] = -100
     run_steps(training, 0)
     before = snapshot(training)

@@ -1,0 +1,194 @@
+"""The folder of a run: what it holds, whether a resume fits it, and the log that stays open while it trains.
+
+    config.json      settings, fingerprint of the data, version of torch
+    metrics.jsonl    the signals and events of every step      (tensorboard/ too, where that is asked for)
+    timings.jsonl    how long each step took: clocks differ from run to run, so they stand beside the log
+    checkpoints/     what a resume and a rewind go on from
+    best/            the model with the best score
+
+All processes have a RunFolder; the leading one alone opens the log and writes.
+"""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from stabviz.files import as_number, dumps, loads, replace_folder, write_atomically
+from stabviz.finetune.config import MAY_CHANGE
+from stabviz.finetune.distributed import bare
+from stabviz.finetune.train.checkpoint import (
+    check_room,
+    newest_checkpoint,
+    prune_checkpoints,
+    write_checkpoint,
+)
+from stabviz.finetune.train.optimizer import Parameter
+from stabviz.finetune.train.progress import Progress
+from stabviz.finetune.train.setup import Setup
+from stabviz.finetune.train.tensorboard import TensorBoardLog
+from stabviz.trace.log import MetricsLog
+
+_CONTENT = (
+    "config.json",
+    "metrics.jsonl",
+    "timings.jsonl",
+    "checkpoints",
+    "best",
+    "scores.json",
+    "report.html",
+    "tensorboard",
+)
+
+
+class RunFolder:
+    """Reads and writes the folder `config.out`."""
+
+    def __init__(self, setup: Setup):
+        self.config, self.fingerprint, self.save_model = setup.config, setup.fingerprint, setup.save_model
+        self.checkpoints = setup.config.out / "checkpoints"
+        self.log: MetricsLog | None = None
+        """Open in the leading process."""
+        self._timings: list[dict] = []
+
+    # Before the first step
+
+    def clear(self) -> None:
+        """Make the folder of a new run; one that holds a run is only cleared with `overwrite`."""
+        out = self.config.out
+        there = [out / name for name in _CONTENT if (out / name).exists()]
+        if there and not self.config.overwrite:
+            raise ValueError(
+                f"finetune: out must not hold a run already; {out} does. Resume it "
+                f"(python -m stabviz resume {out}), choose another folder, or --overwrite"
+            )
+        for path in there:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        out.mkdir(parents=True, exist_ok=True)
+
+    def check_room(self, model: nn.Module, parameters: list[Parameter]) -> None:
+        """Refuse a disk that cannot hold the checkpoints, before any time is spent."""
+        weights = 4 * sum(x.numel() for x in bare(model).parameters())
+        trained = 4 * sum(x.tensor.numel() for x in parameters)
+        checkpoint = weights + (3 if self.config.ema_decay else 2) * trained  # two moments, and an average
+        # one more than is kept, while the next is written; best/ likewise, with its successor
+        check_room(self.config.out, (self.config.keep + 1) * checkpoint + 2 * weights)
+
+    def to_resume(self, force: bool) -> Path:
+        """Return the newest whole checkpoint, after a look at whether the run is the same.
+
+        Raises: ValueError if there is none, or settings or data are others and `force` is off
+        """
+        self._check_same(force)
+        path, problems = newest_checkpoint(self.checkpoints)
+        for problem in problems:
+            print(f"passed over: {problem}")
+        if path is None:
+            raise ValueError(f"finetune: {self.checkpoints} holds no whole checkpoint to resume from")
+        return path
+
+    def _check_same(self, force: bool) -> None:
+        """Refuse a resume under other settings or on other data, unless forced."""
+        out = self.config.out
+        try:
+            before = loads((out / "config.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"finetune: {out} holds no run to resume: config.json is missing") from None
+        old = {name: as_number(value) for name, value in before["config"].items()}
+        changed = [
+            f"{name} was {old.get(name)!r}, is {value!r}"
+            for name, value in self.config.as_dict().items()
+            if name not in MAY_CHANGE and old.get(name) != value
+        ]
+        if before["data_fingerprint"] != self.fingerprint:
+            changed.append("the data are others")
+        if changed and not force:
+            raise ValueError(
+                f"finetune: a resume must have the settings of the run; {'; '.join(changed)}. "
+                "--force goes on all the same, and is no exact resume any more"
+            )
+
+    def open_log(self, attempts: int, keep_bytes: int | None) -> None:
+        """Write config.json, and open the log: a new one, or where a checkpoint at `attempts` left it."""
+        c = self.config
+        described = {"config": c.as_dict(), "data_fingerprint": self.fingerprint, "torch": torch.__version__}
+        write_atomically(c.out / "config.json", dumps(described, indent=2) + "\n")
+        # What may change from resume to resume is no part of the header: the same run, the same bytes.
+        settings = {name: value for name, value in c.as_dict().items() if name not in MAY_CHANGE}
+        settings["clip_norm"] = c.clip_norm
+        path = c.out / "metrics.jsonl"
+        if c.tensorboard:
+            self.log = TensorBoardLog(path, settings, keep_bytes=keep_bytes, first_step=attempts)
+        else:
+            self.log = MetricsLog(path, settings, keep_bytes=keep_bytes)
+
+    # While it trains
+
+    def event(self, step: int, kind: str, **details) -> None:
+        """Log what happened at a step and show it, so that whoever watches sees it at once."""
+        if self.log:
+            self.log.event(step, kind, **details)
+            self.log.flush()
+            if self.config.progress and kind != "overflow":  # fp16 overflows now and then by design
+                tqdm.write(
+                    f"step {step}: {kind}  " + "  ".join(f"{k} {shown(v)}" for k, v in details.items())
+                )
+
+    def evaluation(self, progress: Progress, values: dict[str, float]) -> None:
+        """Log the scores measured after the last step, and show the one that counts."""
+        if self.log:
+            self.log.evaluation(progress.attempts - 1, values)
+            self.log.flush()
+            if self.config.progress:
+                best = " (best)" if progress.best_at == progress.updates else ""
+                score = values["validation_score"]
+                tqdm.write(f"step {progress.updates}: validation score {score:.4f}{best}")
+
+    def time(self, step: int, batch: dict[str, Tensor], seconds: float) -> None:
+        """Keep how long a step took, and how much of it there was, until the next save."""
+        if self.log:
+            mask = batch["attention_mask"]
+            self._timings.append(
+                {
+                    "step": step,
+                    "ms": 1e3 * seconds,
+                    "rows": len(batch["rows"]),
+                    "tokens_padded": int(mask.shape[0] * mask.shape[-1]),
+                }
+            )
+
+    def save(self, tensors: dict[str, dict[str, Tensor]], progress: Progress) -> None:
+        """Write a checkpoint, and remove what is no longer needed; the leading process alone calls."""
+        assert self.log is not None
+        # The log goes to the disk first: the checkpoint counts on that many bytes of it.
+        state = {"progress": asdict(progress), "log_bytes": self.log.sync()}
+        write_checkpoint(self.checkpoints, progress.attempts, tensors, state)
+        prune_checkpoints(self.checkpoints, 1, also=progress.scheduled)
+        with open(self.config.out / "timings.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in self._timings)
+        self._timings = []
+
+    def keep_best(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        """Put a model in the place of the best one so far."""
+        replace_folder(self.config.out / "best", lambda folder: self.save_model(model, folder, weights))
+
+    def last_good(self) -> str:
+        """Say where a failed run can be taken up again."""
+        path, _ = newest_checkpoint(self.checkpoints)
+        return f"the last good checkpoint is {path}" if path else "there is no checkpoint"
+
+    def close(self) -> None:
+        """Close the log."""
+        if self.log:
+            self.log.close()
+
+
+def shown(value) -> str:
+    """Return a detail of an event in a few words: of many rows the first eight."""
+    if not isinstance(value, list):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return ", ".join(map(str, value[:8])) + (f" and {len(value) - 8} more" if len(value) > 8 else "")

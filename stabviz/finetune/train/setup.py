@@ -1,0 +1,38 @@
+"""What a run is made of."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.distributed import ProcessGroup
+from stabviz.finetune.evaluation import Evaluation
+from stabviz.methods.objective import Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a run is made of; `stabviz.finetune.run.prepare` makes it from a config."""
+
+    config: FinetuneConfig
+    processes: ProcessGroup
+    model: nn.Module
+    objective: Objective
+    rows: Dataset
+    """`rows[(epoch, index)]` is an encoded row; `rows.lengths` holds their lengths."""
+    collate: Callable[[list], dict[str, Tensor]]
+    evaluate: Callable[[nn.Module, Callable[[], None]], Evaluation]
+    """evaluate(model, check): calls check() between batches, which may raise StopRequested."""
+    save_model: Callable[[nn.Module, Path, dict[str, Tensor]], None]
+    """save_model(model, folder, whole weights): write what `model` of another run can name."""
+    fingerprint: str
+    """Of the data: a resume on other data is refused."""
+    row_numbers: Sequence[int] | None = None
+    """Number of each row in its file, by which people find it; None: rows are called by their index."""
+
+    def numbers(self, indices: list[int]) -> list[int]:
+        """Return the numbers by which people find these rows in the data."""
+        return indices if self.row_numbers is None else [self.row_numbers[i] for i in indices]
