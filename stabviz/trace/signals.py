@@ -50,7 +50,7 @@ _REGISTERED = (
         name="max_attention_logit",
         unit="",
         label="largest |attention logit|",
-        meaning="Largest |logit| before any cap, over layers, heads, allowed pairs (a real run: of 8 rows).",
+        meaning="Largest absolute attention logit over layers, heads, allowed pairs (a real run: of 8 rows).",
     ),
     Signal(
         name="attention_entropy",
@@ -105,6 +105,12 @@ _REGISTERED = (
         unit="",
         label="updates",
         meaning="Updates made before this step; a skipped step makes none, a rewind takes some back.",
+    ),
+    Signal(
+        name="held_out_loss_nats",
+        unit="nats",
+        label="held-out loss",
+        meaning="Cross-entropy after this step on the end of the corpus, which no batch is drawn from.",
     ),
     Signal(
         name="validation_loss_nats",

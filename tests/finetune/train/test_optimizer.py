@@ -90,8 +90,7 @@ def gradients(model, step):
     model.zero_grad()
     model(input_ids=ids, labels=ids[:, 0] % C).loss.backward()
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    clipped, norm = clip_by_global_norm(grads, SETTINGS["clip_norm"])
-    torch._foreach_copy_(grads, clipped)
+    _, norm = clip_by_global_norm(grads, SETTINGS["clip_norm"], out=grads)
     return float(norm)
 
 
