@@ -1,4 +1,4 @@
-# make lab · make test · make setup · make lessons [LESSON=03] · make bench · make clean
+# make lab · make test · make quick · make lint · make setup · make lessons [LESSON=03] · make bench · make clean
 #
 # PYTHON    which Python makes .venv (default: the first of the list below that is 3.11 or newer)
 # PIP_ARGS  more arguments for pip, e.g. the CPU wheels of torch on Linux; see "On a GPU" in README.md
@@ -13,7 +13,14 @@ LESSON ?=
 WORKERS ?= 2
 export PYTHONUTF8 := 1
 
-.PHONY: lab setup test lint doctor test-package test-notebooks test-browser lessons bench clean
+# What `make quick` leaves out of the package's tests: what trains, kills and resumes runs, starts commands or a browser,
+# or executes lessons. Measured with --durations, what stays is more than half of the tests in a small part of the time.
+SLOW := tests/browser tests/cli tests/lab tests/finetune/train tests/finetune/pretrain tests/finetune/test_*.py \
+  tests/trace/test_diagnosis.py tests/test_lesson_panels.py tests/test_lesson_build.py
+# The notebooks that are compared; `make quick` takes two short ones.
+NOTEBOOKS := notebooks
+
+.PHONY: lab setup test quick lint doctor test-fast test-package test-notebooks test-browser lessons bench clean
 .NOTPARALLEL:
 
 lab: $(STAMP)
@@ -35,8 +42,12 @@ $(STAMP): requirements.txt pyproject.toml
 
 test: lint doctor test-package test-notebooks test-browser
 
+quick: NOTEBOOKS := notebooks/02-cross-entropy.ipynb notebooks/06-infonce.ipynb
+quick: lint test-fast test-notebooks
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 doctor: $(STAMP)
 	$(BIN)/python -m stabviz doctor
@@ -48,9 +59,14 @@ test-package: $(STAMP)
 	  --ignore=tests/test_lesson_panels.py stabviz tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist load tests/test_lesson_panels.py
 
+test-fast: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile tests \
+	  $(patsubst %,--ignore-glob='%',$(SLOW))
+
 # Every stored output is compared, except where a cell says that it differs between machines.
 test-notebooks: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	  $(NOTEBOOKS)
 
 # One at a time: these measure how soon a curve appears.
 test-browser: $(STAMP)
@@ -63,4 +79,4 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.bench.run
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis test-results
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .mypy_cache test-results

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -60,13 +61,13 @@ def roots_imported_by(folder):
 
 
 # Optional in stabviz: the doctor asks Jupyter's client, which comes with ipykernel, where it is there;
-# TensorBoard's events are read where it is installed. IPython comes with ipywidgets.
+# TensorBoard's events are read where it is installed. IPython comes with ipywidgets, yaml with transformers.
 @pytest.mark.parametrize(
     ("folder", "declared", "comes_along"),
     [
         ("stabviz", PROJECT["dependencies"], {"jupyter_client", "IPython", "tensorboard"}),
         ("lessons", list(RANGES), set()),
-        ("tests", list(RANGES), {"jupyter_client", "IPython"}),
+        ("tests", list(RANGES), {"jupyter_client", "IPython", "yaml"}),
     ],
 )
 def test_whatever_is_imported_is_required(folder, declared, comes_along):
@@ -90,16 +91,107 @@ def test_a_wheel_would_hold_every_file_of_the_package():
     assert {path.name for path in declared} >= {"py.typed", "report.html"}
 
 
-def test_each_make_command_in_the_readme_is_a_target():
-    named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))
-    assert {"lab", "test"} <= named
-    assert named <= TARGETS
+PAGES = ["README.md", "CONTRIBUTING.md", ".github/workflows/test.yml"]
+PATH = re.compile(r"(?<![\w/.*-])(?:stabviz|tests|lessons|notebooks|data|\.ci|\.github)/[\w./*-]*[\w*/]")
 
 
-def test_each_stabviz_command_in_the_readme_is_one():
-    named = set(re.findall(r"python -m stabviz ([a-z]+)", (ROOT / "README.md").read_text()))
-    assert named
-    assert named <= {command.__name__.lower() for command in COMMANDS}
+def named_files(page):
+    """Yield each path that a page names, and the files that are there; NN and slug stand for any lesson's."""
+    for path in sorted(set(PATH.findall((ROOT / page).read_text()))):
+        yield path, list(ROOT.glob(path.rstrip("/").replace("NN", "[0-9][0-9]").replace("slug", "*")))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_file_that_a_page_names_is_there(page):
+    found = dict(named_files(page))
+    assert len(found) >= 2
+    assert [path for path, files in found.items() if not files] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_command_that_a_page_names_is_one(page):
+    text = (ROOT / page).read_text()
+    targets = set(re.findall(r"\bmake ([a-z-]+)", text))
+    assert "test" in targets
+    assert targets <= TARGETS
+    commands = {command.__name__.lower() for command in COMMANDS}
+    assert set(re.findall(r"python -m stabviz ([a-z]+)", text)) <= commands
+    modules = re.findall(r"python -m (tests[\w.]+)", text)
+    assert all((ROOT / module.replace(".", "/")).with_suffix(".py").exists() for module in modules)
+
+
+def test_the_readme_names_every_room():
+    tree = re.search(r"^    ops/ .*?\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL).group()
+    rooms = {path.parent.name for path in (ROOT / "stabviz").glob("*/__init__.py")}
+    assert set(re.findall(r"^    (\w+)/", tree, re.MULTILINE)) == rooms
+
+
+def test_where_do_i_find_names_what_stands_in_the_file():
+    """A row is: a concept, links to files, and names that one of the files defines or holds."""
+    table = (ROOT / "README.md").read_text().split("## Where do I find")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(rows) >= 12
+    for concept, places, names in rows:
+        paths = [ROOT / path for path in re.findall(r"\]\(([^)]+)\)", places)]
+        assert paths, concept
+        text = "".join(path.read_text() for path in paths if path.is_file())
+        missing = [name for name in re.findall(r"`([^`]+)`", names) if not re.search(rf"\b{name}\b", text)]
+        assert missing == [], f"{concept.strip()}: not in {places.strip()}"
+
+
+def test_ci_on_other_machines_runs_the_readmes_commands_on_each_python_that_is_promised():
+    job = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]
+    matrix = job["strategy"]["matrix"]
+    assert [system.split("-")[0] for system in matrix["os"]] == ["ubuntu", "macos", "windows"]
+    assert {"3.11", "3.12", "3.13"} <= set(matrix["python"])
+    assert all(version in SpecifierSet(PROJECT["requires-python"]) for version in matrix["python"])
+    ran = "\n".join(step.get("run", "") for step in job["steps"])
+    assert "make test" in ran
+    without_make = re.findall(
+        r"^    (pip install .*|python -m pytest .*)$", (ROOT / "README.md").read_text(), re.M
+    )
+    without_make += re.findall(r"^    (python -m pytest .*)$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    assert len(without_make) == 3
+    assert [command for command in without_make if command not in ran] == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github/ISSUE_TEMPLATE").iterdir()), ids=lambda path: path.stem
+)
+def test_an_issue_form_asks_for_something(path):
+    form = yaml.safe_load(path.read_text())
+    assert form.keys() >= {"name", "description", "body"}
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    assert len({field["id"] for field in fields}) == len(fields) >= 3
+    assert any(field.get("validations", {}).get("required") for field in fields)
+
+
+def test_hooks_are_local_and_run_what_is_pinned():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]
+    tools = {hook["entry"].split()[2] for hook in config["repos"][0]["hooks"]}
+    assert tools == {"ruff", "pytest"}
+    assert tools <= set(PINS)
+
+
+def test_the_citation_has_the_version_of_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["cff-version"], citation["version"]) == ("1.2.0", PROJECT["version"])
+    assert citation["license"] == PROJECT["license"]
+    assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_quick_runs_a_part_of_what_test_runs():
+    said = subprocess.run(
+        ["make", "-n", "-o", ".venv/.installed", "quick"], cwd=ROOT, capture_output=True, text=True
+    )
+    words = said.stdout.replace("\\\n", " ").split()
+    assert {"check", "--check"} <= set(words)
+    named = [
+        word for word in words if word.startswith(("tests/", "notebooks/")) and not word.endswith(".cfg")
+    ]
+    assert len([word for word in named if word.startswith("notebooks/")]) == 2
+    assert [word for word in named if not (ROOT / word).exists()] == []
 
 
 def test_ci_runs_make_test_and_is_valid_bash():

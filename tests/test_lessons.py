@@ -183,7 +183,7 @@ def test_links_of_lesson_resolve(path):
     assert link_problems(prose(read_lesson(path)), notebook_path(path)) == []
 
 
-@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *ROOT.glob("data/**/*.md")]), ids=str)
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("data/**/*.md")]), ids=str)
 def test_links_of_text_resolve(page):
     assert link_problems(page.read_text(), page) == []
 
