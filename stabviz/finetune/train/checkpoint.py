@@ -77,7 +77,7 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tenso
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """Return the newest complete and undamaged checkpoint, and one line for each newer one that was passed
     over."""
-    passed_over = []
+    passed_over: list[str] = []
     for path in _candidates(Path(folder)):
         try:
             _verified(path)
@@ -126,7 +126,7 @@ def prune_checkpoints(folder: Path, keep: int, also: Collection[int] = ()) -> li
         for path in _candidates(folder, unfinished=False):
             if n_whole < keep:
                 n_whole += _is_whole(path)
-            elif int(_STEP.fullmatch(path.name)[1]) not in also:
+            elif (named := _STEP.fullmatch(path.name)) and int(named[1]) not in also:
                 _remove(path)
                 removed.append(path)
     return removed

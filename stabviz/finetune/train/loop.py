@@ -45,7 +45,7 @@ from stabviz.finetune.train.progress import Progress
 from stabviz.finetune.train.run_folder import RunFolder, shown
 from stabviz.finetune.train.setup import Setup
 from stabviz.finetune.train.telemetry import Telemetry
-from stabviz.ops import SCHEDULES
+from stabviz.ops import SCHEDULES, clip_scale
 
 
 def train(
@@ -174,7 +174,7 @@ class Training:
         p.position = position + 1
         if outcome == "good":
             if norm > c.clip_norm:
-                torch._foreach_mul_(grads, c.clip_norm / norm)
+                torch._foreach_mul_(grads, clip_scale(norms[0], c.clip_norm))
             if due:
                 measured["param_norm"] = self.telemetry.param_norms()
             self.update(lr)

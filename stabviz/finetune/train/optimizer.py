@@ -257,14 +257,3 @@ class WeightAverage:
         """Overwrite the averages with what `whole` returned."""
         for name, value in saved.items():
             assign(self.averages[name], value)
-
-
-def adam_direction(
-    first: Tensor, second: Tensor, count: Tensor, config: FinetuneConfig
-) -> tuple[Tensor, Tensor]:
-    """Return Adam's update over lr, and the second moment that it was divided by (corrected where config says
-    so)."""
-    if not config.bias_correction:
-        return first / (second.sqrt() + config.eps), second
-    corrected = second / (1 - config.beta2**count)
-    return first / (1 - config.beta1**count) / (corrected.sqrt() + config.eps), corrected

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.data.loader import Rows
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation
 from stabviz.methods.objective import Objective
@@ -21,7 +21,7 @@ class Setup:
     processes: ProcessGroup
     model: nn.Module
     objective: Objective
-    rows: Dataset
+    rows: Rows
     """`rows[(epoch, index)]` is an encoded row; `rows.lengths` holds their lengths."""
     collate: Callable[[list], dict[str, Tensor]]
     evaluate: Callable[[nn.Module, Callable[[], None]], Evaluation]

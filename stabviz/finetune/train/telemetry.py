@@ -6,16 +6,18 @@ steps.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.distributed import ProcessGroup, local
-from stabviz.finetune.train.optimizer import Parameter, adam_direction
+from stabviz.finetune.train.optimizer import Parameter
+from stabviz.ops import adam_direction_from, bias_corrected, global_norm, second_moment_ratio
 from stabviz.trace.log import MetricsLog
 
-_PIECE = 2**18  # one float32 sum over millions of squares would be off by 0.1 %
 PROBED_ROWS = 8
 """Rows of the first micro-batch whose attention is measured."""
 _QUERY_KEY = (("query", "key"), ("q_lin", "k_lin"))
@@ -23,39 +25,29 @@ _HEADS = ("num_attention_heads", "n_heads")
 
 
 class Norms:
-    """L2 norms of a list of tensors by layer, in few operations."""
+    """`stabviz.ops.global_norm` of a list of tensors, over everything and by layer."""
 
     def __init__(self, parameters: list[Parameter], processes: ProcessGroup):
         self.layers = list(dict.fromkeys(p.layer for p in parameters))
-        self.order = sorted(range(len(parameters)), key=lambda i: self.layers.index(parameters[i].layer))
-        self.layer_of = [parameters[i].layer for i in self.order]
+        self._layer_of = [p.layer for p in parameters]
         self._sharded = processes.size > 1 and any(local(p.tensor) is not p.tensor for p in parameters)
         self._processes = processes
 
-    def __call__(self, tensors: list[Tensor | None]) -> Tensor:
+    def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Return the norm over everything, then that of each layer; non-finite where an element is.
 
-        Shapes: -> (1 + layers,) float32
+        Shapes: one tensor a parameter, None where there is nothing -> (1 + layers,) float32
         """
-        pieces, counts = [], dict.fromkeys(self.layers, 0)
-        for i, layer in zip(self.order, self.layer_of, strict=True):
-            if tensors[i] is None:
-                continue
-            tensor = local(tensors[i]).reshape(-1)
-            split = tensor.split(_PIECE) if tensor.numel() > _PIECE else (tensor,)
-            pieces += split
-            counts[layer] += len(split)
-        if not pieces:  # nothing has a gradient: a batch without targets
-            return torch.zeros(1 + len(self.layers))
-        norms = torch.stack([n.float() for n in torch._foreach_norm(pieces)])
-        by_layer = torch.stack(
-            [torch.linalg.vector_norm(part) for part in norms.split(list(counts.values()))]
-        )
-        if self._sharded:  # each process holds a share of every tensor
-            by_layer = (
-                self._processes.total(by_layer.double().square()).sqrt().float()
-            )  # float32 squares overflow
-        return torch.cat([torch.linalg.vector_norm(by_layer).reshape(1), by_layer])
+        by_layer: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
+        zero = torch.zeros(())
+        for layer, tensor in zip(self._layer_of, tensors, strict=True):
+            if tensor is not None:
+                by_layer[layer].append(local(tensor))
+                zero = zero.to(tensor.device)
+        norms = torch.stack([global_norm(held).float() if held else zero for held in by_layer.values()])
+        if self._sharded:  # each process holds a share of every tensor; float32 squares could overflow
+            norms = self._processes.total(norms.double().square()).sqrt().float()
+        return torch.cat([global_norm(norms).reshape(1), norms])
 
 
 class AttentionProbe:
@@ -76,11 +68,11 @@ class AttentionProbe:
                 if isinstance(getattr(module, query, None), nn.Linear) and hasattr(module, key) and heads:
                     self.places.append((getattr(module, query), getattr(module, key), heads))
         self._seen: list[tuple[Tensor, Tensor, int]] = []
-        self._handles = []
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "AttentionProbe":
         for query, key, heads in self.places:
-            held = {}
+            held: dict[str, Tensor] = {}
             self._handles.append(
                 query.register_forward_hook(
                     lambda module, inputs, out, held=held: held.__setitem__("query", _first_rows(out))
@@ -167,17 +159,22 @@ class Telemetry:
         Shapes: -> name: (1 + layers,), over everything first
         Units:  update_rms in lr (of the layer); weight decay is not counted
         """
-        sizes = self._sizes()
-        directions, ratios = [], []
+        c, sizes = self.config, self._sizes()
+        directions: list[Tensor | None] = []
+        ratios: list[Tensor | None] = []
         for p in self.parameters:
             if p.tensor.grad is None:
                 directions.append(None)
                 ratios.append(None)
                 continue
             first, second, count = (local(x) for x in optimizer.moments(p))
-            direction, corrected = adam_direction(first, second, count, self.config)
-            directions.append(direction)
-            ratios.append(local(p.tensor.grad) / corrected.clamp(min=self.config.eps**2).sqrt())
+            grad = local(p.tensor.grad)
+            directions.append(
+                adam_direction_from(first, second, count, c.beta1, c.beta2, c.eps, c.bias_correction)
+            )
+            corrected = bias_corrected(second, c.beta2, count, c.bias_correction)
+            # one number for a whole tensor will do: the norm of such numbers is the norm over all elements
+            ratios.append(second_moment_ratio(grad, corrected, c.eps) * math.sqrt(grad.numel()))
         return {
             "update_rms": self.norms(directions) / sizes,
             "second_moment_ratio": self.norms(ratios) / sizes,
