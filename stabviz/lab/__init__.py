@@ -5,8 +5,8 @@
 The only room in which the run axis R exists. Imports ops, models and trace.
 """
 
-from stabviz.lab.engine import stream, train
-from stabviz.lab.experiment import Experiment, Run, grid
+from stabviz.lab.experiment import KNOBS, Experiment, Run, grid
+from stabviz.lab.runs import Trained, stream, train
 from stabviz.lab.tasks import (
     Corpus,
     copy_tokens,
@@ -18,9 +18,11 @@ from stabviz.lab.tasks import (
 )
 
 __all__ = [
+    "KNOBS",
     "Corpus",
     "Experiment",
     "Run",
+    "Trained",
     "copy_tokens",
     "grid",
     "markov_corpus",

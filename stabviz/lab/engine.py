@@ -1,4 +1,4 @@
-"""Train many runs at once and yield growing Traces.
+"""One step of R runs at once: the story from the batch of data to the new parameters.
 
 The only room with a run axis. A model, a loss, an optimizer step are written for ONE run; `torch.vmap` maps
 them over R, and one backward pass of the sum of the losses gives every run its own gradient, because no run's
@@ -7,278 +7,249 @@ clipping and the optimizer are a handful of operations, whatever the number of t
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from stabviz.lab.curvature import Curvature
-from stabviz.lab.experiment import Experiment, Run
-from stabviz.lab.problems import problem_of
-from stabviz.lab.replay import record
-from stabviz.lab.threads import Threads
-from stabviz.ops import (
-    OPTIMIZERS,
-    SCHEDULES,
-    clip_adaptive,
-    clip_by_global_norm,
-    clip_by_value,
-    plateau_state,
-    reduce_on_plateau,
-)
-from stabviz.trace import Trace
-
-NUMBERS_TOGETHER = 2**20
-"""Size of the largest intermediate result of the runs that are trained as one batch on a CPU: 4 MB of
-float32."""
+from stabviz.lab.experiment import KNOBS, Run, numeric_knobs
+from stabviz.lab.functions import YourClip, YourOptimizer, examine, made_up
+from stabviz.lab.problems import Batch, problem_of
+from stabviz.lab.rates import Plateau, rates
+from stabviz.lab.replay import Action, record
+from stabviz.ops import OPTIMIZERS, clip_adaptive, clip_by_global_norm, clip_by_value
 
 WRITTEN_STEPS = 3
 """Steps done as they are written before one is recorded: recording takes a tenth of a second, and a first
 curve should not wait for it."""
 
-PLATEAU_EVERY = 10
-"""Steps between two looks of the "plateau" schedule at the mean loss since the last look."""
+HELD_OUT_EVERY = 20
+"""Steps between two measurements on the held-out end of the corpus; the last step is always measured."""
 
 
-def train(experiment: Experiment, *, device: str | None = None, measure: bool = True) -> Trace:
-    """Train all runs to the end and return their Trace.
+class RunBatch:
+    """R runs of one structure, trained in lockstep.
 
-    Raises: what `stream` raises
-    Lesson: 00-start-here
-
-    >>> from stabviz.lab import grid
-    >>> plain = dict(optimizer="sgd", schedule="constant", warmup_steps=0)
-    >>> trace = train(grid("bowl", **plain, lr=[0.1, 3.0], steps=40))
-    >>> [bool(loss < 1) for loss in trace.final()]
-    [True, False]
+    One step is `_step`, then `_commit`. What lasts from step to step (parameters, state, counters, signals)
+    is edited in place: a recording or a CUDA graph works on the very tensors that it was made with.
     """
-    *_, trace = stream(experiment, every=experiment.runs[0].steps, device=device, measure=measure)
-    return trace
-
-
-def stream(
-    experiment: Experiment,
-    *,
-    every: int = 10,
-    cancelled: Callable[[], bool] | None = None,
-    device: str | None = None,
-    measure: bool = True,
-) -> Iterator[Trace]:
-    """Train all runs together and yield the Trace so far, every `every` steps and at the end.
-
-    A run whose loss or gradient goes non-finite is recorded and frozen at that step (or what its knob
-    `on_non_finite` says); its neighbours do not notice. `cancelled` is asked before each step; when it
-    answers True, what was done is yielded and the run is over. `measure=False` leaves only loss, rate and
-    gradient norm.
-
-    Shapes: signals (R, steps so far), R in the order of experiment.runs
-    Raises: ValueError if every < 1; RuntimeError if the device asked for is not there
-    Lesson: 00-start-here
-    """
-    if every < 1:
-        raise ValueError(f"stream: every must be at least 1; got {every!r}")
-    where = _device(device)
-    groups = _groups(experiment, where)
-    steps = experiment.runs[0].steps
-    with torch.enable_grad(), Threads(None if where.type == "cpu" else 1) as threads:
-        batches = [_Batch([experiment.runs[r] for r in rows], where, measure) for rows in groups]
-        done = 0
-        for step in range(steps):
-            if cancelled is not None and cancelled():
-                break
-            threads.each(_Batch.step, batches)
-            done = step + 1
-            if done % every == 0 and done < steps:
-                yield _trace(experiment, groups, batches, done)
-                if not any(batch.alive for batch in batches):
-                    break
-        yield _trace(experiment, groups, batches, done)
-
-
-def _groups(experiment: Experiment, device: torch.device) -> list[list[int]]:
-    """Runs that are trained as one batch: of one structure, and on a CPU no more than pays.
-
-    The sizes depend on the experiment alone, not on the machine, so that neither do the curves.
-    """
-    by_structure: dict[tuple, list[int]] = {}
-    for index, run in enumerate(experiment.runs):
-        by_structure.setdefault(run.structure, []).append(index)
-    if device.type != "cpu":
-        return list(by_structure.values())
-    groups = []
-    for rows in by_structure.values():
-        largest = problem_of(experiment.runs[rows[0]]).numbers_per_run
-        pieces = min(len(rows), max(1, round(len(rows) * largest / NUMBERS_TOGETHER)))
-        groups += [piece.tolist() for piece in np.array_split(rows, pieces)]
-    return groups
-
-
-class _Batch:
-    """R runs of one structure, trained in lockstep."""
 
     def __init__(self, runs: list[Run], device: torch.device, measure: bool):
         first = runs[0]
         self.runs, self.device, self.measure = runs, device, measure
+        self.dtype = getattr(torch, first.dtype)
         self.problem = problem_of(first)
-        dtype = getattr(torch, first.dtype)
         per_run = [self.problem.init(run) for run in runs]
         self.shapes = {name: tensor.shape for name, tensor in per_run[0].items()}
         self.layers = _layers(self.shapes)
         self.params_RP = torch.stack(
             [torch.cat([tensor.flatten() for tensor in params.values()]) for params in per_run]
-        ).to(device, dtype)
+        ).to(device, self.dtype)
         self.next_batch = self.problem.batches(runs, device)
-        self.knob = {name: self._knob(name, dtype) for name in _KNOBS}
-        self.optimizer = OPTIMIZERS[first.optimizer]
+        self.held_out = self.problem.held_out(device)
+        self.knob = {name: self._knob(name) for name in KNOBS}
+        self.optimizer = (
+            YourOptimizer(first.optimizer) if callable(first.optimizer) else OPTIMIZERS[first.optimizer]
+        )
         state = torch.vmap(self.optimizer.init)(self.params_RP)
         self.state = {
             name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()
         }
-        self.lr_SR = torch.stack([_rates(run) for run in runs], dim=1).to(device, dtype)
-        self.plateau = _Plateau(len(runs), device) if first.schedule == "plateau" else None
+        self.clip = YourClip(first.clip) if first.clip else None
+        self.lr_SR = torch.stack([rates(run) for run in runs], dim=1).to(device, self.dtype)
+        self.plateau = Plateau(len(runs), device) if first.schedule == "plateau" else None
         self.curvature = Curvature(self.params_RP) if first.sharpness else None
         self.alive_R = torch.ones(len(runs), dtype=torch.bool, device=device)
         self.step_index = torch.zeros((), dtype=torch.int64, device=device)
         self.signals: dict[str, Tensor] = {}
-        self.steps_done, self.replay, self.news = 0, None, None
+        self.steps_done = 0
+        self.replay: list[Action] | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._examine_yours()
 
-    def _knob(self, name, dtype):
+    def _knob(self, name: str):
         """A knob that all runs share stays a number, and costs what a number costs; else (R,)."""
         values = [getattr(run, name) for run in self.runs]
         if all(value == values[0] for value in values):
             return values[0]
-        kind = torch.bool if isinstance(values[0], bool) else dtype
+        kind = torch.bool if isinstance(values[0], bool) else self.dtype
         return torch.tensor(values, device=self.device, dtype=kind)
+
+    def _examine_yours(self) -> None:
+        """Try the reader's functions before the first step: which can be mapped over runs, and recorded?"""
+        trials = self.problem.yours(self.device, self.dtype)
+        grad_P = made_up(self.params_RP.shape[1]).to(self.params_RP)
+        if self.clip is not None:
+            trials.append((self.clip.yours, self.clip, (grad_P, self._each("clip_norm")[0])))
+        if isinstance(self.optimizer, YourOptimizer):
+            state = {name: value[0] for name, value in self.state.items()}
+            example = (self.params_RP[0], grad_P, state, self.lr_SR[0, 0])
+            trials.append((self.optimizer.yours, self._one_update, example))
+        rows = min(2, len(self.runs))
+        varying = {name: value[:rows] for name, value in self.knob.items() if isinstance(value, Tensor)}
+        fixed = {name: value for name, value in self.knob.items() if name not in varying}
+        findings = {}
+        for mine, call, example in trials:
+            example = tree_map(lambda x: x.expand(rows, *x.shape).clone(), example)
+
+            def one(*arguments, call=call):
+                return call(*arguments[:-1], fixed | arguments[-1])
+
+            findings[mine.knob] = examine(mine, one, (*example, varying))
+        self.notes = [finding.note for finding in findings.values() if finding.note]
+        self.run_by_run = {knob for knob, finding in findings.items() if not finding.mapped}
+        self.recorded = self.curvature is None and all(finding.recorded for finding in findings.values())
+
+    def _over_runs(self, one: Callable, *args, knobs: tuple[str, ...], part: set[str]):
+        """Call one(*args, knobs) for every run: by vmap, or in turn where a function of yours needs it."""
+        if part & self.run_by_run:
+            results = [
+                one(*tree_map(lambda x, r=r: x[r], args), {name: getattr(run, name) for name in knobs})
+                for r, run in enumerate(self.runs)
+            ]
+            return tree_map(lambda *rows: torch.stack(rows), *results)
+        fixed = {name: self.knob[name] for name in knobs if not isinstance(self.knob[name], Tensor)}
+        varying = {name: self.knob[name] for name in knobs if name not in fixed}
+
+        def mapped(args, varying):
+            return one(*args, fixed | varying)
+
+        return torch.vmap(mapped)(args, varying)
 
     @property
     def alive(self) -> bool:
         return bool(self.alive_R.any())
 
+    def params_of(self, place: int) -> dict[str, Tensor]:
+        """The parameters of one run, copied."""
+        return {name: view[place].clone() for name, view in self.views(self.params_RP).items()}
+
     def step(self) -> None:
         """The first steps as they are written, later ones by replay: of a CUDA graph, or of a recording."""
-        if self.curvature is not None:
+        if not self.recorded:
             self._commit(*self._step())
         elif self.device.type == "cuda":
             self._step_on_gpu()
         elif self.steps_done < WRITTEN_STEPS:
             self._commit(*self._step())
         elif self.replay is None:
-            self.replay, self.news = record(self._step, (self.params_RP, *self.state.values()))
-            self._commit(*self.news)
+            self.replay, self.outcome = record(self._step, (self.params_RP, *self.state.values()))
+            self._commit(*self.outcome)
         else:
             with torch.no_grad():
                 for action in self.replay:
                     action()
-                self._commit(*self.news)
+                self._commit(*self.outcome)
         self.steps_done += 1
+        if self.held_out and (self.steps_done % HELD_OUT_EVERY == 0 or self.steps_done == self.runs[0].steps):
+            self._measure_held_out()
 
     def _step_on_gpu(self) -> None:
         """Run three steps as they are, capture the fourth as a CUDA graph, replay it from then on."""
-        if self.steps_done < 3:
+        if self.steps_done < WRITTEN_STEPS:
+            # On a stream of their own, as a capture asks for: what warms up there is not captured.
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self._commit(*self._step())
             torch.cuda.current_stream().wait_stream(side)
             return
-        if self.replay is None:
-            self.replay = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.replay):
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
                 self._commit(*self._step())
-        self.replay.replay()
+        self.graph.replay()
 
     def views(self, flat_RP: Tensor) -> dict[str, Tensor]:
         """The buffer as a dict of tensors with a leading run axis, sharing its memory."""
-        pieces = flat_RP.split([shape.numel() for shape in self.shapes.values()], dim=1)
+        parts = flat_RP.split([shape.numel() for shape in self.shapes.values()], dim=1)
         return {
-            name: piece.view(len(self.runs), *shape)
-            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+            name: part.view(len(self.runs), *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
-
-    def losses(self, params: dict[str, Tensor], batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of every run, (R,), and what was measured."""
-        varying = {
-            name: self.knob[name] for name in self.problem.knobs if isinstance(self.knob[name], Tensor)
-        }
-
-        def one(params, batch, varying):
-            return self.problem.loss(params, batch, self.knob | varying, self.measure)
-
-        return torch.vmap(one)(params, batch, varying)
 
     def _step(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients, clipping, the optimizer; what comes out is written over the old values by `_commit`."""
+        """Measure, clip, update: return the new parameters and state, and which runs take them over."""
         batch = self.next_batch(self.step_index)
-        leaves = {name: view.detach().requires_grad_() for name, view in self.views(self.params_RP).items()}
-        loss_R, measured = self.losses(leaves, batch)
-        objective_R = loss_R * self._poison() if any(run.poison_step >= 0 for run in self.runs) else loss_R
-        second_order = self.curvature is not None
-        grads = torch.autograd.grad(objective_R.sum(), list(leaves.values()), create_graph=second_order)
-        grads_RP = torch.cat([grad.reshape(len(self.runs), -1) for grad in grads], dim=1)
-        if second_order:
-            measured |= self.curvature.measure(leaves, grads_RP, self.optimizer, self.state, self.knob)
+        objective_R, grads_RP, measured = self._gradients(batch)
         with torch.no_grad():
             grads_RP = grads_RP.detach()
             if not _is(self.knob["gradient_scale"], 1.0):
                 grads_RP = grads_RP * _column(self.knob["gradient_scale"])
-            lr_R = self.lr_SR.index_select(0, self.step_index[None])[0]
-            if self.plateau is not None:
-                lr_R = lr_R * self.plateau.multiplier(objective_R.detach(), self.step_index)
+            lr_R = self._rate(objective_R)
             clipped_RP, norm_R = self._clip(grads_RP)
-            finite_R = objective_R.isfinite() & norm_R.isfinite()
-            record = {"loss_nats": objective_R.detach(), "lr": lr_R, "grad_norm_preclip": norm_R}
+            new, update = self._update(clipped_RP, lr_R)
+            signals = {"loss_nats": objective_R, "lr": lr_R, "grad_norm_preclip": norm_R}
             if self.measure:
-                record |= {name: value.detach() for name, value in measured.items()}
-                record |= self._norms_by_layer(grads_RP) | {
-                    "clipped": self._was_clipped(grads_RP, clipped_RP, norm_R)
-                }
-            news, update = self._update(clipped_RP, lr_R)
-            self._write(record | (update if self.measure else {}))
-            goes_R = self.alive_R & (finite_R | (self.runs[0].on_non_finite == "apply"))
-            if self.runs[0].on_non_finite == "freeze":
-                self.alive_R &= finite_R
-            self.step_index += 1
-            return news, goes_R
+                signals |= measured | self._norms_by_layer(grads_RP)
+                signals |= {"clipped": self._was_clipped(grads_RP, clipped_RP, norm_R)} | update
+            self._write(signals)
+            return new, self._judge(objective_R.isfinite() & norm_R.isfinite())
 
-    @torch.no_grad()
-    def _commit(self, news: dict[str, Tensor], goes_R: Tensor) -> None:
-        """Take over the new parameters and state of every run that goes on; the others keep theirs to the
-        bit."""
-        # Only a CPU may look: a GPU would have to wait for it. Copying is five times as fast as choosing.
-        all_go = self.device.type == "cpu" and bool(goes_R.all())
-        for name, old in ({"param": self.params_RP} | self.state).items():
-            if all_go:
-                old.copy_(news[name])
-            else:
-                torch.where(goes_R if old.ndim == 1 else goes_R[:, None], news[name], old, out=old)
+    def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The objective of every run, (R,), its gradient, (R, P), and what was measured."""
+        # Leaves of their own, not the buffer: each parameter gets a gradient of its shape.
+        leaves = {name: view.detach().requires_grad_() for name, view in self.views(self.params_RP).items()}
+        loss_R, measured = self.losses(leaves, batch)
+        objective_R = loss_R * self._poison() if any(run.poison_step >= 0 for run in self.runs) else loss_R
+        second = self.curvature is not None  # the Hessian is a derivative of the gradient
+        grads = torch.autograd.grad(objective_R.sum(), list(leaves.values()), create_graph=second)
+        grads_RP = torch.cat([grad.reshape(len(self.runs), -1) for grad in grads], dim=1)
+        if self.curvature is not None:
+            measured |= self.curvature.measure(leaves, grads_RP, self.optimizer, self.state, self.knob)
+        return objective_R.detach(), grads_RP, {name: value.detach() for name, value in measured.items()}
+
+    def losses(self, params: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of every run, (R,), and what was measured."""
+
+        def one(params, batch, knobs):
+            return self.problem.loss(params, batch, knobs, self.measure)
+
+        knobs = (*numeric_knobs("objective"), *self.problem.knobs)
+        return self._over_runs(one, params, batch, knobs=knobs, part={"attention", "loss"})
 
     def _poison(self) -> Tensor:
         at = torch.as_tensor(self.knob["poison_step"], device=self.device)
-        scale = torch.as_tensor(self.knob["poison_scale"], device=self.device, dtype=self.params_RP.dtype)
+        scale = torch.as_tensor(self.knob["poison_scale"], device=self.device, dtype=self.dtype)
         return torch.where(self.step_index == at, scale, torch.ones_like(scale)).expand(len(self.runs))
 
-    def _clip(self, grads_RP):
-        """Clip by the rules that are on: unit by unit, then by value, then by norm. The norm is that before
-        all."""
+    def _rate(self, objective_R: Tensor) -> Tensor:
+        lr_R = self.lr_SR.index_select(0, self.step_index[None])[0]
+        if self.plateau is not None:
+            lr_R = lr_R * self.plateau.multiplier(objective_R, self.step_index)
+        return lr_R
+
+    def _clip(self, grads_RP: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip by your rule or by ours; the norm is that before any clipping."""
+        if self.clip is not None:
+            args, knobs = (grads_RP, self._each("clip_norm")), self.clip.yours.knobs
+            clipped_RP = self._over_runs(self.clip, *args, knobs=knobs, part={"clip"})
+        else:
+            clipped_RP, norm_R = self._clip_by_ours(grads_RP)
+            if norm_R is not None:
+                return clipped_RP, norm_R
+        return clipped_RP, torch.linalg.vector_norm(grads_RP, dim=1)
+
+    def _clip_by_ours(self, grads_RP: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rules that are on: unit by unit, then by value, then by norm; and the norm, if one measured
+        it."""
         norm_R, clipped_RP = None, grads_RP
         if _on(self.knob["clip_adaptive"]):
-            grads, params, factor_R = (
-                self.views(clipped_RP),
-                self.views(self.params_RP),
-                self._each("clip_adaptive"),
-            )
-            pieces = [
+            grads, params = self.views(clipped_RP), self.views(self.params_RP)
+            factor_R = self._each("clip_adaptive")
+            parts: list[Any] = [
                 torch.vmap(clip_adaptive)(grads[name], params[name], factor_R)[0] for name in self.shapes
             ]
-            clipped_RP = torch.cat([piece.reshape(len(self.runs), -1) for piece in pieces], dim=1)
+            clipped_RP = torch.cat([part.reshape(len(self.runs), -1) for part in parts], dim=1)
             norm_R = torch.linalg.vector_norm(grads_RP, dim=1)
-        for rule, name in ((clip_by_value, "clip_value"), (clip_by_global_norm, "clip_norm")):
+        rules: dict[str, Callable] = {"clip_value": clip_by_value, "clip_norm": clip_by_global_norm}
+        for name, rule in rules.items():
             if _on(self.knob[name]):
                 clipped_RP, here_R = torch.vmap(rule)(clipped_RP, self._each(name))
                 norm_R = here_R if norm_R is None else norm_R
-        if norm_R is None:
-            norm_R = torch.linalg.vector_norm(grads_RP, dim=1)
         return clipped_RP, norm_R
 
     def _was_clipped(self, grads_RP, clipped_RP, norm_R):
@@ -286,15 +257,13 @@ class _Batch:
         on."""
         if clipped_RP is grads_RP:
             return torch.zeros_like(norm_R)
-        if _on(self.knob["clip_adaptive"]) or _on(self.knob["clip_value"]):
+        if self.clip is not None or _on(self.knob["clip_adaptive"]) or _on(self.knob["clip_value"]):
             return (clipped_RP != grads_RP).any(dim=1).to(norm_R.dtype)
         return (~(norm_R <= self._each("clip_norm"))).to(norm_R.dtype)
 
     def _each(self, name: str) -> Tensor:
         """A knob as one value per run, whether it varies or not."""
-        return torch.as_tensor(self.knob[name], device=self.device, dtype=self.params_RP.dtype).expand(
-            len(self.runs)
-        )
+        return torch.as_tensor(self.knob[name], device=self.device, dtype=self.dtype).expand(len(self.runs))
 
     def _norms_by_layer(self, grads_RP):
         squares = grads_RP.square().split([size for _, size in self.layers], dim=1)
@@ -303,70 +272,94 @@ class _Batch:
             for (name, _), square in zip(self.layers, squares, strict=True)
         }
 
-    def _update(self, grads_RP, lr_R):
+    def _update(self, grads_RP: Tensor, lr_R: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One optimizer step: new parameters and state, and what was measured."""
-        names = self.optimizer.hyperparameters
-        fixed = {name: self.knob[name] for name in names if not isinstance(self.knob[name], Tensor)}
-        varying = {name: self.knob[name] for name in names if isinstance(self.knob[name], Tensor)}
-
-        def one(param, grad, state, lr, varying):
-            return self.optimizer.step(param, grad, state, lr=lr, measure=self.measure, **fixed, **varying)
-
         if self.optimizer.per_tensor:
-            params_RP, state, measured = self._update_by_tensor(one, grads_RP, lr_R, varying)
-        else:
-            params_RP, state, measured = torch.vmap(one)(self.params_RP, grads_RP, self.state, lr_R, varying)
-        update = {"update_rms": measured.update_rms, "second_moment_ratio": measured.second_moment_ratio}
-        return state | {"param": params_RP}, update
+            return self._update_by_tensor(grads_RP, lr_R)
+        args = (self.params_RP, grads_RP, self.state, lr_R)
+        new_RP, state, measured = self._over_runs(
+            self._one_update, *args, knobs=tuple(self.optimizer.hyperparameters), part={"optimizer"}
+        )
+        return state | {"param": new_RP}, measured
 
-    def _update_by_tensor(self, one, grads_RP, lr_R, varying):
+    def _one_update(self, param, grad, state, lr, knobs):
+        """The optimizer's step for ONE run."""
+        knobs = {name: knobs[name] for name in self.optimizer.hyperparameters}
+        new, state, measured = self.optimizer.step(param, grad, state, lr=lr, measure=self.measure, **knobs)
+        return new, state, measured if isinstance(measured, dict) else measured._asdict()
+
+    def _update_by_tensor(self, grads_RP, lr_R):
         """For a rule that looks at whole tensors: one call per tensor; measures are those of all together."""
         sizes = [shape.numel() for shape in self.shapes.values()]
         moments = [name for name in self.state if name != "step"]
         columns = [tensor.split(sizes, dim=1) for tensor in (self.params_RP, grads_RP)]
         moment_columns = {name: self.state[name].split(sizes, dim=1) for name in moments}
+        names = tuple(self.optimizer.hyperparameters)
         results = []
         for index, (param, grad) in enumerate(zip(*columns, strict=True)):
             state = {"step": self.state["step"]} | {name: moment_columns[name][index] for name in moments}
-            results.append(torch.vmap(one)(param, grad, state, lr_R, varying))
-        state = {"step": results[0][1]["step"]}
-        state |= {name: torch.cat([result[1][name] for result in results], dim=1) for name in moments}
-        weights = torch.tensor(sizes, dtype=self.params_RP.dtype, device=self.device) / sum(sizes)
-        measured = [
-            (torch.stack([result[2][field].square() for result in results], dim=1) @ weights).sqrt()
-            for field in (0, 1)
-        ]
-        return torch.cat([result[0] for result in results], dim=1), state, type(results[0][2])(*measured)
+            results.append(
+                self._over_runs(self._one_update, param, grad, state, lr_R, knobs=names, part=set())
+            )
+        params, states, measures = zip(*results, strict=True)
+        new = {"param": torch.cat(params, dim=1), "step": states[0]["step"]}
+        new |= {name: torch.cat([state[name] for state in states], dim=1) for name in moments}
+        weights = torch.tensor(sizes, dtype=self.dtype, device=self.device) / sum(sizes)
+        measured = {
+            name: (torch.stack([m[name].square() for m in measures], dim=1) @ weights).sqrt()
+            for name in measures[0]
+        }
+        return new, measured
 
-    def _write(self, record: dict[str, Tensor]) -> None:
+    def _judge(self, finite_R: Tensor) -> Tensor:
+        """Count the step, and return which runs take it: not the frozen ones, nor a step that is skipped."""
+        rule = self.runs[0].on_non_finite
+        goes_R = self.alive_R & (finite_R | (rule == "apply"))
+        if rule == "freeze":
+            self.alive_R &= finite_R
+        self.step_index += 1
+        return goes_R
+
+    @torch.no_grad()
+    def _commit(self, new: dict[str, Tensor], goes_R: Tensor) -> None:
+        """Take over the new parameters and state of every run that goes on; the others keep theirs to the
+        bit."""
+        # Only a CPU may look: a GPU would have to wait for it. Copying is five times as fast as choosing.
+        all_go = self.device.type == "cpu" and bool(goes_R.all())
+        for name, old in ({"param": self.params_RP} | self.state).items():
+            if all_go:
+                old.copy_(new[name])
+            else:
+                torch.where(goes_R if old.ndim == 1 else goes_R[:, None], new[name], old, out=old)
+
+    def _write(self, measured: dict[str, Tensor]) -> None:
         """Add this step's row to the buffers, which stay on the device; frozen runs write NaN."""
-        steps = self.lr_SR.shape[0]
-        for name, value_R in record.items():
-            if name not in self.signals:
-                self.signals[name] = torch.full(
-                    (steps, len(self.runs)), math.nan, device=self.device, dtype=self.params_RP.dtype
-                )
-            row_1R = torch.where(self.alive_R, value_R.to(self.params_RP.dtype), math.nan)[None]
-            self.signals[name].index_copy_(0, self.step_index[None], row_1R)
+        for name, value_R in measured.items():
+            row_1R = torch.where(self.alive_R, value_R.to(self.dtype), math.nan)[None]
+            self._buffer(name).index_copy_(0, self.step_index[None], row_1R)
 
+    def _buffer(self, name: str) -> Tensor:
+        """The values of a signal so far, (S, R), NaN where it was not measured."""
+        if name not in self.signals:
+            shape = (self.lr_SR.shape[0], len(self.runs))
+            self.signals[name] = torch.full(shape, math.nan, device=self.device, dtype=self.dtype)
+        return self.signals[name]
 
-_KNOBS = (
-    "clip_norm",
-    "clip_value",
-    "clip_adaptive",
-    "beta1",
-    "beta2",
-    "eps",
-    "weight_decay",
-    "bias_correction",
-    "label_smoothing",
-    "z_loss",
-    "softcap",
-    "gradient_scale",
-    "poison_step",
-    "poison_scale",
-    "condition",
-)
+    @torch.no_grad()
+    def _measure_held_out(self) -> None:
+        """Write the loss on the held-out text to the row of the step that was just done."""
+        knobs, params = (*numeric_knobs("objective"), *self.problem.knobs), self.views(self.params_RP)
+        losses = [
+            self._over_runs(
+                lambda params, knobs, batch=batch: self.problem.held_out_loss(params, batch, knobs),
+                params,
+                knobs=knobs,
+                part={"attention"},
+            )
+            for batch in self.held_out
+        ]
+        mean_R = torch.stack(losses).mean(dim=0).to(self.dtype)
+        self._buffer("held_out_loss_nats")[self.steps_done - 1] = torch.where(self.alive_R, mean_R, math.nan)
 
 
 def _layers(shapes) -> list[tuple[str, int]]:
@@ -391,82 +384,3 @@ def _is(knob, number) -> bool:
 
 def _column(knob):
     return knob[:, None] if isinstance(knob, Tensor) else knob
-
-
-def _rates(run: Run) -> Tensor:
-    """The learning rate of every step, (S,), known before the run starts."""
-    schedule = SCHEDULES["warmup" if run.schedule == "plateau" else run.schedule]
-    step_S = torch.arange(run.steps, dtype=torch.float64)
-    share_S = schedule(step_S, total_steps=run.steps, warmup_steps=min(run.warmup_steps, run.steps))
-    if run.schedule == "cosine" and run.final_lr_share:
-        after_S = step_S >= run.warmup_steps
-        share_S = torch.where(after_S, run.final_lr_share + (1 - run.final_lr_share) * share_S, share_S)
-    return run.lr * share_S
-
-
-class _Plateau:
-    """The schedule that looks at the loss: every PLATEAU_EVERY steps, at the mean since the last look."""
-
-    def __init__(self, runs: int, device: torch.device):
-        self.state = {name: value.to(device).expand(runs).clone() for name, value in plateau_state().items()}
-        self.sum_R = torch.zeros(runs, device=device)
-
-    def multiplier(self, loss_R, step_index):
-        self.sum_R += loss_R.to(self.sum_R.dtype)
-        look = (step_index + 1) % PLATEAU_EVERY == 0
-
-        def one(state, value):
-            return reduce_on_plateau(state, value, factor=0.5, patience=2, threshold=1e-2)[0]
-
-        after = torch.vmap(one)(self.state, self.sum_R / PLATEAU_EVERY)
-        for name, value in self.state.items():
-            torch.where(look, after[name], value, out=value)
-        self.sum_R *= ~look
-        return self.state["multiplier"].to(loss_R.dtype)
-
-
-def _device(name: str | None) -> torch.device:
-    """The device asked for, else a GPU where there is one."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RuntimeError(
-            f"stream: device must be one that this machine has; got {name!r}. Try device='cpu'."
-        )
-    return torch.device(name)
-
-
-def _trace(experiment: Experiment, groups: list[list[int]], batches: list[_Batch], done: int) -> Trace:
-    """Join what the batches measured so far into one Trace, runs in their order."""
-    names = dict.fromkeys(name for batch in batches for name in batch.signals)
-    signals = {name: np.full((len(experiment.runs), done), np.nan, dtype=np.float32) for name in names}
-    for rows, batch in zip(groups, batches, strict=True):
-        for name, values_SR in batch.signals.items():
-            signals[name][rows] = values_SR[:done].T.cpu().numpy()
-    if any(run.dtype == "float64" for run in experiment.runs):
-        for rows, batch in zip(groups, batches, strict=True):
-            for name, values_SR in batch.signals.items():
-                signals[name] = signals[name].astype(np.float64)
-                signals[name][rows] = values_SR[:done].T.cpu().numpy()
-    first = batches[0].problem
-    config = experiment.shared | {"device": str(batches[0].device)}
-    config |= {"floor_nats": first.floor_nats, "chance_nats": first.chance_nats, "loss_unit": first.loss_unit}
-    return Trace(
-        config=config,
-        steps=np.arange(done),
-        signals=signals,
-        runs=[dict(label) for label in experiment.labels],
-        events=_events(signals, experiment),
-    )
-
-
-def _events(signals, experiment: Experiment) -> list[dict]:
-    """The first non-finite step of each run, and every skipped one where steps are skipped."""
-    events = []
-    for r, run in enumerate(experiment.runs):
-        bad_S = ~(np.isfinite(signals["loss_nats"][r]) & np.isfinite(signals["grad_norm_preclip"][r]))
-        steps = np.flatnonzero(bad_S)
-        for step in steps if run.on_non_finite == "skip" else steps[:1]:
-            signal = "grad_norm_preclip" if np.isfinite(signals["loss_nats"][r][step]) else "loss_nats"
-            events.append({"run": r, "step": int(step), "kind": "non_finite", "signal": signal})
-    return events

@@ -1,183 +1,221 @@
-"""What to run: `Run` holds every knob of one run, `grid` makes the product of those that vary."""
+"""What to run: `Run` holds every knob of one run, `grid` makes the product of those that vary.
+
+A knob is one line of `Run`. What else is asked about knobs (the checks, which of them may differ inside a
+batch, who is handed what) follows from that line; `KNOBS` is the table of them.
+"""
 
 import itertools
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Collection, Hashable, Iterable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from stabviz.ops import OPTIMIZERS, SCHEDULES
 
 TASKS = ("text", "markov", "copy", "ravine", "quartic", "bowl", "regression")
-SEQUENCES = ("text", "markov", "copy")
+CORPORA = ("text", "markov")
+SEQUENCES = (*CORPORA, "copy")
 MODELS = ("transformer", "lstm")
-ON_NON_FINITE = ("freeze", "skip", "apply")
+FUNCTIONS = ("optimizer", "clip", "attention", "loss", "schedule")
+"""Knobs that take a function of the reader's own; `lab.functions` says what it gets and returns."""
 
-NUMERIC = frozenset(
-    {
-        "seed",
-        "lr",
-        "warmup_steps",
-        "final_lr_share",
-        "clip_norm",
-        "clip_value",
-        "clip_adaptive",
-        "beta1",
-        "beta2",
-        "eps",
-        "weight_decay",
-        "bias_correction",
-        "label_smoothing",
-        "z_loss",
-        "init_scale",
-        "softcap",
-        "gradient_scale",
-        "poison_step",
-        "poison_scale",
-        "condition",
-        "start_x",
-        "start_y",
-        "noise_scale",
-    }
-)
-"""Knobs that runs trained as one batch may differ in. Runs that differ in another knob form batches of their
-own."""
+Names = Collection[str] | Callable[[], Collection[str]]
+"""Names to choose from, or what lists them: a lesson may lend a registry a name of its own."""
+Condition = tuple[Callable[[Any], bool], str]
+"""What a value must fulfil, and the same in words."""
+
+
+def _whole_from(least: int) -> Condition:
+    def fits(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    return fits, f"a whole number of at least {least}"
+
+
+POSITIVE: Condition = (lambda value: value > 0, "> 0 (inf is off)")
+NOT_NEGATIVE: Condition = (lambda value: 0 <= value < math.inf, "a finite number of at least 0")
+BELOW_ONE: Condition = (lambda value: 0 <= value < 1, "in [0, 1)")
+SHARE: Condition = (lambda value: 0 <= value <= 1, "in [0, 1]")
+FUNCTION: Condition = (lambda value: value is None or callable(value), "a function or None")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knob:
+    """One line of the table of knobs."""
+
+    name: str
+    kind: str
+    """"int", "float", "bool" or "str"; "str | Callable" where a function of the reader's own fits."""
+    default: Any
+    unit: str
+    reader: str
+    """Who reads it: "data", "model", "start" (initial values), "objective", "fault", "clip", "optimizer",
+    "schedule" or "engine"."""
+    numeric: bool
+    """True: runs trained as one batch may differ in it. Runs that differ in another form batches of their
+    own."""
+    condition: Condition | None
+    choices: Names | None
+
+    def check(self, value: Any) -> None:
+        """Raise ValueError, naming knob and value, unless the value fits."""
+        fits, words = self.condition or (lambda value: True, "")
+        if self.choices is not None:
+            names = tuple(self.choices() if callable(self.choices) else self.choices)
+            ours = self.name in FUNCTIONS
+            words = f"one of {names}" + (" or a function" if ours else "")
+            fits = lambda value: value in names or (ours and callable(value))  # noqa: E731
+        if not fits(value):
+            raise ValueError(f"Run: {self.name} must be {words}; got {value!r}")
+        if self.name in FUNCTIONS and not isinstance(value, Hashable):
+            # Runs of one function are found by it, and trained as one batch.
+            raise ValueError(f"Run: {self.name} must be a function that can be hashed; got {value!r}")
+
+
+def _knob(
+    default: Any,
+    reader: str,
+    condition: Condition | None = None,
+    *,
+    unit: str = "",
+    numeric: bool = False,
+    choices: Names | None = None,
+) -> Any:
+    about = {"reader": reader, "condition": condition, "unit": unit, "numeric": numeric, "choices": choices}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """Every knob of one run, with its unit. `grid` takes the same names."""
 
-    task: str = "text"
+    task: str = _knob("text", "data", choices=TASKS)
     """One of TASKS."""
-    model: str = "transformer"
+    model: str = _knob("transformer", "model", choices=MODELS)
     """"transformer" or "lstm", for the sequence tasks."""
-    optimizer: str = "adamw"
-    """A name in `ops.OPTIMIZERS`."""
-    schedule: str = "cosine"
-    """A name in `ops.SCHEDULES`, or "plateau": halve the rate when the loss stops falling."""
-    steps: int = 200
+    optimizer: str | Callable = _knob("adamw", "optimizer", choices=OPTIMIZERS)
+    """A name in `ops.OPTIMIZERS`, or a step of your own."""
+    clip: Callable | None = _knob(None, "clip", FUNCTION)
+    """A clip rule of your own, in place of the three below; its limit is clip_norm."""
+    attention: Callable | None = _knob(None, "model", FUNCTION)
+    """Attention of your own, in place of `ops.scaled_dot_product_attention`."""
+    loss: Callable | None = _knob(None, "objective", FUNCTION)
+    """A loss of your own, in place of `ops.cross_entropy`."""
+    schedule: str | Callable = _knob("cosine", "schedule", choices=lambda: (*SCHEDULES, "plateau"))
+    """A name in `ops.SCHEDULES`, "plateau" (halve the rate when the loss stops falling), or your own."""
+    steps: int = _knob(200, "engine", _whole_from(1), unit="updates")
     """Updates."""
-    batch: int = 8
+    batch: int = _knob(8, "data", _whole_from(1), unit="sequences")
     """Sequences in a batch, B."""
-    seed: int = 0
+    seed: int = _knob(0, "start", _whole_from(0), numeric=True)
     """Draws the initial parameters and the order of the data; runs of one seed see the same of both."""
-    lr: float = 3e-3
+    lr: float = _knob(3e-3, "schedule", NOT_NEGATIVE, numeric=True)
     """Peak learning rate."""
-    warmup_steps: int = 20
+    warmup_steps: int = _knob(20, "schedule", _whole_from(0), unit="updates", numeric=True)
     """Steps over which the rate rises linearly; 0 starts at the peak."""
-    final_lr_share: float = 0.0
+    final_lr_share: float = _knob(0.0, "schedule", SHARE, unit="lr", numeric=True)
     """Share of the peak rate that the cosine schedule ends on."""
-    clip_norm: float = math.inf
+    clip_norm: float = _knob(math.inf, "clip", POSITIVE, numeric=True)
     """Largest L2 norm of the whole gradient; inf is off."""
-    clip_value: float = math.inf
+    clip_value: float = _knob(math.inf, "clip", POSITIVE, numeric=True)
     """Largest absolute entry of the gradient; inf is off."""
-    clip_adaptive: float = math.inf
+    clip_adaptive: float = _knob(math.inf, "clip", POSITIVE, numeric=True)
     """Largest ratio of gradient norm to weight norm, unit by unit; inf is off."""
-    beta1: float = 0.9
+    beta1: float = _knob(0.9, "optimizer", BELOW_ONE, numeric=True)
     """Decay of the first moment, or of momentum."""
-    beta2: float = 0.95
+    beta2: float = _knob(0.95, "optimizer", BELOW_ONE, numeric=True)
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: float = _knob(1e-8, "optimizer", NOT_NEGATIVE, numeric=True)
     """Added to the root of the second moment."""
-    weight_decay: float = 0.0
+    weight_decay: float = _knob(0.0, "optimizer", NOT_NEGATIVE, numeric=True)
     """Decoupled weight decay of the AdamW family."""
-    bias_correction: bool = True
+    bias_correction: bool = _knob(True, "optimizer", numeric=True)
     """False leaves out Adam's correction of the moments that start at zero."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = _knob(0.0, "objective", BELOW_ONE, unit="share", numeric=True)
     """Share of the target spread evenly over the vocabulary."""
-    z_loss: float = 0.0
+    z_loss: float = _knob(0.0, "objective", NOT_NEGATIVE, unit="1/nats", numeric=True)
     """Weight of (log Z)^2 in the objective."""
-    width: int = 32
+    width: int = _knob(32, "model", _whole_from(1))
     """Width of the model, D."""
-    layers: int = 2
+    layers: int = _knob(2, "model", _whole_from(1))
     """Blocks of the transformer, layers of the LSTM, linear maps of the perceptron."""
-    heads: int = 4
+    heads: int = _knob(4, "model", _whole_from(1))
     """Attention heads, H."""
-    context: int = 32
+    context: int = _knob(32, "data", _whole_from(1), unit="tokens")
     """Length of a sequence, L."""
-    norm: str = "pre"
+    held_out: float = _knob(0.0, "data", BELOW_ONE, unit="share")
+    """Share of the corpus, its end, that no batch is drawn from; held_out_loss_nats is measured on it."""
+    norm: str = _knob("pre", "model", choices=("pre", "post"))
     """Layer norm "pre" or "post"."""
-    init_scale: float = 1.0
+    init_scale: float = _knob(1.0, "start", POSITIVE, numeric=True)
     """Factor on the standard deviation of every initial weight."""
-    qk_norm: bool = False
+    qk_norm: bool = _knob(False, "model")
     """Normalise queries and keys."""
-    softcap: float = math.inf
+    softcap: float = _knob(math.inf, "objective", POSITIVE, numeric=True)
     """Soft cap of the attention logits; inf is off."""
-    gradient_scale: float = 1.0
+    gradient_scale: float = _knob(1.0, "fault", numeric=True)
     """Factor on the gradient before it is measured: what a badly scaled loss does."""
-    poison_step: int = -1
+    poison_step: int = _knob(-1, "fault", unit="updates", numeric=True)
     """Step whose loss is multiplied by poison_scale, a planted fault; -1 is never."""
-    poison_scale: float = 1e3
+    poison_scale: float = _knob(1e3, "fault", numeric=True)
     """Factor of the planted fault; nan plants a NaN."""
-    on_non_finite: str = "freeze"
+    on_non_finite: str = _knob("freeze", "engine", choices=("freeze", "skip", "apply"))
     """What a non-finite loss or gradient does: "freeze" the run, "skip" the step, or "apply" it as loops
     do."""
-    condition: float = 20.0
+    condition: float = _knob(20.0, "objective", POSITIVE, numeric=True)
     """Curvature across the ravine, in units of that along it."""
-    start_x: float = 10.0
+    start_x: float = _knob(10.0, "start", numeric=True)
     """Where a run on a surface starts, first coordinate."""
-    start_y: float = 1.0
+    start_y: float = _knob(1.0, "start", numeric=True)
     """Second coordinate, of the ravine."""
-    noise_scale: float = 0.0
+    noise_scale: float = _knob(0.0, "data", NOT_NEGATIVE, numeric=True)
     """Scale of the Student-t(1.5) noise added to the gradient on a surface: heavy tails, infinite
     variance."""
-    sharpness: bool = False
+    sharpness: bool = _knob(False, "engine")
     """Measure the largest eigenvalue of the Hessian (preconditioned for the Adam family): task "regression"
     only."""
-    dtype: str = "float32"
+    dtype: str = _knob("float32", "engine", choices=("float32", "float64"))
     """"float32" or "float64"."""
 
     def __post_init__(self):
-        _check_names(self)
-        _check_numbers(self)
+        for knob in KNOBS.values():
+            knob.check(getattr(self, knob.name))
         if self.sharpness and self.task != "regression":
             raise ValueError(
                 f"Run: sharpness must be False unless task is 'regression'; got task {self.task!r}"
             )
+        if self.held_out and self.task not in CORPORA:
+            raise ValueError(
+                f"Run: held_out must be 0 unless task is one of {CORPORA}; got {self.held_out!r}"
+            )
+        if self.attention is not None and (self.model != "transformer" or self.task not in SEQUENCES):
+            raise ValueError(
+                f"Run: attention must be None without a transformer; got {named(self.attention)}"
+            )
+        if self.loss is not None and self.task not in SEQUENCES:
+            raise ValueError(f"Run: loss must be None for task {self.task!r}; got {named(self.loss)}")
 
     @property
     def structure(self) -> tuple:
         """What runs must share to be trained as one batch."""
-        return tuple((f.name, getattr(self, f.name)) for f in fields(self) if f.name not in NUMERIC)
+        return tuple((name, getattr(self, name)) for name, knob in KNOBS.items() if not knob.numeric)
 
 
-def _check_names(run: Run) -> None:
-    choices = {
-        "task": TASKS,
-        "model": MODELS,
-        "optimizer": tuple(OPTIMIZERS),
-        "schedule": (*SCHEDULES, "plateau"),
-        "norm": ("pre", "post"),
-        "on_non_finite": ON_NON_FINITE,
-        "dtype": ("float32", "float64"),
-    }
-    for name, allowed in choices.items():
-        if getattr(run, name) not in allowed:
-            raise ValueError(f"Run: {name} must be one of {allowed}; got {getattr(run, name)!r}")
+KNOBS: dict[str, Knob] = {
+    f.name: Knob(name=f.name, kind=str(getattr(f.type, "__name__", f.type)), default=f.default, **f.metadata)
+    for f in fields(Run)
+}
+"""The table of knobs, by name, read off the lines of `Run`."""
 
 
-def _check_numbers(run: Run) -> None:
-    for name in ("steps", "batch", "width", "layers", "heads", "context"):
-        value = getattr(run, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"Run: {name} must be a whole number of at least 1; got {value!r}")
-    for name in ("seed", "warmup_steps"):
-        value = getattr(run, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"Run: {name} must be a whole number of at least 0; got {value!r}")
-    for name in ("clip_norm", "clip_value", "clip_adaptive", "init_scale", "softcap", "condition"):
-        if not getattr(run, name) > 0:
-            raise ValueError(f"Run: {name} must be > 0 (inf is off); got {getattr(run, name)!r}")
-    for name in ("lr", "eps", "weight_decay", "z_loss", "noise_scale"):
-        value = getattr(run, name)
-        if not (value >= 0 and math.isfinite(value)):
-            raise ValueError(f"Run: {name} must be a finite number of at least 0; got {value!r}")
-    for name in ("beta1", "beta2", "label_smoothing"):
-        if not 0 <= getattr(run, name) < 1:
-            raise ValueError(f"Run: {name} must be in [0, 1); got {getattr(run, name)!r}")
-    if not 0 <= run.final_lr_share <= 1:
-        raise ValueError(f"Run: final_lr_share must be in [0, 1]; got {run.final_lr_share!r}")
+def numeric_knobs(*readers: str) -> tuple[str, ...]:
+    """Return the names of the numeric knobs that one of `readers` reads."""
+    return tuple(name for name, knob in KNOBS.items() if knob.numeric and knob.reader in readers)
+
+
+def named(value: Any) -> Any:
+    """Return the name of a function, and anything else as it is: what labels and records hold."""
+    return getattr(value, "__name__", type(value).__name__) if callable(value) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +224,7 @@ class Experiment:
 
     runs: tuple[Run, ...]
     labels: tuple[dict[str, Any], ...]
-    """One dict per run: the knobs that vary."""
+    """One dict per run: the knobs that vary; a function by its name."""
 
     def __post_init__(self):
         if not self.runs or len(self.runs) != len(self.labels):
@@ -202,7 +240,7 @@ class Experiment:
     @property
     def shared(self) -> dict[str, Any]:
         """The knobs that all runs share."""
-        return {name: value for name, value in asdict(self.runs[0]).items() if name not in self.labels[0]}
+        return {name: named(getattr(self.runs[0], name)) for name in KNOBS if name not in self.labels[0]}
 
 
 def _listed(value: Any) -> list | None:
@@ -218,7 +256,8 @@ def _listed(value: Any) -> list | None:
 def grid(task: str = "text", **knobs: Any) -> Experiment:
     """Make the product of all knobs that are given as a list, range or array; the others are shared.
 
-    Knobs are the fields of `Run`. A knob given as a list labels the runs, even with one value.
+    Knobs are the fields of `Run`. A knob given as a list labels the runs, even with one value. `optimizer`,
+    `clip`, `attention`, `loss` and `schedule` take a function of yours: see `lab.functions`.
 
     Raises: ValueError for an unknown knob or a value out of range, each named
     Lesson: 00-start-here
@@ -227,17 +266,23 @@ def grid(task: str = "text", **knobs: Any) -> Experiment:
     >>> len(experiment.runs), experiment.labels[-1]
     (6, {'lr': 0.01, 'seed': 2})
     """
-    known = {f.name for f in fields(Run)}
     for name in knobs:
-        if name not in known:
+        if name not in KNOBS:
             raise ValueError(
-                f"grid: knob must be a field of Run; got {name!r}. Known: {', '.join(sorted(known))}"
+                f"grid: knob must be a field of Run; got {name!r}. Known: {', '.join(sorted(KNOBS))}"
             )
     knobs = {"task": task, **knobs}
     varying = {name: values for name, value in knobs.items() if (values := _listed(value)) is not None}
     shared = {name: value for name, value in knobs.items() if name not in varying}
     if "steps" in varying:
         raise ValueError(f"grid: steps must be one number for all runs; got {varying['steps']!r}")
-    labels = tuple(dict(zip(varying, values, strict=True)) for values in itertools.product(*varying.values()))
-    first = Run(**shared | labels[0])
-    return Experiment(runs=tuple(replace(first, **label) for label in labels), labels=labels)
+    for name in FUNCTIONS:
+        names = [named(value) for value in dict.fromkeys(varying.get(name, ()))]
+        if len(set(names)) < len(names):
+            raise ValueError(f"grid: functions of {name} must differ in their names; got {names}")
+    settings = [dict(zip(varying, values, strict=True)) for values in itertools.product(*varying.values())]
+    first = Run(**shared | settings[0])
+    return Experiment(
+        runs=tuple(replace(first, **setting) for setting in settings),
+        labels=tuple({name: named(value) for name, value in setting.items()} for setting in settings),
+    )

@@ -2,12 +2,13 @@
 axis."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stabviz.lab.experiment import SEQUENCES, Run
+from stabviz.lab.functions import YourAttention, YourLoss, Yours, made_up
 from stabviz.lab.tasks import (
     bowl,
     copy_tokens,
@@ -28,14 +29,17 @@ from stabviz.models import (
     mlp_outputs,
     transformer_logits,
 )
-from stabviz.ops import cross_entropy
+from stabviz.ops import causal_mask, cross_entropy, scaled_dot_product_attention
 from stabviz.seeds import generator
 
+HELD_OUT_ROWS = 64
+"""Sequences that the held-out loss is measured on, spread evenly; fewer where the held-out end is short."""
+
 Batch = dict[str, Tensor]
-Knobs = Mapping[str, Any]
+Knobs = dict[str, Any]
 
 
-class Problem(Protocol):
+class Problem:
     """One structure of run: everything that runs trained as one batch share."""
 
     floor_nats: float | None
@@ -44,20 +48,37 @@ class Problem(Protocol):
     """"nats", or "" where the loss is a height or a squared error."""
     numbers_per_run: int
     """Size of the largest intermediate result of one run."""
-    knobs: tuple[str, ...]
-    """Names of the numeric knobs that `loss` reads."""
+    config: Any = None
+    """Structure of the model, if there is one."""
+    knobs: tuple[str, ...] = ()
+    """Knobs that `loss` reads beside the numeric ones of the objective: those that your functions ask for."""
 
     def init(self, run: Run) -> dict[str, Tensor]:
         """Initial parameters of one run, drawn from its seed."""
+        raise NotImplementedError
 
     def batches(self, runs: Sequence[Run], device: torch.device) -> Callable[[Tensor], Batch]:
         """A function from the step, a () int64 tensor, to that step's batch, each tensor with a leading run
         axis."""
+        raise NotImplementedError
 
     def loss(
         self, params: Mapping[str, Tensor], batch: Batch, knobs: Knobs, measure: bool
     ) -> tuple[Tensor, Batch]:
         """Loss of one run on one batch, and what was measured on the way."""
+        raise NotImplementedError
+
+    def held_out(self, device: torch.device) -> list[Batch]:
+        """Batches of the held-out data, the same for all runs; none where nothing is held out."""
+        return []
+
+    def held_out_loss(self, params: Mapping[str, Tensor], batch: Batch, knobs: Knobs) -> Tensor:
+        """Cross-entropy of one run on held-out data, whatever is minimised in training."""
+        raise NotImplementedError
+
+    def yours(self, device: torch.device, dtype: torch.dtype) -> list[tuple[Yours, Callable, tuple]]:
+        """Functions of the reader's inside the loss: each with a call(*example, knobs) and an example."""
+        return []
 
 
 def problem_of(run: Run) -> Problem:
@@ -73,7 +94,7 @@ def _per_seed(runs: Sequence[Run], draw: Callable[[Run], Tensor]) -> Tensor:
     return torch.stack([drawn[run.seed] for run in runs])
 
 
-class SequenceProblem:
+class SequenceProblem(Problem):
     """Predict the next token with a transformer or an LSTM."""
 
     loss_unit = "nats"
@@ -90,7 +111,6 @@ class SequenceProblem:
             self.floor_nats, self.chance_nats = self.corpus.floor_nats, self.corpus.chance_nats
         if run.model == "lstm":
             self.config = LstmConfig(vocab_size=vocab_size, width=run.width, layers=run.layers)
-            self.knobs = ("label_smoothing", "z_loss")
         else:
             self.config = TransformerConfig(
                 vocab_size=vocab_size,
@@ -101,7 +121,10 @@ class SequenceProblem:
                 norm=run.norm,
                 qk_norm=run.qk_norm,
             )
-            self.knobs = ("label_smoothing", "z_loss", "softcap")
+
+        self.attend = YourAttention(run.attention) if run.attention else None
+        self.your_loss = YourLoss(run.loss) if run.loss else None
+        self.knobs = tuple(name for f in (self.attend, self.your_loss) if f for name in f.yours.knobs)
 
     def init(self, run):
         draw = init_lstm if run.model == "lstm" else init_transformer
@@ -122,7 +145,7 @@ class SequenceProblem:
                 return {"tokens": rows_RBL[..., :-1], "targets": rows_RBL[..., 1:].where(second_half_L, -100)}
 
             return copy_batch
-        corpus_N = self.corpus.tokens_N.to(device)
+        corpus_N = self.corpus.tokens_N[: self._training_tokens()].to(device)
         last_start = len(corpus_N) - context - 1
 
         def draw_starts(run):
@@ -138,28 +161,77 @@ class SequenceProblem:
 
         return corpus_batch
 
-    def loss(self, params, batch, knobs, measure):
-        if self.run.model == "lstm":
-            logits_BLV, measured = lstm_logits(params, batch["tokens"], self.config)
-        else:
-            softcap = knobs["softcap"]
-            softcap = None if not isinstance(softcap, Tensor) and softcap == float("inf") else softcap
-            logits_BLV, measured = transformer_logits(
-                params, batch["tokens"], self.config, softcap=softcap, measure=measure
+    def _training_tokens(self) -> int:
+        """How many tokens of the corpus batches are drawn from: all before the held-out end."""
+        assert self.corpus is not None, "Run refuses held_out for the copy task"
+        return len(self.corpus.tokens_N) - round(self.run.held_out * len(self.corpus.tokens_N))
+
+    def held_out(self, device):
+        if not self.run.held_out:
+            return []
+        tail_N, length = self.corpus.tokens_N[self._training_tokens() :], self.run.context + 1
+        rows = min(HELD_OUT_ROWS, len(tail_N) // length)
+        if rows < 1 or self._training_tokens() <= length:
+            raise ValueError(
+                f"train: held_out must leave a sequence of {length} on both sides; got {self.run.held_out!r}"
             )
+        starts_N = torch.linspace(0, len(tail_N) - length, rows).long()
+        rows_NL = tail_N[starts_N[:, None] + torch.arange(length)].to(device)
+        # In batches of the run's own size: held out or not, a step needs no more memory.
+        return [{"tokens": b[:, :-1], "targets": b[:, 1:]} for b in rows_NL.split(self.run.batch)]
+
+    def held_out_loss(self, params, batch, knobs):
+        logits_BLV, _ = self._logits(params, batch["tokens"], knobs, measure=False)
+        return cross_entropy(logits_BLV.flatten(0, 1), batch["targets"].flatten())[0]
+
+    def loss(self, params, batch, knobs, measure):
+        logits_BLV, measured = self._logits(params, batch["tokens"], knobs, measure)
+        logits_NV, targets_N = logits_BLV.flatten(0, 1), batch["targets"].flatten()
+        if self.your_loss is not None:
+            return self.your_loss(logits_NV, targets_N, knobs), measured
         loss_nats, seen = cross_entropy(
-            logits_BLV.flatten(0, 1),
-            batch["targets"].flatten(),
-            label_smoothing=knobs["label_smoothing"],
-            z_loss=knobs["z_loss"],
+            logits_NV, targets_N, label_smoothing=knobs["label_smoothing"], z_loss=knobs["z_loss"]
         )
         return loss_nats, measured | ({"log_z": seen.log_z} if measure else {})
 
+    def _logits(self, params, tokens_BL, knobs, measure):
+        if self.run.model == "lstm":
+            return lstm_logits(params, tokens_BL, self.config)
+        softcap = knobs["softcap"]
+        off = not isinstance(softcap, Tensor) and softcap == float("inf")
+        return transformer_logits(
+            params,
+            tokens_BL,
+            self.config,
+            softcap=None if off else softcap,
+            measure=measure,
+            attend=self._attend_with(knobs) if self.attend else scaled_dot_product_attention,
+        )
 
-class SurfaceProblem:
+    def _attend_with(self, knobs):
+        def attend(query_BHLK, key_BHMK, value_BHMK, **_):
+            mask_LM = causal_mask(query_BHLK.shape[-2], device=query_BHLK.device)
+            return self.attend(query_BHLK, key_BHMK, value_BHMK, mask_LM, knobs), None
+
+        return attend
+
+    def yours(self, device, dtype):
+        B, L, H, V = self.run.batch, self.run.context, self.run.heads, self.config.vocab_size
+        found = []
+        if self.attend is not None:
+            example = tuple(made_up(3, B, H, L, self.run.width // H).to(device, dtype))
+            call = lambda *example: self._attend_with(example[3])(*example[:3])[0]  # noqa: E731
+            found.append((self.attend.yours, call, example))
+        if self.your_loss is not None:
+            example = (made_up(B * L, V).to(device, dtype), torch.arange(B * L, device=device) % V)
+            found.append((self.your_loss.yours, self.your_loss, example))
+        return found
+
+
+class SurfaceProblem(Problem):
     """Descend a surface in one or two dimensions; the parameters are a position."""
 
-    knobs, numbers_per_run = ("condition",), 2
+    numbers_per_run = 2
     floor_nats, chance_nats, loss_unit = 0.0, None, ""
 
     def __init__(self, run: Run):
@@ -203,10 +275,9 @@ class SurfaceProblem:
         return loss, measured
 
 
-class RegressionProblem:
+class RegressionProblem(Problem):
     """Fit 200 points with a tanh perceptron, all points at every step: gradient descent without noise."""
 
-    knobs = ()
     floor_nats, chance_nats, loss_unit = 0.0, None, ""
 
     def __init__(self, run: Run):

@@ -55,10 +55,13 @@ class _Call:
 class _Recorder(TorchDispatchMode):
     """Sees every operation below autograd and vmap, with the tensors that it really works on."""
 
+    calls: list[_Call]
+    writers: dict[Any, Callable | None]
+
     def __init__(self):
         super().__init__()
-        self.calls: list[_Call] = []
-        self.writers: dict[Any, Callable | None] = {}
+        self.calls = []
+        self.writers = {}
 
     @classmethod
     def _should_skip_dynamo(cls):
@@ -66,12 +69,13 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        given = function(*args, **kwargs)
-        inputs, given_detached = tree_map_only(Tensor, torch.Tensor.detach, ((args, kwargs), given))
-        results = tuple(x for x in tree_leaves(given_detached) if isinstance(x, Tensor))
+        output = function(*args, **kwargs)
+        # Detached: a recording that held the graph would keep all memory of the step alive.
+        inputs, output_detached = tree_map_only(Tensor, torch.Tensor.detach, ((args, kwargs), output))
+        results = tuple(x for x in tree_leaves(output_detached) if isinstance(x, Tensor))
         if function is torch.ops.aten._local_scalar_dense.default:
             raise NotReplayable(
-                f"{function} gave {given!r} to Python: a step must not look at a tensor's value"
+                f"{function} gave {output!r} to Python: a step must not look at a tensor's value"
             )
         mutates = _written(function, *inputs)
         if function not in self.writers:
@@ -85,7 +89,7 @@ class _Recorder(TorchDispatchMode):
                 writer=self.writers[function],
             )
         )
-        return given
+        return output
 
 
 def _written(function, args, kwargs) -> tuple[Tensor, ...]:
@@ -99,7 +103,7 @@ def _written(function, args, kwargs) -> tuple[Tensor, ...]:
 
 
 def _memory(x: Tensor) -> int:
-    """What tells one piece of memory from another; views of it share the number."""
+    """The number of a tensor's storage; its views share it."""
     return x.untyped_storage()._cdata
 
 
@@ -114,12 +118,14 @@ def record(step: Callable[[], Any], changing: Iterable[Tensor]) -> tuple[list[Ac
         returned = step()
     calls = [call for call in recorder.calls if call.mutates or (call.results and not _is_view(call))]
     calls = _without_constants(calls, {_memory(x) for x in changing})
-    place = _places(calls, keep={_memory(x) for x in tree_leaves(returned) if isinstance(x, Tensor)})
+    plan = MemoryPlan(calls, keep={_memory(x) for x in tree_leaves(returned) if isinstance(x, Tensor)})
     with torch.no_grad():
-        return [_action(call, place) for call in calls], tree_map_only(Tensor, torch.Tensor.detach, returned)
+        actions = [_action(call, plan) for call in calls]
+    return actions, tree_map_only(Tensor, torch.Tensor.detach, returned)
 
 
 def _is_view(call: _Call) -> bool:
+    # A view computes nothing: the call that reads it is handed its shape, strides and offset.
     read = {_memory(x) for x in call.reads}
     return all(_memory(x) in read for x in call.results)
 
@@ -130,57 +136,77 @@ def _without_constants(calls: list[_Call], changing: set[int]) -> list[_Call]:
     kept = []
     for call in calls:
         results = {_memory(x) for x in call.results}
-        reads = (
-            set() if call.function.overloadpacket in _READS_NO_VALUES else {_memory(x) for x in call.reads}
-        )
+        looks_at_shape_alone = call.function.overloadpacket in _READS_NO_VALUES
+        reads = set() if looks_at_shape_alone else {_memory(x) for x in call.reads}
         if changing & (results | reads):
             changing |= results
             kept.append(call)
     return kept
 
 
-def _places(calls: list[_Call], keep: set[int]) -> Callable[[Tensor], Tensor]:
-    """Give every passing result a place in memory that no other living one has, and return tensor ->
-    place."""
-    made: dict[int, int] = {}
-    last_use: dict[int, int] = {}
-    for index, call in enumerate(calls):
-        for x in () if call.mutates else call.results:
-            made.setdefault(_memory(x), index)
-        for x in (*call.reads, *call.results):
-            last_use[_memory(x)] = index
-    ends: dict[int, list[int]] = {}
-    for memory, index in last_use.items():
-        if memory in made and memory not in keep:
-            ends.setdefault(index, []).append(memory)
-    slots: dict[int, torch.UntypedStorage] = {}
-    free: dict[int, list[torch.UntypedStorage]] = {}
-    for index, call in enumerate(calls):
-        for x in () if call.mutates else call.results:
-            if (memory := _memory(x)) not in slots and memory not in keep:
-                size = x.untyped_storage().nbytes()
-                slots[memory] = free[size].pop() if free.get(size) else torch.UntypedStorage(size)
-        for memory in ends.get(index, ()):
-            free.setdefault(slots[memory].nbytes(), []).append(slots[memory])
-    known: dict[tuple, Tensor] = {}
+class MemoryPlan:
+    """Where each passing result of a step lives: in memory that no other living one has.
 
-    def place(x: Tensor) -> Tensor:
-        if (slot := slots.get(_memory(x))) is None:
+    A result is born at the call that makes it and dies after the last call that reads it. Its memory then
+    serves a later result of equal size, so that a step touches little memory and much of it stays in the
+    cache. Results in `keep` outlive the step and keep the memory that they have; so does whatever the step
+    did not make (parameters, constants).
+    """
+
+    def __init__(self, calls: list[_Call], keep: set[int]):
+        self.storage_of: dict[int, torch.UntypedStorage] = {}
+        self._placed: dict[tuple, Tensor] = {}
+        passing = [{_memory(x) for x in _made_by(call)} - keep for call in calls]
+        dying = self._deaths(calls, set().union(*passing))
+        free: dict[int, list[torch.UntypedStorage]] = {}  # by size: only an equal one is reused
+        for call, dead in zip(calls, dying, strict=True):
+            for x in _made_by(call):
+                if (memory := _memory(x)) not in keep and memory not in self.storage_of:
+                    size = x.untyped_storage().nbytes()
+                    self.storage_of[memory] = (
+                        free[size].pop() if free.get(size) else torch.UntypedStorage(size)
+                    )
+            # Only now: a call must not write its result over one that it reads.
+            for memory in dead:
+                free.setdefault(self.storage_of[memory].nbytes(), []).append(self.storage_of[memory])
+
+    @staticmethod
+    def _deaths(calls: list[_Call], passing: set[int]) -> list[list[int]]:
+        """For each call, the results that nothing reads after it."""
+        last_use: dict[int, int] = {}
+        for index, call in enumerate(calls):
+            last_use.update({_memory(x): index for x in (*call.reads, *call.results)})
+        dying: list[list[int]] = [[] for _ in calls]
+        for (
+            memory
+        ) in last_use:  # in order of first use, not of the set: the plan must not differ between runs
+            if memory in passing:
+                dying[last_use[memory]].append(memory)
+        return dying
+
+    def place(self, x: Tensor) -> Tensor:
+        """Return the tensor that stands for x: in its place if x is a passing result, else x itself."""
+        storage = self.storage_of.get(_memory(x))
+        if storage is None:
             return x
         key = (_memory(x), x.dtype, x.storage_offset(), x.shape, x.stride())
-        if key not in known:
-            known[key] = torch.empty(0, dtype=x.dtype).set_(slot, x.storage_offset(), x.shape, x.stride())
-        return known[key]
+        if key not in self._placed:
+            empty = torch.empty(0, dtype=x.dtype)
+            self._placed[key] = empty.set_(storage, x.storage_offset(), x.shape, x.stride())
+        return self._placed[key]
 
-    return place
+
+def _made_by(call: _Call) -> tuple[Tensor, ...]:
+    """The tensors that a call brings into being; what an operation in place returns was there before."""
+    return () if call.mutates else call.results
 
 
-def _action(call: _Call, place: Callable[[Tensor], Tensor]) -> Action:
+def _action(call: _Call, plan: MemoryPlan) -> Action:
     """The call, writing its result to its place; an operation that cannot is followed by a copy."""
-    args, kwargs = tree_map_only(Tensor, place, call.inputs)
+    args, kwargs = tree_map_only(Tensor, plan.place, call.inputs)
     if call.mutates:
         return partial(call.function, *args, **kwargs)
-    results = tuple(place(x) for x in call.results)
+    results = tuple(plan.place(x) for x in call.results)
     name = call.function.overloadpacket.__name__
     if name in ("clone", "_to_copy"):
         return partial(results[0].copy_, args[0])
@@ -193,11 +219,12 @@ def _action(call: _Call, place: Callable[[Tensor], Tensor]) -> Action:
 
 def _writer(function, args, kwargs, results) -> Callable | None:
     """What computes the same and writes it to `out`: torch's public function, or the operator's form with
-    out."""
+    out. A candidate is tried on the spot: one that gives another value, or none, is not used."""
     if len(results) != 1:
         return None
     packet = function.overloadpacket
-    for candidate in (getattr(torch, packet.__name__, None), getattr(packet, "out", None)):
+    candidates = (getattr(torch, packet.__name__, None), getattr(packet, "out", None))
+    for candidate in filter(None, candidates):
         scratch = torch.zeros_like(results[0])
         try:
             candidate(*args, **kwargs, out=scratch)
@@ -209,6 +236,6 @@ def _writer(function, args, kwargs, results) -> Callable | None:
 
 
 def _copy_results(function, args, kwargs, results):
-    given = function(*args, **kwargs)
-    for into, x in zip(results, tree_leaves(given), strict=True):
-        into.copy_(x)
+    output = function(*args, **kwargs)
+    for place, x in zip(results, tree_leaves(output), strict=True):
+        place.copy_(x)

@@ -107,6 +107,12 @@ _REGISTERED = (
         meaning="Updates made before this step; a skipped step makes none, a rewind takes some back.",
     ),
     Signal(
+        name="held_out_loss_nats",
+        unit="nats",
+        label="held-out loss",
+        meaning="Cross-entropy after this step on the end of the corpus, which no batch is drawn from.",
+    ),
+    Signal(
         name="validation_loss_nats",
         unit="nats",
         label="validation loss",

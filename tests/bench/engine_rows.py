@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from stabviz.lab import grid
-from stabviz.lab.engine import _Batch, _groups
+from stabviz.lab.engine import RunBatch
+from stabviz.lab.runs import _groups
 from stabviz.lab.tasks import text_corpus
 from stabviz.lab.threads import Threads
 from tests.bench.table import Row, quiet, side_by_side, slowdown, speedup
@@ -87,11 +88,11 @@ def engine_round(width: int, runs: int, measure: bool, where: str, threads: Thre
         steps=5000,
     )
     batches = [
-        _Batch([experiment.runs[r] for r in rows], device, measure) for rows in _groups(experiment, device)
+        RunBatch([experiment.runs[r] for r in rows], device, measure) for rows in _groups(experiment, device)
     ]
 
     def step():
-        threads.each(_Batch.step, batches)
+        threads.each(RunBatch.step, batches)
         if where != "cpu":
             torch.cuda.synchronize()
 

@@ -6,6 +6,7 @@ import torch
 
 from stabviz.lab import engine as engine_module
 from stabviz.lab import grid, stream, train
+from stabviz.lab import runs as runs_module
 from stabviz.lab.problems import problem_of
 from stabviz.models import transformer_logits
 from stabviz.ops import OPTIMIZERS
@@ -93,7 +94,7 @@ def test_the_law_of_independence_is_caught_when_broken(monkeypatch):
 
     knobs = TINY | {"clip_norm": 0.5, "lr": 1e-3}
     alone = train(grid("markov", seed=[11], **knobs))
-    monkeypatch.setattr(engine_module._Batch, "_clip", one_norm_for_all)
+    monkeypatch.setattr(engine_module.RunBatch, "_clip", one_norm_for_all)
     together = train(grid("markov", seed=[3, 11, 5], **knobs))
     assert not np.allclose(curves(together.select(seed=11)), curves(alone), rtol=1e-3)
 
@@ -202,6 +203,62 @@ def test_train_without_measures_keeps_the_curve():
     np.testing.assert_allclose(curves(bare), curves(full), rtol=1e-10)
 
 
+def test_train_keep_params_hands_out_what_the_next_step_would_start_from():
+    experiment = grid("markov", seed=[5, 6], norm=["pre", "post"], held_out=0.01, **TINY)
+    trace, params, configs = train(experiment, keep_params=True)
+    assert trace.equals(train(experiment))
+    for r, run in enumerate(experiment.runs):
+        assert configs[r].norm == run.norm
+        problem = problem_of(run)
+        losses = []
+        for batch in problem.held_out(torch.device("cpu")):
+            logits_BLV, _ = transformer_logits(params[r], batch["tokens"], configs[r])
+            targets = batch["targets"].flatten()
+            losses.append(torch.nn.functional.cross_entropy(logits_BLV.flatten(0, 1), targets))
+        # the mean over batches of 5 and a last one of 4 rows, as the engine takes it: float64, order of sums
+        assert trace["held_out_loss_nats"][r, -1] == pytest.approx(
+            torch.stack(losses).mean().item(), rel=1e-9
+        )
+
+
+def test_train_keep_params_of_a_frozen_run_are_those_of_its_last_good_step():
+    knobs = TINY | {"seed": 3, "schedule": "warmup", "warmup_steps": 2, "poison_scale": math.nan}
+    struck = train(grid("markov", poison_step=[2, -1], **knobs), keep_params=True).params
+    short = train(grid("markov", poison_step=[-1], **knobs | {"steps": 2}), keep_params=True)
+    for name, tensor in short.params[0].items():
+        torch.testing.assert_close(struck[0][name], tensor, rtol=1e-9, atol=1e-12)
+
+
+def test_train_held_out_is_never_drawn_and_changes_nothing_else():
+    run = grid("markov", held_out=0.25, **TINY).runs[0]
+    corpus_N = problem_of(run).corpus.tokens_N
+    kept = len(corpus_N) * 3 // 4
+    drawn = problem_of(run).batches([run], torch.device("cpu"))
+    windows = corpus_N.unfold(0, run.context + 1, 1)
+    for step in range(run.steps):
+        batch = drawn(torch.tensor(step))
+        rows_BL = torch.cat([batch["tokens"], batch["targets"][..., -1:]], dim=-1)[0]
+        assert all((windows[: kept - run.context] == row_L).all(dim=1).any() for row_L in rows_BL)
+    tail = [batch["tokens"] for batch in problem_of(run).held_out(torch.device("cpu"))]
+    first_L = tail[0][0]
+    assert torch.equal(first_L, corpus_N[kept : kept + run.context])
+    off, tiny_share = (train(grid("markov", held_out=share, **TINY)) for share in (0.0, 1e-3))
+    assert "held_out_loss_nats" not in off
+    assert "held_out_loss_nats" in tiny_share
+
+
+def test_train_measures_the_held_out_loss_every_so_often_and_at_the_end():
+    trace = train(grid("text", held_out=0.1, steps=45, width=8, context=8, seed=[0, 1], lr=1e-2))
+    measured_S = np.isfinite(trace["held_out_loss_nats"]).all(axis=0)
+    assert np.flatnonzero(measured_S).tolist() == [19, 39, 44]
+    assert (trace.final("held_out_loss_nats") < trace["held_out_loss_nats"][:, 19]).all()
+
+
+def test_train_refuses_a_held_out_share_without_a_sequence():
+    with pytest.raises(ValueError, match="held_out must leave a sequence of 7 on both sides; got 1e-06"):
+        train(grid("markov", held_out=1e-6, **TINY))
+
+
 def test_train_skips_a_poisoned_step_and_goes_on():
     knobs = TINY | {"seed": 3, "lr": 1e-2, "poison_scale": math.nan}
     trace = train(grid("markov", poison_step=[2], on_non_finite="skip", **knobs))
@@ -280,7 +337,7 @@ def test_train_sharpness_finds_the_hessian_of_a_quadratic_model():
 
 def test_train_preconditioned_sharpness_divides_by_the_root_of_the_second_moment():
     from stabviz.lab import regression_points
-    from stabviz.lab.engine import _Batch
+    from stabviz.lab.engine import RunBatch
 
     experiment = grid(
         "regression",
@@ -295,7 +352,7 @@ def test_train_preconditioned_sharpness_divides_by_the_root_of_the_second_moment
         beta2=0.9,
         dtype="float64",
     )
-    batch = _Batch(list(experiment.runs), torch.device("cpu"), True)
+    batch = RunBatch(list(experiment.runs), torch.device("cpu"), True)
     for _ in range(59):
         batch.step()
     v_P = batch.state["second_moment"][0] / (1 - 0.9**59)
@@ -324,7 +381,7 @@ def test_the_number_of_threads_does_not_change_a_bit(knobs):
     try:
         for count in (1, 2, 4):
             torch.set_num_threads(count)
-            batch = engine_module._Batch(list(experiment.runs), torch.device("cpu"), True)
+            batch = engine_module.RunBatch(list(experiment.runs), torch.device("cpu"), True)
             for _ in range(5):
                 batch.step()
             runs.append(batch.params_RP.clone())
@@ -335,9 +392,9 @@ def test_the_number_of_threads_does_not_change_a_bit(knobs):
 
 
 def test_the_number_of_threads_does_not_change_a_bit_of_several_batches(monkeypatch):
-    monkeypatch.setattr(engine_module, "NUMBERS_TOGETHER", 2**17)
+    monkeypatch.setattr(runs_module, "NUMBERS_TOGETHER", 2**17)
     experiment = grid("text", seed=range(9), lr=[1e-2], steps=5)
-    assert len(engine_module._groups(experiment, torch.device("cpu"))) > 1
+    assert len(runs_module._groups(experiment, torch.device("cpu"))) > 1
     before, traces = torch.get_num_threads(), []
     try:
         for count in (1, 3):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stabviz.lab import Experiment, Run, grid
-from stabviz.lab.experiment import NUMERIC
+from stabviz.lab.experiment import KNOBS, numeric_knobs
 
 
 def test_grid_makes_the_product_and_labels_what_varies():
@@ -24,8 +24,34 @@ def test_grid_takes_arrays_and_labels_a_list_of_one():
 
 def test_run_structure_leaves_out_the_numeric_knobs():
     names = {name for name, _ in Run().structure}
-    assert not names & NUMERIC
+    assert not names & {name for name, knob in KNOBS.items() if knob.numeric}
     assert {"width", "norm", "optimizer"} <= names
+
+
+def test_a_knob_is_declared_on_one_line_and_the_table_follows():
+    """Adding a numeric knob needs one line of `Run`: no other module may list several of them by name."""
+    import ast
+    from pathlib import Path
+
+    import stabviz.lab
+
+    numeric = {name for name, knob in KNOBS.items() if knob.numeric}
+    assert len(numeric) > 20
+    assert set(numeric_knobs("optimizer")) == {"beta1", "beta2", "eps", "weight_decay", "bias_correction"}
+    lists = []
+    for path in Path(stabviz.lab.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+                held = {item.value for item in node.elts if isinstance(item, ast.Constant)}
+                lists += [(path.name, held)] if len(held & numeric) > 2 else []
+    assert lists == []
+
+
+def test_the_table_of_knobs_says_kind_default_unit_and_reader():
+    assert (KNOBS["warmup_steps"].kind, KNOBS["warmup_steps"].default) == ("int", 20)
+    assert (KNOBS["warmup_steps"].unit, KNOBS["warmup_steps"].reader) == ("updates", "schedule")
+    readers = {"data", "model", "start", "objective", "fault", "clip", "optimizer", "schedule", "engine"}
+    assert {knob.reader for knob in KNOBS.values()} == readers
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_replayed_steps_equal_written_ones_to_the_bit(monkeypatch, knobs, measur
     experiment = grid(**{"task": "markov"} | KNOBS | knobs)
     replayed = train(experiment, measure=measure)
     monkeypatch.setattr(engine, "record", lambda step, changing: (None, step()))
-    monkeypatch.setattr(engine._Batch, "step", lambda self: self._commit(*self._step()))
+    monkeypatch.setattr(engine.RunBatch, "step", lambda self: self._commit(*self._step()))
     written = train(experiment, measure=measure)
     assert written.signals.keys() == replayed.signals.keys()
     for name in written.signals:
