@@ -232,6 +232,7 @@ def _watch(function):
             raise _ReturnedNothing(repr(watched.last))
         return watched.last
 
+    # calls tell a fault of the check from one of the solution: without a call it cannot be the solution's
     watched.calls, watched.last = 0, None
     return watched
 

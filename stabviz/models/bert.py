@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from stabviz.models.sizes import check_sizes
 from stabviz.models.transformer import part
 from stabviz.ops import embedding, feed_forward, gelu, layer_norm, linear, multi_head_attention, relu
 
@@ -70,7 +71,8 @@ class BertConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "labels", tuple(self.labels))
-        for name in (
+        check_sizes(
+            self,
             "vocab_size",
             "hidden_size",
             "num_hidden_layers",
@@ -78,10 +80,7 @@ class BertConfig:
             "intermediate_size",
             "max_position_embeddings",
             "type_vocab_size",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"BertConfig: {name} must be a whole number of at least 1; got {value!r}")
+        )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"BertConfig: hidden_size must be a multiple of num_attention_heads = "

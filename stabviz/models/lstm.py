@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from stabviz.models.sizes import check_sizes
 from stabviz.ops import embedding, linear
 
 
@@ -21,10 +22,7 @@ class LstmConfig:
     """LSTM layers, one on top of the other."""
 
     def __post_init__(self):
-        for name in ("vocab_size", "width", "layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"LstmConfig: {name} must be a whole number of at least 1; got {value!r}")
+        check_sizes(self, "vocab_size", "width", "layers")
 
 
 def init_lstm(config: LstmConfig, generator: Generator, init_scale: float = 1.0) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from stabviz.models.sizes import check_sizes
 from stabviz.ops import linear
 
 
@@ -23,10 +24,7 @@ class MlpConfig:
     """Number of linear maps."""
 
     def __post_init__(self):
-        for name in ("inputs", "outputs", "width", "layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"MlpConfig: {name} must be a whole number of at least 1; got {value!r}")
+        check_sizes(self, "inputs", "outputs", "width", "layers")
 
 
 def init_mlp(config: MlpConfig, generator: Generator, init_scale: float = 1.0) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from stabviz.models.sizes import check_sizes
 from stabviz.ops import (
     embedding,
     feed_forward,
@@ -50,12 +51,7 @@ class TransformerConfig:
     """Bias vectors in the linear maps; layer norms have theirs always."""
 
     def __post_init__(self):
-        for name in ("vocab_size", "width", "layers", "heads", "context", "feed_forward_multiple"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"TransformerConfig: {name} must be a whole number of at least 1; got {value!r}"
-                )
+        check_sizes(self, "vocab_size", "width", "layers", "heads", "context", "feed_forward_multiple")
         if self.width % self.heads:
             raise ValueError(
                 f"TransformerConfig: width must be a multiple of heads = {self.heads}; got {self.width!r}"

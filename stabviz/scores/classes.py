@@ -34,6 +34,7 @@ def classification_scores(logits_NC, labels_N, names: Sequence[str]) -> dict:
     finite_N = np.isfinite(logits_NC).all(axis=1)
     predicted_N = np.where(finite_N, logits_NC.argmax(axis=1), -1)
     confusion_CC = np.zeros((len(names), len(names)), dtype=np.int64)
+    # add.at counts a pair each time that it comes; `confusion_CC[pairs] += 1` would count it once
     np.add.at(confusion_CC, (labels_N[finite_N], predicted_N[finite_N]), 1)
     support_C = np.bincount(labels_N, minlength=len(names))
     by_class = {

@@ -1,16 +1,9 @@
 """Plots (Axes in, Axes out) and panels (knobs -> run -> live curves). Imports `stabviz.trace` only."""
 
 from stabviz.views.knobs import Choice, Knob
+from stabviz.views.maps import plot_attention, plot_loss_surface, plot_stability_map
 from stabviz.views.panels import Panel, panel
-from stabviz.views.plots import (
-    plot_attention,
-    plot_gradient_norm,
-    plot_layer_norms,
-    plot_loss_fan,
-    plot_loss_surface,
-    plot_lr_curve,
-    plot_stability_map,
-)
+from stabviz.views.plots import plot_gradient_norm, plot_layer_norms, plot_loss_fan, plot_lr_curve
 from stabviz.views.report import html_report
 from stabviz.views.style import new_figure
 from stabviz.views.svg import curve_points, figure_svg, show

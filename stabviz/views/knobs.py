@@ -181,7 +181,7 @@ class Control:
 
     def assign(self, value):
         """Show `value` in every widget of this knob; the caller decides what follows."""
-        self._assigning = True
+        self._assigning = True  # the widgets call back at each of these assignments
         try:
             self._field.value = value
             if self._slider is not None:
@@ -221,6 +221,8 @@ def _number_and_slider(knob: Knob):
         if knob.kind == "integer":
             return ipywidgets.BoundedIntText(**bounds), slider
         return ipywidgets.BoundedFloatText(**bounds, step=float(f"{low:.0e}")), slider
+    # One digit, so that the slider stops at values that one can read. `continuous_update` would start a run
+    # at every pixel that the slider passes.
     step = knob.step or float(f"{(high - low) / 40:.1g}")
     number = ipywidgets.BoundedFloatText(**bounds, step=step)
     return number, ipywidgets.FloatSlider(**bounds, step=step, continuous_update=False, readout=False)

@@ -85,7 +85,9 @@ class Panel:
         self.status = "ready"
         self._curves, self._axes_positions = {}, None
         self._finished: OrderedDict[tuple, Picture] = OrderedDict()
+        # Reentrant: `set` holds it, and calls what takes it again.
         self._changed = threading.Condition(threading.RLock())
+        # The generation says which move is the newest; what belongs to an older one is not drawn.
         self._wanted, self._worker, self._generation, self._moved_at = None, None, 0, 0
         self._controls = {knob.name: Control(knob, self._moved) for knob in knobs}
         self._lay_out(title)
@@ -149,7 +151,7 @@ class Panel:
         if self.trace is None:
             self._moved()
         try:
-            self.wait(timeout_s=600.0)
+            self.wait(timeout_s=600.0)  # see the module: the cell below would compete for the cores
         except KeyboardInterrupt:
             self.stop()
             raise
@@ -226,6 +228,7 @@ class Panel:
                         before_s = time.monotonic()
                         self._show(generation, self._picture_of(trace, values, self._axes_positions))
                         cost_s = time.monotonic() - before_s
+                        # a picture may cost more than a step: drawing is held to DRAW_SHARE of the time
                         next_drawing_s = before_s + max(REDRAW_S, cost_s / DRAW_SHARE)
                         self._set_status(_progress(trace, values), generation)
             if cancelled():
@@ -236,7 +239,7 @@ class Panel:
                 last = self._picture_of(trace, values, None)
             self._show(generation, last)
             return last
-        finally:
+        finally:  # a generator that is left open would hold its models until the garbage collector comes
             if hasattr(stream, "close"):
                 stream.close()
 

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from stabviz.trace import Trace, lr_sensitivity, signal_of
-from stabviz.views.maps import plot_attention, plot_loss_surface, plot_stability_map
 from stabviz.views.points import (
     Group,
     group_runs,
@@ -40,16 +39,6 @@ from stabviz.views.style import (
     style_axes,
     task_levels,
 )
-
-__all__ = [
-    "plot_attention",
-    "plot_gradient_norm",
-    "plot_layer_norms",
-    "plot_loss_fan",
-    "plot_loss_surface",
-    "plot_lr_curve",
-    "plot_stability_map",
-]
 
 
 def plot_loss_fan(

@@ -70,6 +70,7 @@ def quantiles(values_RS: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 
     Leaving dead runs out would draw the survivors' curve, which looks better the more runs have died.
     """
+    # Not infinity: np.quantile interpolates, and infinity minus infinity would be NaN.
     worst = 1e300
     filled_RS = np.where(np.isfinite(values_RS), values_RS.astype(np.float64), worst)
     found = np.quantile(filled_RS, shares, axis=0)
@@ -88,6 +89,7 @@ def thin(x_S: np.ndarray, y_S: np.ndarray, most: int = MOST_POINTS) -> tuple[np.
     """
     if len(x_S) <= most:
         return x_S, y_S
+    # Two points a stretch, and both ends: every n-th point would lose a spike of one step.
     edges = np.linspace(0, len(x_S), (most - 2) // 2 + 1).astype(int)
     keep = {0, len(x_S) - 1}
     for low, high in zip(edges[:-1], edges[1:], strict=True):
@@ -161,6 +163,7 @@ def non_finite_marks(trace: Trace, run: int, signal: str) -> list[tuple[float, f
     for s in onsets:
         before = values_S[:s][np.isfinite(values_S[:s])]
         step = float(trace.steps[s])
+        # A run that is looked at every few steps may have died between two of them.
         if dead is not None and s == onsets[-1] and bad_S[s:].all():
             step = min(step, float(dead))
         marks.append((step, float(before[-1]) if before.size else math.nan))

@@ -24,6 +24,7 @@ from stabviz.views.report_tables import (
 from stabviz.views.style import COLOURS, LINE_STYLES
 from stabviz.views.svg import figure_svg
 
+# StrictUndefined: a name that the template misspells is an error, not an empty cell.
 _PAGES = Environment(
     loader=PackageLoader("stabviz.views"),
     autoescape=True,

@@ -14,6 +14,7 @@ def set_limits(axes: Axes, edges=(), levels=()) -> None:
     """Set the y axis to lines, `edges` of bands yet to be drawn, and levels: nothing finite is cut."""
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines]
     finite = np.concatenate([*drawn, *edges, np.array(levels, float)])
+    # A value at or below 0 has no place on a log axis, and would make its limits NaN.
     finite = finite[np.isfinite(finite) & ((finite > 0) | (axes.get_yscale() == "linear"))]
     if not finite.size:
         finite = np.array([1.0, 10.0])
@@ -31,6 +32,7 @@ def set_step_axis(axes: Axes, *traces: Trace) -> None:
     begun = [trace for trace in traces if trace.n_steps]
     if not begun:
         return
+    # Steps count from 0: a run of n steps ends at n - 1. A bool or a text in a config is no number of steps.
     planned = [trace.config.get("steps") for trace in begun]
     first = min(int(trace.steps[0]) for trace in begun)
     last = max([int(trace.steps[-1]) for trace in begun] + [n - 1 for n in planned if type(n) is int])

@@ -157,6 +157,7 @@ def place_legend(
     handles, names = axes.get_legend_handles_labels()
     marks = [line for line in axes.lines if (line.get_gid() or "").startswith("nonfinite-")]
     if marks:
+        # An empty curve as the sample of the legend: the marks themselves have the colours of their runs.
         proxy = axes.plot([], [], linestyle="none", marker="x", markersize=7, markeredgewidth=2, color=INK)[0]
         handles, names = [*handles, proxy], [*names, mark]
     if any((collection.get_gid() or "").startswith("band-") for collection in axes.collections):

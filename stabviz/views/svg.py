@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 DRAWING = threading.RLock()
 """Held while anything is drawn: fonts and settings of matplotlib are shared by all threads."""
 
+# Without a salt matplotlib draws ids at random. Text as paths looks alike where a font is missing.
 _SETTINGS: Any = {"svg.hashsalt": "stabviz", "svg.fonttype": "path"}
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
@@ -36,6 +37,7 @@ def figure_svg(figure: Figure, label: str, *, prefix: str | None = None) -> str:
     svg = page.getvalue()
     svg = svg[svg.index("<svg") :]
     prefix = prefix or "f" + hashlib.sha256((label + svg).encode()).hexdigest()[:10]
+    # Groups carry the gids of curves; every other id is matplotlib's own, of clip paths and markers.
     svg = re.sub(r'(<g id=")([^"]*)"', rf'\1{prefix}-\2" data-gid="\2"', svg)
     svg = re.sub(r'(<(?!g )[a-zA-Z]+ (?:[^>]*? )?id=")([^"]*")', rf"\1{prefix}-\2", svg)
     svg = svg.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
@@ -53,6 +55,7 @@ class Shown:
         return self.label
 
     def _repr_html_(self) -> str:
+        # JupyterLab strips <svg> from a notebook that it does not trust, and keeps images.
         data = base64.b64encode(self.svg.encode())
         words = html.escape(self.label, quote=True)
         return f'<img alt="{words}" src="data:image/svg+xml;base64,{data.decode()}"/>'
