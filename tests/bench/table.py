@@ -1,5 +1,6 @@
 """Rows of the benchmark: two things timed side by side, a ratio, a target, and what it came to."""
 
+import os
 import platform
 import statistics
 import time
@@ -9,6 +10,8 @@ from datetime import date
 
 import numpy
 import torch
+
+from stabviz.finetune.pretrain.card import device_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,10 +142,10 @@ def markdown(rows: list[Row], device: dict[str, str]) -> str:
 
 def device() -> dict[str, str]:
     """Return what a reader must know of the machine to judge the figures."""
-    load = " ".join(f"{value:.1f}" for value in _load()) or "unknown"
+    load = " ".join(f"{value:.1f}" for value in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "processor": _processor(),
+        "processor": device_name("cpu"),
         "cores": str(torch.get_num_threads()),
         "load before": load,
         "python": platform.python_version(),
@@ -151,19 +154,3 @@ def device() -> dict[str, str]:
         "system": platform.system(),
         "date": date.today().isoformat(),
     }
-
-
-def _load() -> tuple[float, ...]:
-    import os
-
-    return os.getloadavg() if hasattr(os, "getloadavg") else ()
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            fields = dict(line.split(":", 1) for line in lines if ":" in line)
-        fields = {name.strip(): value.strip() for name, value in fields.items()}
-        return f"{fields['model name']}, family {fields['cpu family']} model {fields['model']}"
-    except (OSError, KeyError):
-        return platform.processor() or platform.machine()

@@ -27,16 +27,13 @@ def device_name(device: str) -> str:
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    models = (
-        [
-            line.partition(":")[2].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
-    return models[0] if models else platform.processor() or platform.machine()
+    if info.exists():
+        pairs = [line.partition(":") for line in info.read_text().splitlines()]
+        fields = {name.strip(): value.strip() for name, _, value in pairs}
+        if "model name" in fields:  # not on ARM
+            # Several generations share a marketing name, and differ in the last bit of a sum.
+            return "{model name}, family {cpu family} model {model}".format(**fields)
+    return platform.processor() or platform.machine()
 
 
 def model_card(
