@@ -111,11 +111,12 @@ def keep(trace, folder: Path) -> None:
     """Write the Trace in both formats, and the picture of loss and gradient norm on one step axis."""
     from matplotlib.figure import Figure
 
+    from stabviz.trace import save
     from stabviz.views.plots import plot_gradient_norm, plot_loss_fan
     from stabviz.views.svg import figure_svg
 
-    trace.save(folder / "trace.parquet")
-    trace.save(folder / "trace.jsonl")
+    save(trace, folder / "trace.parquet")
+    save(trace, folder / "trace.jsonl")
     figure = Figure(figsize=(8, 6), layout="constrained")
     loss_axes, norm_axes = figure.subplots(2, 1, sharex=True)
     by = [label for label in trace.runs[0] if label != "seed"] or None

@@ -18,10 +18,12 @@ from stabviz.ops.attention import (
     multi_head_attention,
     padding_mask,
     scaled_dot_product_attention,
+    scaled_dot_product_attention_grad,
+    soft_cap,
     softmax,
+    softmax_grad,
 )
-from stabviz.ops.blocks import in_blocks
-from stabviz.ops.clipping import clip_adaptive, clip_by_global_norm, clip_by_value, global_norm
+from stabviz.ops.clipping import clip_adaptive, clip_by_global_norm, clip_by_value, clip_scale, global_norm
 from stabviz.ops.contrastive import (
     alignment,
     cpc_scores,
@@ -30,7 +32,17 @@ from stabviz.ops.contrastive import (
     info_nce_symmetric,
     uniformity,
 )
-from stabviz.ops.layers import embedding, feed_forward, gelu, layer_norm, linear, relu, rms_norm
+from stabviz.ops.layers import (
+    embedding,
+    feed_forward,
+    gelu,
+    gelu_grad,
+    layer_norm,
+    layer_norm_grad,
+    linear,
+    relu,
+    rms_norm,
+)
 from stabviz.ops.losses import (
     CrossEntropyMeasures,
     binary_cross_entropy_with_logits,
@@ -52,18 +64,22 @@ from stabviz.ops.optimizers import (
     OPTIMIZERS,
     Optimizer,
     UpdateMeasures,
+    adam_direction,
+    adam_direction_from,
     adam_init,
     adam_step,
     adamw_independent_step,
     adamw_step,
     amsgrad_init,
     amsgrad_step,
+    bias_corrected,
     momentum_init,
     momentum_step,
     nesterov_step,
     optimizer_state,
     rmsprop_init,
     rmsprop_step,
+    second_moment_ratio,
     sgd_init,
     sgd_step,
     stable_adamw_step,

@@ -1,8 +1,7 @@
 """Attention: softmax, masks, scaled dot-product attention, many heads. The tiled form has a file of its own.
 
-The derivative of attention is written by hand (`_Attention.backward`), so that the formula of the lesson is
-the one that runs. Notation there: S = Q K^T the scores, P = exp(S - rowmax) and Z = rowsum(P), the weights
-W = P / Z, C the factors of `weight_scale` (dropout's 0 and 1/(1-p); 1 without), out = (C W) V.
+Notation: S = Q K^T the scores (Q scaled), W = softmax(S) the weights, out = W V. Autograd differentiates the
+formulas as they stand; the gradients derived by hand are functions beside them (`..._grad`).
 """
 
 import math
@@ -11,9 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from stabviz.ops.layers import _Rowwise, _to_front, exp_floor, linear, rms_norm
+from stabviz.ops.layers import linear, rms_norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,29 +19,9 @@ class AttentionMeasures:
     """What attention saw, detached. Both fields are None where `measure=False` was asked."""
 
     max_logit_H: Tensor | None
-    """Largest |logit| by head over all pairs that may attend, after scale and soft-cap. (H,)"""
+    """Largest |logit| by head over all pairs that may attend, after scale and BEFORE any soft-cap. (H,)"""
     entropy_H: Tensor | None
     """Mean entropy of the weights by head, over all queries that may attend to something. nats, (H,)"""
-
-
-class _Softmax(_Rowwise):
-    """exp(s - max) / sum over the last axis; ds = w (g - sum(w g))."""
-
-    @staticmethod
-    def forward(scores: Tensor) -> Tensor:
-        # exp2 gives an exact 0 for -inf, and has no slow path for small results (see exp_floor).
-        exponentials = (scores - scores.amax(dim=-1, keepdim=True)).mul_(1 / math.log(2.0)).exp2_()
-        return exponentials.div_(exponentials.sum(dim=-1, keepdim=True))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (weights,) = ctx.saved_tensors
-        weighted = weights * grad
-        return torch.addcmul(weighted, weights, weighted.sum(dim=-1, keepdim=True), value=-1)
 
 
 def softmax(scores: Tensor, dim: int = -1) -> Tensor:
@@ -59,9 +37,20 @@ def softmax(scores: Tensor, dim: int = -1) -> Tensor:
     >>> softmax(torch.tensor([1000.0, 1000.0, -1000.0]))
     tensor([0.5000, 0.5000, 0.0000])
     """
-    if dim in (-1, scores.ndim - 1):
-        return _Softmax.apply(scores)
-    return _Softmax.apply(scores.movedim(dim, -1)).movedim(-1, dim)
+    largest = scores.detach().amax(dim=dim, keepdim=True)  # a constant: it cancels in the derivative too
+    exponentials = torch.exp(scores - largest)
+    return exponentials / exponentials.sum(dim=dim, keepdim=True)
+
+
+def softmax_grad(weights: Tensor, grad: Tensor, dim: int = -1) -> Tensor:
+    """Return d loss / d scores by hand, from weights = softmax(scores): w (g - sum(w g)).
+
+    Shapes: weights (...), grad (...), the gradient of the weights -> (...), sum 0 along dim
+
+    >>> softmax_grad(torch.tensor([0.25, 0.75]), torch.tensor([1.0, 0.0]))
+    tensor([ 0.1875, -0.1875])
+    """
+    return weights * (grad - (weights * grad).sum(dim=dim, keepdim=True))
 
 
 def causal_mask(L: int, M: int | None = None, device: torch.device | str | None = None) -> Tensor:
@@ -99,147 +88,50 @@ def padding_mask(lengths_B: Tensor, M: int) -> Tensor:
     return (torch.arange(M, device=lengths_B.device) < lengths_B[:, None])[:, None, None, :]
 
 
-def _soft_cap(scores: Tensor, softcap: Tensor | float) -> Tensor:
-    """cap tanh(score / cap), or the score where cap is inf; a non-finite score gives NaN, not the cap."""
-    cap = torch.as_tensor(softcap, dtype=scores.dtype, device=scores.device)
+def soft_cap(logits: Tensor, cap: Tensor | float) -> Tensor:
+    """Return cap tanh(logit / cap), or the logit where cap is inf; a non-finite logit gives NaN, not the cap.
+
+    Shapes: logits (...), cap () -> (...)
+    Source: Gemma 2, arXiv:2408.00118
+    Lesson: 01-attention
+
+    >>> soft_cap(torch.tensor([0.0, 1000.0]), 20.0)
+    tensor([ 0., 20.])
+    """
+    cap = torch.as_tensor(cap, dtype=logits.dtype, device=logits.device)
     off = cap == torch.inf
     cap = torch.where(off, 1.0, cap)
-    return torch.where(off, scores, torch.tanh(scores / cap) * cap + (scores - scores))
+    return torch.where(off, logits, cap * torch.tanh(logits / cap) + (logits - logits))
 
 
-def _scores(query: Tensor, key: Tensor, softcap: Tensor | float | None) -> Tensor:
-    scores = query @ key.mT
-    return scores if softcap is None else _soft_cap(scores, softcap)
+def _joined(mask: Tensor | None, causal: bool, scores: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Join the masks; return True where a query may attend, and True where it may attend to anything at all.
 
-
-def _mask_terms(mask: Tensor | None, scores: Tensor):
-    """From a bool mask: 1 and 0 to multiply by, 0 and -inf to add, and True for rows without any key."""
+    None stands for True everywhere: a causal mask alone leaves no row without a key.
+    """
     if mask is None:
-        return None, None, None
-    keep = mask.to(scores.dtype)  # arithmetic with a float mask is far faster on a CPU than masked_fill
-    bias = torch.where(mask, 0.0, -torch.inf).to(scores.dtype)
-    return keep, bias, ~mask.any(dim=-1, keepdim=True)
+        return causal_mask(scores.shape[-2], device=scores.device) if causal else None, None
+    if causal:
+        mask = mask & causal_mask(scores.shape[-2], device=scores.device)
+    return mask, mask.any(dim=-1, keepdim=True)
 
 
-def _times(weights: Tensor, weight_scale: Tensor | None) -> Tensor:
-    return weights if weight_scale is None else weights * weight_scale
+def _masked(scores: Tensor, allowed: Tensor | None, has_key: Tensor | None) -> Tensor:
+    """Add 0 where a query may attend and -inf where not; NaN stays NaN under it."""
+    if allowed is None:
+        return scores
+    if has_key is not None:
+        allowed = allowed | ~has_key  # a row without any key would be NaN: it stays, and is zeroed afterwards
+    return scores + torch.where(allowed, 0.0, -torch.inf).to(scores.dtype)
 
 
-def _measured_entropy(
-    shifted: Tensor, exponentials: Tensor, normaliser: Tensor, empty: Tensor | None
-) -> Tensor:
-    """Mean over rows of log Z - sum(w s), s less the row's maximum: exact for a sharp row; overwrites s."""
-    expected = shifted.mul_(exponentials).sum(dim=-1, keepdim=True).div_(normaliser)
-    entropy = normaliser.log().sub_(expected)
-    if empty is None:
-        return entropy.mean(dim=(-4, -2)).squeeze(-1)
-    count = (~empty).expand(entropy.shape).sum(dim=(-4, -2)).clamp_min(1)
-    return (entropy.masked_fill_(empty, 0.0).sum(dim=(-4, -2)) / count).squeeze(-1)
+def _wide(scores: Tensor) -> Tensor:
+    """float32 for half precision, which can hold neither the exponentials nor their sum."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
-class _Attention(Function):
-    """(C softmax(Q K^T)) V with its derivative; the query comes scaled. Axes (..., B, H, L, K)."""
-
-    @staticmethod
-    def forward(query, key, value, mask, softcap, weight_scale, measure):
-        scores = _scores(query, key, softcap)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # itself, unless half precision
-        keep, bias, empty = _mask_terms(mask, scores)
-        if keep is not None:
-            if measure:
-                lowest = scores.mul_(keep).amin(dim=(-4, -2, -1))  # a 0 at what is masked changes no |logit|
-            scores.add_(bias)
-        elif measure:
-            lowest = scores.amin(dim=(-4, -2, -1))
-        row_max = scores.amax(dim=-1, keepdim=True)
-        if empty is not None:  # only a row without any key may have its -inf replaced: NaN must stay
-            row_max.masked_fill_(empty, 0.0)
-        shifted = scores.sub_(row_max).clamp_min_(exp_floor(scores.dtype))
-        exponentials = shifted.exp() if measure else shifted.exp_()
-        if keep is not None:
-            exponentials.mul_(keep)
-        normaliser = exponentials.sum(dim=-1, keepdim=True)
-        if empty is not None:
-            normaliser.masked_fill_(empty, 1.0)
-        kept = exponentials.to(value.dtype)
-        out = (_times(kept, weight_scale) @ value).div_(normaliser)
-        if not measure:
-            return out, kept, normaliser, None, None
-        largest = torch.maximum(lowest.abs_(), row_max.abs_().amax(dim=(-4, -2)).squeeze(-1))
-        return out, kept, normaliser, largest, _measured_entropy(shifted, exponentials, normaliser, empty)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        query, key, value, _, softcap, weight_scale, measure = inputs
-        out, exponentials, normaliser, max_logit, entropy = output
-        ctx.set_materialize_grads(False)
-        ctx.softcap = None if isinstance(softcap, Tensor) else softcap
-        softcap_tensor = softcap if isinstance(softcap, Tensor) else None
-        ctx.save_for_backward(query, key, value, out, exponentials, normaliser, softcap_tensor, weight_scale)
-        if measure:
-            ctx.mark_non_differentiable(max_logit, entropy)
-
-    @staticmethod
-    def backward(ctx, grad_out, grad_exponentials, grad_normaliser, _, __):
-        """dV = (C W)^T dO; dS = W (C (dO V^T) - rowsum(dO O)); dQ = dS K; dK = dS^T Q.
-
-        W = P / Z is never formed: dividing the (small) dO by Z does it. The other two gradients come with
-        second derivatives only; the row maximum counts as a constant there: P / Z is free of it.
-        """
-        query, key, value, out, exponentials, normaliser, softcap, weight_scale = ctx.saved_tensors
-        softcap = ctx.softcap if softcap is None else softcap
-        grad_value, grad_scores = None, grad_normaliser
-        if grad_out is not None:
-            grad_scaled = (grad_out / normaliser).to(grad_out.dtype)
-            grad_value = _times(exponentials, weight_scale).mT @ grad_scaled
-            grad_row = (grad_scaled * out).sum(dim=-1, keepdim=True)
-            if grad_normaliser is not None:
-                grad_row = grad_row - grad_normaliser
-            grad_scores = _times(grad_scaled @ value.mT, weight_scale).sub_(grad_row)
-        if grad_exponentials is not None:
-            grad_scores = grad_exponentials if grad_scores is None else grad_scores + grad_exponentials
-        if grad_scores is None:
-            return (None,) * 7
-        grad_scores = grad_scores * exponentials
-        if softcap is not None:  # d(cap tanh(s / cap))/ds = 1 - tanh^2; recomputed, not stored
-            cap = torch.as_tensor(softcap, dtype=query.dtype, device=query.device)
-            grad_scores = grad_scores * (1 - torch.tanh((query @ key.mT) / cap).square())
-        return grad_scores @ key, grad_scores.mT @ query, grad_value, None, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, query, key, value, mask, softcap, weight_scale, measure):
-        size = info.batch_size
-        query, key, value = (
-            _to_front(x, dim, size) for x, dim in zip((query, key, value), in_dims[:3], strict=True)
-        )
-        mask = _align(mask, in_dims[3], query.ndim)
-        softcap = _align(softcap, in_dims[4], query.ndim)
-        weight_scale = _align(weight_scale, in_dims[5], query.ndim)
-        outputs = _Attention.apply(query, key, value, mask, softcap, weight_scale, measure)
-        return outputs, tuple(None if x is None else 0 for x in outputs)
-
-
-def _apply_attention(query, key, value, *options):
-    """Apply _Attention with autocast off: a backward runs without autocast, so its forward must not have
-    any."""
-    device = query.device.type
-    if not torch.is_autocast_enabled(device):
-        return _Attention.apply(query, key, value, *options)
-    dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
-        return _Attention.apply(query.to(dtype), key.to(dtype), value.to(dtype), *options)
-
-
-def _align(x, in_dim, ndim):
-    """Put a batched argument's vmap axis first and pad it with 1s to ndim axes, so that it broadcasts."""
-    if in_dim is None:
-        return x
-    x = x.movedim(in_dim, 0)
-    return x.reshape(x.shape[0], *(1,) * (ndim - x.ndim), *x.shape[1:])
-
-
-def _prepare(function, query, key, value, mask, causal, scale):
-    """Check shapes, scale the query, and join the causal mask with the given one."""
+def _scaled_query(function, query, key, value, mask, causal, scale) -> Tensor:
+    """Check shapes and return the scaled query: cheaper than to scale all scores."""
     if not query.ndim == key.ndim == value.ndim == 4:
         raise ValueError(
             f"{function}: query, key and value must have 4 axes (B, H, length, K); "
@@ -275,11 +167,10 @@ def scaled_dot_product_attention(
     """Mix the values by softmax(scale query key^T); a query that may attend to nothing gets zeros.
 
     A non-finite query or key gives NaN, even a masked one: nothing is hidden. `softcap` bounds the logits by
-    cap tanh(logit / cap); None and inf are off, and a tensor holds one cap (no gradient goes to it).
-    `weight_scale` multiplies the weights after the softmax, for dropout: 0 and 1/(1-p), drawn by the caller
-    (no gradient goes to it either); what is measured is measured before it. `measure=False` saves about four
-    passes over the weights and leaves both measures None. Half precision is exponentiated and summed in
-    float32.
+    cap tanh(logit / cap); None and inf are off, and a tensor holds one cap. `weight_scale` multiplies the
+    weights after the softmax, for dropout: 0 and 1/(1-p), drawn by the caller. Measured are the logit before
+    the cap and the entropy before dropout; `measure=False` saves these passes and leaves both None. Half
+    precision is exponentiated and summed in float32.
 
     Shapes: query_BHLK (B, H, L, K), key_BHMK (B, H, M, K), value_BHMK (B, H, M, K), mask bool broadcastable
             to (B, H, L, M), True = may attend, weight_scale broadcastable to the same
@@ -296,19 +187,82 @@ def scaled_dot_product_attention(
     >>> out.flatten(), measures.entropy_H
     (tensor([2., 3.]), tensor([0.3466]))
     """
-    query = _prepare("scaled_dot_product_attention", query_BHLK, key_BHMK, value_BHMK, mask, causal, scale)
-    mask = _joined_mask(mask, causal, query)
-    out, _, _, max_logit_H, entropy_H = _apply_attention(
-        query, key_BHMK, value_BHMK, mask, softcap, weight_scale, measure
+    name = "scaled_dot_product_attention"
+    query = _scaled_query(name, query_BHLK, key_BHMK, value_BHMK, mask, causal, scale)
+    logits_BHLM = _wide(query @ key_BHMK.mT)
+    allowed, has_key = _joined(mask, causal, logits_BHLM)
+    scores_BHLM = logits_BHLM if softcap is None else soft_cap(logits_BHLM, softcap)
+    scores_BHLM = _masked(scores_BHLM, allowed, has_key)
+    weights_BHLM = softmax(scores_BHLM)
+    if has_key is not None:
+        weights_BHLM = weights_BHLM * has_key
+    kept_BHLM = weights_BHLM if weight_scale is None else weights_BHLM * weight_scale
+    out_BHLK = kept_BHLM.to(value_BHMK.dtype) @ value_BHMK
+    if not measure:
+        return out_BHLK, AttentionMeasures(max_logit_H=None, entropy_H=None)
+    measures = _measures(logits_BHLM.detach(), scores_BHLM.detach(), weights_BHLM.detach(), allowed, has_key)
+    return out_BHLK, measures
+
+
+def _measures(logits_BHLM, scores_BHLM, weights_BHLM, allowed, has_key) -> AttentionMeasures:
+    if allowed is not None:  # a product, for it is far faster on a CPU than a choice
+        logits_BHLM = logits_BHLM * allowed.to(logits_BHLM.dtype)
+    max_logit_H = logits_BHLM.abs().amax(dim=(-4, -2, -1))
+
+    # Entropy is -sum(w log w), where log w = log(largest w) - (largest score - score): no log of each weight.
+    below_BHLM = scores_BHLM.amax(dim=-1, keepdim=True) - scores_BHLM
+    below_BHLM = below_BHLM.clamp(
+        max=torch.finfo(scores_BHLM.dtype).max
+    )  # what is masked: 0 times inf is NaN
+    entropy_BHL = (weights_BHLM * below_BHLM).sum(dim=-1) - weights_BHLM.amax(dim=-1).log()
+    if has_key is None:
+        return AttentionMeasures(max_logit_H=max_logit_H, entropy_H=entropy_BHL.mean(dim=(-3, -1)))
+    has_key_BHL = has_key.squeeze(-1).expand(entropy_BHL.shape)
+    total_H = torch.where(has_key_BHL, entropy_BHL, 0.0).sum(dim=(-3, -1))
+    return AttentionMeasures(
+        max_logit_H=max_logit_H, entropy_H=total_H / has_key_BHL.sum(dim=(-3, -1)).clamp(min=1)
     )
-    return out, AttentionMeasures(max_logit_H=max_logit_H, entropy_H=entropy_H)
 
 
-def _joined_mask(mask, causal, query):
-    if not causal:
-        return mask
-    causal_LM = causal_mask(query.shape[2], device=query.device)
-    return causal_LM if mask is None else mask & causal_LM
+def scaled_dot_product_attention_grad(
+    query_BHLK: Tensor,
+    key_BHMK: Tensor,
+    value_BHMK: Tensor,
+    grad_BHLK: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    softcap: float | Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return d loss / d query, key and value by hand, from the gradient of what attention returned.
+
+    With W the weights, C the factors of `weight_scale` and dO the gradient of the output:
+    dV = (C W)^T dO; dW = C (dO V^T); dS = W (dW - rowsum(W dW)); dQ = scale dS K; dK = scale dS^T Q.
+    A soft-cap multiplies dS by 1 - tanh(logit / cap)^2.
+
+    Shapes: as scaled_dot_product_attention, grad_BHLK (B, H, L, K) -> the shapes of query, key and value
+    Raises: ValueError as scaled_dot_product_attention
+    Source: Dao et al. 2022, arXiv:2205.14135, the backward pass
+
+    >>> query, key = torch.zeros(1, 1, 1, 1), torch.tensor([[[[1.0], [3.0]]]])
+    >>> dQ, dK, dV = scaled_dot_product_attention_grad(query, key, key, torch.ones(1, 1, 1, 1))
+    >>> dQ.item(), dV.flatten()      # the variance of 1 and 3; the two weights
+    (1.0, tensor([0.5000, 0.5000]))
+    """
+    scale = 1 / math.sqrt(query_BHLK.shape[-1]) if scale is None else scale
+    weights_BHLM = attention_weights(
+        query_BHLK, key_BHMK, mask=mask, causal=causal, scale=scale, softcap=softcap
+    )
+    factors = 1.0 if weight_scale is None else weight_scale
+    grad_value_BHMK = (weights_BHLM * factors).mT @ grad_BHLK
+    grad_weights_BHLM = factors * (grad_BHLK @ value_BHMK.mT)
+    grad_scores_BHLM = softmax_grad(weights_BHLM, grad_weights_BHLM)
+    if softcap is not None:
+        logits_BHLM = scale * query_BHLK @ key_BHMK.mT
+        grad_scores_BHLM = grad_scores_BHLM * (1 - torch.tanh(logits_BHLM / softcap).square())
+    return scale * grad_scores_BHLM @ key_BHMK, scale * grad_scores_BHLM.mT @ query_BHLK, grad_value_BHMK
 
 
 def attention_weights(
@@ -332,12 +286,12 @@ def attention_weights(
     tensor([[1.0000, 0.0000],
             [0.5000, 0.5000]])
     """
-    query = _prepare("attention_weights", query_BHLK, key_BHMK, key_BHMK, mask, causal, scale)
-    mask = _joined_mask(mask, causal, query)
-    _, exponentials, normaliser, _, _ = _apply_attention(
-        query, key_BHMK, key_BHMK, mask, softcap, None, False
-    )
-    return exponentials / normaliser
+    query = _scaled_query("attention_weights", query_BHLK, key_BHMK, key_BHMK, mask, causal, scale)
+    scores_BHLM = _wide(query @ key_BHMK.mT)
+    allowed, has_key = _joined(mask, causal, scores_BHLM)
+    scores_BHLM = scores_BHLM if softcap is None else soft_cap(scores_BHLM, softcap)
+    weights_BHLM = softmax(_masked(scores_BHLM, allowed, has_key))
+    return weights_BHLM if has_key is None else weights_BHLM * has_key
 
 
 def multi_head_attention(

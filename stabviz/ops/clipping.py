@@ -9,7 +9,7 @@ from torch import Tensor
 
 Grads = Tensor | list[Tensor] | dict[str, Tensor]
 
-_PIECE = 2**18
+_CHUNK = 2**18
 
 
 def global_norm(grad: Grads) -> Tensor:
@@ -26,21 +26,31 @@ def global_norm(grad: Grads) -> Tensor:
     """
     tensors = _tensors(grad, "global_norm")
     halves = (torch.float16, torch.bfloat16)
-    # One float32 sum over millions of squares is off by 0.1 %: sum pieces, then the pieces' norms.
-    pieces = [p for x in tensors for p in (x.flatten().split(_PIECE) if x.numel() > _PIECE else (x,))]
-    norms = [torch.linalg.vector_norm(p, dtype=torch.float32 if p.dtype in halves else None) for p in pieces]
+    # One float32 sum over millions of squares is off by 0.1 %: sum chunks, then the chunks' norms.
+    chunks = [c for x in tensors for c in (x.flatten().split(_CHUNK) if x.numel() > _CHUNK else (x,))]
+    norms = [torch.linalg.vector_norm(c, dtype=torch.float32 if c.dtype in halves else None) for c in chunks]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
-def clip_by_global_norm(
-    grad: Grads, max_norm: float | Tensor, *, out: Grads | None = None
-) -> tuple[Grads, Tensor]:
+def clip_scale(norm_preclip: Tensor, max_norm: float | Tensor) -> Tensor:
+    """Return min(1, max_norm / norm), exactly 1 at and below the threshold; NaN for a norm of NaN.
+
+    Shapes: norm_preclip (), max_norm () > 0 -> ()
+    Source: Pascanu et al. 2013, arXiv:1211.5063, Algorithm 1; deviation: no epsilon (torch adds 1e-6)
+
+    >>> clip_scale(torch.tensor(5.0), 1.0)
+    tensor(0.2000)
+    """
+    # The clamp keeps this line's own gradient finite at norm 0; `where` answers inf / inf.
+    return torch.where(norm_preclip <= max_norm, 1.0, max_norm / norm_preclip.clamp(min=max_norm))
+
+
+def clip_by_global_norm(grad: Grads, max_norm: float | Tensor) -> tuple[Grads, Tensor]:
     """Scale the gradient to L2 norm <= max_norm: g * min(1, max_norm / norm); unchanged below the threshold.
 
     Non-finite stays non-finite: ONE NaN makes every element NaN, one inf makes itself NaN and the others 0.
     Clipping is no protection from NaN: test isfinite(norm_preclip) and skip the step. max_norm = inf turns
-    clipping off. `out=grad` overwrites the gradient, for a large model whose memory is not to be asked for
-    twice.
+    clipping off. A large model's gradients are scaled in place by `clip_scale`.
 
     Shapes: grad any, max_norm () > 0 -> clipped like grad, norm_preclip ()
     Raises: ValueError if max_norm is a number <= 0 or NaN
@@ -52,13 +62,8 @@ def clip_by_global_norm(
     """
     _positive("clip_by_global_norm", "max_norm", max_norm)
     norm_preclip = global_norm(grad)
-    # The clamp keeps this line's own gradient finite at norm 0; `where` answers inf / inf.
-    scale = torch.where(norm_preclip <= max_norm, 1.0, max_norm / norm_preclip.clamp(min=max_norm))
-    if out is None:
-        return _each(grad, lambda x: x * _like(scale, x)), norm_preclip
-    for x, into in zip(_tensors(grad, ""), _tensors(out, "clip_by_global_norm"), strict=True):
-        torch.mul(x, _like(scale, x), out=into)
-    return out, norm_preclip
+    scale = clip_scale(norm_preclip, max_norm)
+    return _each(grad, lambda x: x * _like(scale, x)), norm_preclip
 
 
 def clip_by_value(grad: Grads, limit: float | Tensor) -> tuple[Grads, Tensor]:
@@ -97,12 +102,14 @@ def clip_adaptive(
     _positive("clip_adaptive", "eps", eps)
     norm_preclip = global_norm(grad)
     if isinstance(grad, Tensor):
+        if not isinstance(param, Tensor):
+            raise ValueError(f"clip_adaptive: param must be a tensor like grad; got {_names(param)!r}")
         return _clip_units(grad, param, clip_factor, eps), norm_preclip
     if isinstance(grad, dict):
         if not isinstance(param, dict) or grad.keys() != param.keys():
             raise ValueError(f"clip_adaptive: param must be a dict of {sorted(grad)}; got {_names(param)!r}")
         return {name: _clip_units(x, param[name], clip_factor, eps) for name, x in grad.items()}, norm_preclip
-    if isinstance(param, Tensor) or len(param) != len(grad):
+    if not isinstance(param, list) or len(param) != len(grad):
         raise ValueError(f"clip_adaptive: param must be a list of {len(grad)} tensors; got {_names(param)!r}")
     return [_clip_units(x, p, clip_factor, eps) for x, p in zip(grad, param, strict=True)], norm_preclip
 

@@ -1,9 +1,6 @@
 """Layers: linear, embedding, layer norm, RMS norm, ReLU, GELU and the position-wise feed-forward pair.
 
-Where a derivative is worth deriving by hand it is written here by hand, as the `backward` of an
-`autograd.Function`: the formula that a lesson derives is the one that runs. Each backward is made of
-differentiable tensor operations, so that second derivatives exist; what it needs from the forward pass
-is an input or an OUTPUT of the Function, never a hidden temporary, for the same reason.
+Autograd differentiates them; a derivative worth deriving by hand stands beside its layer (`..._grad`).
 """
 
 import math
@@ -11,94 +8,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 Params = Mapping[str, Tensor]
-_INV_SQRT_2 = 1 / math.sqrt(2.0)
-_LOG_INV_SQRT_2PI = -0.5 * math.log(2.0 * math.pi)
-
-
-def _to_front(x: Tensor, in_dim: int | None, size: int) -> Tensor:
-    """Give a batched argument's vmap axis the first place, expanding an argument that has none."""
-    return x.movedim(in_dim, 0) if in_dim is not None else x.expand(size, *x.shape)
-
-
-def exp_floor(dtype: torch.dtype) -> float:
-    """Return the score, below the row's maximum, under which exp(score) is lost beside 1 in every sum.
-
-    On a CPU exp is 20 to 190 times slower where its result is below the smallest normal number (measured,
-    MKL), and products with such numbers are slow too; so sharp softmaxes clamp there first. NaN passes a
-    clamp, and a clamped weight changes no digit: exp(-60) < 1e-26. Half precision has no room for it.
-
-    >>> exp_floor(torch.float32)
-    -60.0
-    """
-    return {torch.float64: -300.0, torch.float16: -torch.inf}.get(dtype, -60.0)
-
-
-class _Rowwise(Function):
-    """A Function of one tensor that treats all leading axes alike: vmap is one call on a larger batch."""
-
-    @classmethod
-    def vmap(cls, info, in_dims, x, *options):
-        outputs = cls.apply(x.movedim(in_dims[0], 0), *options)
-        return outputs, 0 if isinstance(outputs, Tensor) else (0,) * len(outputs)
-
-
-class _Gelu(_Rowwise):
-    """x Phi(x); its derivative is Phi(x) + x phi(x), phi the normal density and phi' = -x phi."""
-
-    @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        phi_cumulative = (x * _INV_SQRT_2).erf_().add_(1.0).mul_(0.5)
-        return x * phi_cumulative, phi_cumulative
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(inputs[0], output[1])
-
-    @staticmethod
-    def backward(ctx, grad, grad_cumulative):
-        x, phi_cumulative = ctx.saved_tensors
-        # exp(-x^2/2 - ln sqrt(2 pi)): the constant inside saves a pass over x
-        density = torch.addcmul(x.new_full((), _LOG_INV_SQRT_2PI), x, x, value=-0.5).exp_()
-        if grad is None:
-            return None if grad_cumulative is None else grad_cumulative * density
-        grad_x = torch.addcmul(phi_cumulative, x, density).mul_(grad)
-        return grad_x if grad_cumulative is None else grad_x + grad_cumulative * density
-
-
-class _Standardise(_Rowwise):
-    """(x - mean) / sqrt(variance + eps) over the last axis; not `centre`: x / sqrt(mean square + eps)."""
-
-    @staticmethod
-    def forward(x: Tensor, eps: float, centre: bool) -> tuple[Tensor, Tensor]:
-        if centre:
-            x = x - x.mean(dim=-1, keepdim=True)
-        inv_std = x.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
-        return x * inv_std, inv_std
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.set_materialize_grads(False)
-        ctx.centre = inputs[2]
-        ctx.save_for_backward(*output)
-
-    @staticmethod
-    def backward(ctx, grad, grad_inv_std):
-        # With z the output: dL/dx = (g - mean(g) - z mean(g z)) / std. The two means take out what a
-        # normalisation cannot pass on: a shift of all of x, and a stretch of all of x.
-        z, inv_std = ctx.saved_tensors
-        if grad is None and grad_inv_std is None:
-            return None, None, None
-        grad = torch.zeros_like(z) if grad is None else grad
-        along_z = (grad * z).mean(dim=-1, keepdim=True)
-        if grad_inv_std is not None:  # second derivatives: d(1/std)/dx = -z / (std^2 width)
-            along_z = along_z + grad_inv_std * inv_std / z.shape[-1]
-        if ctx.centre:
-            grad = grad - grad.mean(dim=-1, keepdim=True)
-        return torch.addcmul(grad, z, along_z, value=-1).mul_(inv_std), None, None
 
 
 def linear(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
@@ -161,8 +72,30 @@ def layer_norm(x: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float = 1e-5) -
     tensor([-1.,  1.])
     """
     _check_width("layer_norm", x, weight_D)
-    standardised, _ = _Standardise.apply(x, eps, True)
-    return torch.addcmul(bias_D, standardised, weight_D)
+    centred = x - x.mean(dim=-1, keepdim=True)
+    variance = centred.square().mean(dim=-1, keepdim=True)
+    return centred * torch.rsqrt(variance + eps) * weight_D + bias_D
+
+
+def layer_norm_grad(x: Tensor, weight_D: Tensor, grad: Tensor, eps: float = 1e-5) -> Tensor:
+    """Return d loss / d x of layer_norm by hand: (g - mean(g) - z mean(g z)) / std, with g = weight * grad.
+
+    z is the standardised x. The two means take out what a normalisation cannot pass on: a shift of all of x,
+    and a stretch of all of x.
+
+    Shapes: x (..., D), weight_D (D,), grad (..., D), the gradient of what layer_norm returned -> (..., D)
+    Raises: ValueError if weight_D does not match the last axis
+    Source: Ba et al. 2016, arXiv:1607.06450
+
+    >>> layer_norm_grad(torch.tensor([1.0, 3.0]), torch.ones(2), torch.tensor([5.0, 7.0]), eps=0.0)
+    tensor([0., 0.])
+    """
+    _check_width("layer_norm_grad", x, weight_D)
+    centred = x - x.mean(dim=-1, keepdim=True)
+    inv_std = torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps)
+    z, g = centred * inv_std, grad * weight_D
+    along_z = (g * z).mean(dim=-1, keepdim=True)
+    return (g - g.mean(dim=-1, keepdim=True) - z * along_z) * inv_std
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float = 1e-6) -> Tensor:
@@ -177,8 +110,8 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float = 1e-6) -> Tensor:
     tensor([3., 4.])
     """
     _check_width("rms_norm", x, weight_D)
-    scaled, _ = _Standardise.apply(x, eps, False)
-    return scaled * weight_D
+    mean_square = x.square().mean(dim=-1, keepdim=True)
+    return x * torch.rsqrt(mean_square + eps) * weight_D
 
 
 def relu(x: Tensor) -> Tensor:
@@ -203,7 +136,20 @@ def gelu(x: Tensor) -> Tensor:
     >>> gelu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.1587,  0.0000,  0.8413])
     """
-    return _Gelu.apply(x)[0]
+    return x * (0.5 * (1 + torch.erf(x / math.sqrt(2))))
+
+
+def gelu_grad(x: Tensor) -> Tensor:
+    """Return d gelu / d x by hand: Phi(x) + x phi(x), phi the density of the normal.
+
+    Shapes: x (...) -> (...)
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415
+
+    >>> gelu_grad(torch.tensor([0.0, 10.0]))
+    tensor([0.5000, 1.0000])
+    """
+    density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+    return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * density
 
 
 def feed_forward(params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = gelu) -> Tensor:

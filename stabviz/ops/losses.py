@@ -6,10 +6,8 @@ Losses are in nats and averaged over tokens (or examples); a `..._grad` is the d
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
-
-from stabviz.ops.layers import _Rowwise, _to_front, exp_floor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,109 +18,6 @@ class CrossEntropyMeasures:
     """Mean of log sum exp(logits) over the tokens that count; it drifts before a blow-up. nats"""
     kept: Tensor
     """How many tokens count (are not ignored). int64"""
-
-
-def _exponentials(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(score - row maximum), its row sum, and the row maximum; the row axis is kept."""
-    row_max = scores.amax(dim=-1, keepdim=True)
-    exponentials = (scores - row_max).clamp_min_(exp_floor(scores.dtype)).exp_()
-    normaliser = exponentials.sum(dim=-1, keepdim=True)
-    return exponentials, normaliser, row_max
-
-
-class _LogSumExp(_Rowwise):
-    """log sum exp over the last axis; its derivative is softmax."""
-
-    @staticmethod
-    def forward(scores: Tensor) -> tuple[Tensor, Tensor]:
-        exponentials, normaliser, row_max = _exponentials(scores)
-        return row_max + normaliser.log(), exponentials.div_(normaliser)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1])
-
-    @staticmethod
-    def backward(ctx, grad, grad_weights):
-        (weights,) = ctx.saved_tensors
-        if grad_weights is None:
-            return None if grad is None else weights * grad
-        weighted = weights * grad_weights
-        grad_scores = weighted - weights * weighted.sum(dim=-1, keepdim=True)
-        return grad_scores if grad is None else grad_scores + weights * grad
-
-
-def _per_row(x: Tensor | float | None) -> Tensor | float | None:
-    """Let a tensor of one number per run (or of one number) broadcast over rows."""
-    return x.unsqueeze(-1) if isinstance(x, Tensor) else x
-
-
-class _CrossEntropy(Function):
-    """Mean over kept rows of log Z - sum(target logits) + z_loss (log Z)^2. Axes (..., N, V).
-
-    Going back by hand: (softmax (1 + 2 z_loss log Z) - target) / kept: one pass over the logits and a
-    scatter. The outputs after the third are there for second derivatives; the row maximum in them counts as a
-    constant.
-    """
-
-    @staticmethod
-    def forward(logits_NV, targets_N, ignore_index, label_smoothing, z_loss):
-        keep_N = targets_N != ignore_index
-        kept = keep_N.sum(dim=-1)
-        exponentials, normaliser, row_max = _exponentials(logits_NV)
-        log_sum_N, max_N = normaliser.log().squeeze(-1), row_max.squeeze(-1)
-        log_z_N = max_N + log_sum_N
-        target_N = logits_NV.gather(-1, torch.where(keep_N, targets_N, 0).unsqueeze(-1)).squeeze(-1)
-        if label_smoothing is not None:
-            smooth = _per_row(label_smoothing)
-            target_N = (1 - smooth) * target_N + smooth * logits_NV.mean(dim=-1)
-        loss_N = log_sum_N - (target_N - max_N)  # log Z - target would round a small loss at large logits
-        if z_loss is not None:
-            loss_N = loss_N + _per_row(z_loss) * log_z_N.square()
-        loss_nats = torch.where(keep_N, loss_N, 0.0).sum(dim=-1) / kept
-        mean_log_z = torch.where(keep_N, log_z_N, 0.0).sum(dim=-1) / kept
-        return loss_nats, mean_log_z, kept, log_z_N, exponentials, normaliser
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, targets_N, ctx.ignore_index, *knobs = inputs
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[1], output[2])
-        ctx.numbers = [None if isinstance(knob, Tensor) else knob for knob in knobs]
-        tensors = [knob if isinstance(knob, Tensor) else None for knob in knobs]
-        ctx.save_for_backward(targets_N, *output[2:], *tensors)
-
-    @staticmethod
-    def backward(ctx, grad, _, __, grad_log_z, grad_exponentials, grad_normaliser):
-        targets_N, kept, log_z_N, exponentials, normaliser, *tensors = ctx.saved_tensors
-        smooth, z_loss = (
-            _per_row(number if tensor is None else tensor)
-            for number, tensor in zip(ctx.numbers, tensors, strict=True)
-        )
-        keep_N = targets_N != ctx.ignore_index
-        grad = torch.zeros_like(log_z_N[..., 0]) if grad is None else grad
-        share_N = torch.where(keep_N, (grad / kept).unsqueeze(-1), 0.0)
-        softmax_N = share_N if z_loss is None else share_N * (1 + 2 * z_loss * log_z_N)
-        if grad_log_z is not None:
-            softmax_N = softmax_N + grad_log_z
-        scale_N1 = softmax_N.unsqueeze(-1) / normaliser
-        for extra in (grad_exponentials, grad_normaliser):
-            scale_N1 = scale_N1 if extra is None else scale_N1 + extra
-        grad_NV = exponentials * scale_N1
-        if smooth is not None:
-            grad_NV = grad_NV - (share_N * smooth / exponentials.shape[-1]).unsqueeze(-1)
-            share_N = share_N * (1 - smooth)
-        index_N1 = torch.where(keep_N, targets_N, 0).unsqueeze(-1)
-        return grad_NV.scatter_add_(-1, index_N1, -share_N.unsqueeze(-1)), None, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, logits, targets, ignore_index, *knobs):
-        logits = _to_front(logits, in_dims[0], info.batch_size)
-        targets = _to_front(targets, in_dims[1], info.batch_size)
-        knobs = [x if dim is None else x.movedim(dim, 0) for x, dim in zip(knobs, in_dims[3:], strict=True)]
-        outputs = _CrossEntropy.apply(logits, targets, ignore_index, *knobs)
-        return outputs, (0,) * len(outputs)
 
 
 def log_sum_exp(scores: Tensor, dim: int = -1) -> Tensor:
@@ -136,7 +31,8 @@ def log_sum_exp(scores: Tensor, dim: int = -1) -> Tensor:
     >>> log_sum_exp(torch.tensor([1000.0, 1000.0]))
     tensor(1000.6932)
     """
-    return _LogSumExp.apply(scores.movedim(dim, -1))[0].squeeze(-1)
+    largest = scores.detach().amax(dim=dim, keepdim=True)  # a constant: it cancels in the derivative too
+    return (largest + torch.log(torch.exp(scores - largest).sum(dim=dim, keepdim=True))).squeeze(dim)
 
 
 def log_softmax(scores: Tensor, dim: int = -1) -> Tensor:
@@ -150,7 +46,7 @@ def log_softmax(scores: Tensor, dim: int = -1) -> Tensor:
     """
     # The row maximum goes first: log Z of large scores would round away the digits of a small result.
     shifted = scores - scores.detach().amax(dim=dim, keepdim=True)
-    return shifted - log_sum_exp(shifted, dim).unsqueeze(dim)
+    return shifted - torch.log(torch.exp(shifted).sum(dim=dim, keepdim=True))
 
 
 def _check_logits(function: str, logits_NV: Tensor, targets_N: Tensor) -> None:
@@ -194,9 +90,26 @@ def cross_entropy(
     (tensor(1.3863), tensor(1))
     """
     _check_logits("cross_entropy", logits_NV, targets_N)
-    knobs = (x if isinstance(x, Tensor) or x != 0 else None for x in (label_smoothing, z_loss))
-    loss_nats, log_z, kept, *_ = _CrossEntropy.apply(logits_NV, targets_N, ignore_index, *knobs)
+    keep_N = targets_N != ignore_index
+    kept = keep_N.sum()
+    target_N1 = torch.where(keep_N, targets_N, 0).unsqueeze(-1)  # an ignored target is no class number
+    log_p_NV = log_softmax(logits_NV)
+    log_p_target_N = log_p_NV.gather(-1, target_N1).squeeze(-1)
+    log_z_N = logits_NV.gather(-1, target_N1).squeeze(-1) - log_p_target_N
+
+    loss_N = -log_p_target_N
+    if _is_on(label_smoothing):
+        loss_N = (1 - label_smoothing) * loss_N - label_smoothing * log_p_NV.mean(dim=-1)
+    if _is_on(z_loss):
+        loss_N = loss_N + z_loss * log_z_N.square()
+    # `where` and not loss_N[keep_N], which vmap cannot do. All ignored: 0/0 is NaN, as in torch.
+    loss_nats = torch.where(keep_N, loss_N, 0.0).sum() / kept
+    log_z = torch.where(keep_N, log_z_N.detach(), 0.0).sum() / kept
     return loss_nats, CrossEntropyMeasures(log_z=log_z, kept=kept)
+
+
+def _is_on(knob: float | Tensor) -> bool:
+    return isinstance(knob, Tensor) or knob != 0  # looking at a tensor's value would break vmap
 
 
 def cross_entropy_grad(
@@ -220,35 +133,13 @@ def cross_entropy_grad(
     """
     _check_logits("cross_entropy_grad", logits_NV, targets_N)
     keep_N1 = (targets_N != ignore_index).unsqueeze(-1)
-    exponentials, normaliser, row_max = _exponentials(logits_NV)
     V = logits_NV.shape[-1]
+    softmax_NV = torch.exp(log_softmax(logits_NV))
     one_hot_NV = (targets_N.unsqueeze(-1) == torch.arange(V, device=targets_N.device)).to(logits_NV.dtype)
     target_NV = (1 - label_smoothing) * one_hot_NV + label_smoothing / V
-    grad_NV = exponentials / normaliser * (1 + 2 * z_loss * (row_max + normaliser.log())) - target_NV
+    log_z_N1 = log_sum_exp(logits_NV).unsqueeze(-1)
+    grad_NV = softmax_NV * (1 + 2 * z_loss * log_z_N1) - target_NV
     return torch.where(keep_N1, grad_NV / keep_N1.sum(), 0.0)
-
-
-class _BinaryCrossEntropy(_Rowwise):
-    """log(1 + exp(z)) by element, without overflow; its derivative is the sigmoid."""
-
-    @staticmethod
-    def forward(logits: Tensor) -> tuple[Tensor, Tensor]:
-        small = (-logits.abs()).exp()  # in (0, 1]: neither branch can overflow
-        sigmoid = torch.where(logits >= 0, 1.0, small) / (1 + small)
-        return logits.clamp_min(0.0) + small.log1p(), sigmoid
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1])
-
-    @staticmethod
-    def backward(ctx, grad, grad_sigmoid):
-        (sigmoid,) = ctx.saved_tensors
-        if grad_sigmoid is None:
-            return None if grad is None else grad * sigmoid
-        grad_logits = grad_sigmoid * sigmoid * (1 - sigmoid)
-        return grad_logits if grad is None else grad_logits + grad * sigmoid
 
 
 def _check_same_shape(function: str, first: tuple[str, Tensor], second: tuple[str, Tensor]) -> None:
@@ -271,7 +162,8 @@ def binary_cross_entropy_with_logits(logits: Tensor, targets: Tensor) -> Tensor:
     tensor(0.3466)
     """
     _check_same_shape("binary_cross_entropy_with_logits", ("logits", logits), ("targets", targets))
-    return (_BinaryCrossEntropy.apply(logits)[0] - targets * logits).mean()
+    log_1_plus_exp = -F.logsigmoid(-logits)  # log(1 + exp(z)) overflows; -log s(-z) is the same
+    return (log_1_plus_exp - targets * logits).mean()
 
 
 def binary_cross_entropy_with_logits_grad(logits: Tensor, targets: Tensor) -> Tensor:
@@ -285,7 +177,7 @@ def binary_cross_entropy_with_logits_grad(logits: Tensor, targets: Tensor) -> Te
     tensor([-0.5000])
     """
     _check_same_shape("binary_cross_entropy_with_logits_grad", ("logits", logits), ("targets", targets))
-    return (_BinaryCrossEntropy.apply(logits)[1] - targets) / logits.numel()
+    return (torch.sigmoid(logits) - targets) / logits.numel()
 
 
 def kl_distillation(student_NV: Tensor, teacher_NV: Tensor, temperature: float | Tensor) -> Tensor:

@@ -4,20 +4,18 @@ The shape of every step is the same:
 
     param, state, measured = step(param, grad, state, *, lr, ...)
 
-`state` comes from the `init` that stands beside the step in `OPTIMIZERS`. Nothing is edited in place (except
-by `in_blocks`, whose purpose it is). Every hyperparameter may be a Python number or a tensor that broadcasts
-against `param`: a scalar per run under `torch.vmap`, or one entry per parameter (a weight decay that spares
-the biases). Numbers are checked, tensors are not: looking at a value would break vmap and wait for the
-device.
-`out`, the tensors to write to ("param" and the names of the state), is for `in_blocks`, without gradients.
+`state` comes from the `init` that stands beside the step in `OPTIMIZERS`. Nothing is edited in place. Every
+hyperparameter may be a Python number or a tensor that broadcasts against `param`: a scalar per run under
+`torch.vmap`, or one entry per parameter (a weight decay that spares the biases). Numbers are checked, tensors
+are not: looking at a value would break vmap and wait for the device.
 
-Our symbol -> the papers': first_moment m · second_moment v · beta1, beta2 the decay rates · lr alpha or eta.
+Our symbol -> the papers': m first_moment, v second_moment, t step, u velocity, lr alpha or eta.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -74,7 +72,7 @@ def amsgrad_init(param: Tensor) -> State:
 
 
 def sgd_step(
-    param: Tensor, grad: Tensor, state: State, *, lr: Scalar, measure: bool = True, out: State | None = None
+    param: Tensor, grad: Tensor, state: State, *, lr: Scalar, measure: bool = True
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Step against the gradient: param - lr * grad.
 
@@ -87,20 +85,13 @@ def sgd_step(
     >>> sgd_step(param, torch.tensor([2.0]), sgd_init(param), lr=0.25)[0]
     tensor([0.5000])
     """
-    grad = _checked("sgd_step", param, grad, state, sgd_init, lr=lr)
-    measured = UpdateMeasures(_rms(grad), _nothing(param)) if measure else _unmeasured(param)
-    return _descend(param, grad, lr, out), {"step": state["step"] + 1}, measured
+    grad = _checked("sgd_step", sgd_init, param, grad, state, lr)
+    measured = _measures(measure, grad)
+    return param - lr * grad, {"step": state["step"] + 1}, measured
 
 
 def momentum_step(
-    param: Tensor,
-    grad: Tensor,
-    state: State,
-    *,
-    lr: Scalar,
-    beta1: Scalar = 0.9,
-    measure: bool = True,
-    out: State | None = None,
+    param: Tensor, grad: Tensor, state: State, *, lr: Scalar, beta1: Scalar = 0.9, measure: bool = True
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Step along a decaying SUM of gradients, u = beta1 u + grad: up to 1/(1-beta1) times as long as sgd's
     step.
@@ -115,21 +106,14 @@ def momentum_step(
     >>> momentum_step(first, torch.tensor([1.0]), state, lr=0.1, beta1=0.5)[0]
     tensor([0.7500])
     """
-    grad = _checked("momentum_step", param, grad, state, momentum_init, lr=lr, beta1=beta1)
-    velocity = torch.add(beta1 * state["velocity"], grad, out=_place(out, "velocity"))
-    measured = UpdateMeasures(_rms(velocity), _nothing(param)) if measure else _unmeasured(param)
-    return _descend(param, velocity, lr, out), {"step": state["step"] + 1, "velocity": velocity}, measured
+    grad = _checked("momentum_step", momentum_init, param, grad, state, lr, beta1)
+    u = beta1 * state["velocity"] + grad
+    measured = _measures(measure, u)
+    return param - lr * u, {"step": state["step"] + 1, "velocity": u}, measured
 
 
 def nesterov_step(
-    param: Tensor,
-    grad: Tensor,
-    state: State,
-    *,
-    lr: Scalar,
-    beta1: Scalar = 0.9,
-    measure: bool = True,
-    out: State | None = None,
+    param: Tensor, grad: Tensor, state: State, *, lr: Scalar, beta1: Scalar = 0.9, measure: bool = True
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Step along grad + beta1 u, where u = beta1 u + grad: momentum that looks one step ahead.
 
@@ -142,11 +126,11 @@ def nesterov_step(
     >>> nesterov_step(param, torch.tensor([1.0]), momentum_init(param), lr=0.1, beta1=0.5)[0]
     tensor([0.8500])
     """
-    grad = _checked("nesterov_step", param, grad, state, momentum_init, lr=lr, beta1=beta1)
-    velocity = torch.add(beta1 * state["velocity"], grad, out=_place(out, "velocity"))
-    direction = grad + beta1 * velocity
-    measured = UpdateMeasures(_rms(direction), _nothing(param)) if measure else _unmeasured(param)
-    return _descend(param, direction, lr, out), {"step": state["step"] + 1, "velocity": velocity}, measured
+    grad = _checked("nesterov_step", momentum_init, param, grad, state, lr, beta1)
+    u = beta1 * state["velocity"] + grad
+    direction = grad + beta1 * u
+    measured = _measures(measure, direction)
+    return param - lr * direction, {"step": state["step"] + 1, "velocity": u}, measured
 
 
 def rmsprop_step(
@@ -158,7 +142,6 @@ def rmsprop_step(
     beta2: Scalar = 0.99,
     eps: Scalar = 1e-8,
     measure: bool = True,
-    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Step along grad / (sqrt(v) + eps), v the running mean of grad^2, without bias correction.
 
@@ -171,14 +154,94 @@ def rmsprop_step(
     >>> rmsprop_step(param, torch.tensor([3.0]), rmsprop_init(param), lr=0.05)[0]     # 1 - 0.05 / sqrt(0.01)
     tensor([0.5000])
     """
-    grad = _checked("rmsprop_step", param, grad, state, rmsprop_init, lr=lr, beta2=beta2, eps=eps)
-    eps = _like(eps, param)
-    second_moment = _mean_of_squares(state["second_moment"], grad, beta2, out)
-    root = second_moment.sqrt()
-    way = _Way(along=grad, below=root + eps, gain=1.0, grad=grad, root=root, eps=eps, root_scale=1.0)
-    measured = _measures(way) if measure else _unmeasured(param)
-    state = {"step": state["step"] + 1, "second_moment": second_moment}
-    return _follow(param, way, lr, out), state, measured
+    grad = _checked("rmsprop_step", rmsprop_init, param, grad, state, lr, beta2=beta2, eps=eps)
+    v = beta2 * state["second_moment"] + (1 - beta2) * grad**2
+    direction = grad / (torch.sqrt(v) + eps)
+    state = {"step": state["step"] + 1, "second_moment": v}
+    measured = _measures(measure, direction, grad, state, eps=eps)
+    return param - lr * direction, state, measured
+
+
+def bias_corrected(
+    moment: Tensor, beta: Scalar, step: Tensor, bias_correction: bool | Tensor = True
+) -> Tensor:
+    """Divide a running mean that began at 0 by 1 - beta^t, the share of it that has been filled so far.
+
+    Shapes: moment any, step () -> moment's shape
+    Source: Kingma and Ba 2015, arXiv:1412.6980, section 3
+    Lesson: 03-gradient-descent-to-adam
+
+    >>> bias_corrected(torch.tensor([1.0]), beta=0.75, step=torch.tensor(1.0))
+    tensor([4.])
+    """
+    if bias_correction is False:
+        return moment
+    beta = beta.double() if isinstance(beta, Tensor) else beta
+    filled = 1 - beta ** step.double()  # float64: 1 - 0.999 keeps only three digits in float32's 1 - x
+    if bias_correction is not True:
+        filled = torch.where(bias_correction, filled, 1.0)
+    return moment / filled.to(moment.dtype)
+
+
+def adam_direction(
+    grad: Tensor,
+    state: State,
+    beta1: Scalar = 0.9,
+    beta2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    bias_correction: bool | Tensor = True,
+) -> tuple[Tensor, State]:
+    """Return Adam's update over lr, m_hat / (sqrt(v_hat) + eps), and the state with the new moments.
+
+    Shapes: grad any equal shape, as the moments in state -> direction the same, state
+    Source: Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1
+    Lesson: 03-gradient-descent-to-adam
+
+    >>> adam_direction(torch.tensor([-7.0]), adam_init(torch.zeros(1)))[0]     # at first the sign alone
+    tensor([-1.])
+    """
+    t = state["step"] + 1
+    m = beta1 * state["first_moment"] + (1 - beta1) * grad
+    # Not lerp: an infinite second moment stays infinite here, and becomes NaN there.
+    v = beta2 * state["second_moment"] + (1 - beta2) * grad**2
+    direction = adam_direction_from(m, v, t, beta1, beta2, eps, bias_correction)
+    return direction, state | {"step": t, "first_moment": m, "second_moment": v}
+
+
+def adam_direction_from(
+    first_moment: Tensor,
+    second_moment: Tensor,
+    step: Tensor,
+    beta1: Scalar = 0.9,
+    beta2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    bias_correction: bool | Tensor = True,
+) -> Tensor:
+    """Return Adam's update over lr from moments that already hold step `step`.
+
+    Shapes: first_moment, second_moment any equal shape, step () -> the same
+    Source: Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1
+    Lesson: 03-gradient-descent-to-adam
+
+    >>> moments = torch.tensor([3.0]), torch.tensor([4.0])
+    >>> adam_direction_from(*moments, torch.tensor(1.0), bias_correction=False)
+    tensor([1.5000])
+    """
+    m_hat = bias_corrected(first_moment, beta1, step, bias_correction)
+    v_hat = bias_corrected(second_moment, beta2, step, bias_correction)
+    return m_hat / (torch.sqrt(v_hat) + eps)
+
+
+def second_moment_ratio(grad: Tensor, second_moment: Tensor, eps: Scalar = 1e-8) -> Tensor:
+    """Return RMS_t = sqrt(mean(g^2 / max(v, eps^2))), v bias-corrected: far above 1 = v is stale.
+
+    Shapes: grad, second_moment any equal shape -> ()
+    Source: Wortsman et al. 2023, arXiv:2304.13013, StableAdamW
+
+    >>> second_moment_ratio(torch.tensor([3.0, 3.0]), torch.tensor([1.0, 1.0]))
+    tensor(3.)
+    """
+    return _rms(grad / torch.sqrt(second_moment).clamp(min=eps))  # g^2 and eps^2 could leave float32
 
 
 def adam_step(
@@ -192,7 +255,6 @@ def adam_step(
     eps: Scalar = 1e-8,
     bias_correction: bool | Tensor = True,
     measure: bool = True,
-    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Step along m_hat / (sqrt(v_hat) + eps); with bias_correction=False along m / (sqrt(v) + eps).
 
@@ -201,18 +263,17 @@ def adam_step(
 
     Shapes: param, grad any equal shape
     Raises: ValueError if shapes differ, lr < 0, a beta outside [0, 1) or eps < 0
-    Source: Kingma and Ba 2015, arXiv:1412.6980; in a rearranged order, with eps * sqrt(1 - beta2^t)
+    Source: Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1
     Lesson: 03-gradient-descent-to-adam
 
     >>> param = torch.tensor([1.0])
     >>> adam_step(param, torch.tensor([123.0]), adam_init(param), lr=0.25)[0]     # the first step is lr
     tensor([0.7500])
     """
-    grad = _checked("adam_step", param, grad, state, adam_init, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
-    state = _next_moments(grad, state, beta1, beta2, out)
-    way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
-    measured = _measures(way) if measure else _unmeasured(param)
-    return _follow(param, way, lr, out), state, measured
+    grad = _checked("adam_step", adam_init, param, grad, state, lr, beta1, beta2, eps)
+    direction, state = adam_direction(grad, state, beta1, beta2, eps, bias_correction)
+    measured = _measures(measure, direction, grad, state, beta2, eps, bias_correction)
+    return param - lr * direction, state, measured
 
 
 def adamw_step(
@@ -227,7 +288,6 @@ def adamw_step(
     weight_decay: Scalar = 0.01,
     bias_correction: bool | Tensor = True,
     measure: bool = True,
-    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Shrink the parameter by lr * weight_decay, then take Adam's step: the decay is coupled to lr, as in
     torch.
@@ -242,23 +302,11 @@ def adamw_step(
     >>> adamw_step(param, torch.tensor([0.0]), adam_init(param), lr=0.5, weight_decay=0.5)[0]
     tensor([0.7500])
     """
-    grad = _checked(
-        "adamw_step",
-        param,
-        grad,
-        state,
-        adam_init,
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-    )
-    state = _next_moments(grad, state, beta1, beta2, out)
-    way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
-    shrunk = _shrunk(param, weight_decay, lr, out)
-    measured = _measures(way) if measure else _unmeasured(param)
-    return _follow(shrunk, way, lr, out), state, measured
+    grad = _checked("adamw_step", adam_init, param, grad, state, lr, beta1, beta2, eps, weight_decay)
+    direction, state = adam_direction(grad, state, beta1, beta2, eps, bias_correction)
+    measured = _measures(measure, direction, grad, state, beta2, eps, bias_correction)
+    param = param * (1 - lr * weight_decay)
+    return param - lr * direction, state, measured
 
 
 def adamw_independent_step(
@@ -273,7 +321,6 @@ def adamw_independent_step(
     weight_decay: Scalar = 1e-4,
     bias_correction: bool | Tensor = True,
     measure: bool = True,
-    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Shrink the parameter by weight_decay, NOT multiplied by lr, then take Adam's step.
 
@@ -290,22 +337,12 @@ def adamw_independent_step(
     tensor([0.5000])
     """
     grad = _checked(
-        "adamw_independent_step",
-        param,
-        grad,
-        state,
-        adam_init,
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
+        "adamw_independent_step", adam_init, param, grad, state, lr, beta1, beta2, eps, weight_decay
     )
-    state = _next_moments(grad, state, beta1, beta2, out)
-    way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
-    shrunk = _shrunk(param, weight_decay, 1.0, out)
-    measured = _measures(way) if measure else _unmeasured(param)
-    return _follow(shrunk, way, lr, out), state, measured
+    direction, state = adam_direction(grad, state, beta1, beta2, eps, bias_correction)
+    measured = _measures(measure, direction, grad, state, beta2, eps, bias_correction)
+    param = param * (1 - weight_decay)
+    return param - lr * direction, state, measured
 
 
 def amsgrad_step(
@@ -319,7 +356,6 @@ def amsgrad_step(
     eps: Scalar = 1e-8,
     bias_correction: bool | Tensor = True,
     measure: bool = True,
-    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Take Adam's step with the LARGEST second moment so far: one large gradient shortens all later steps.
 
@@ -335,16 +371,16 @@ def amsgrad_step(
     >>> amsgrad_step(first, torch.tensor([-1.0]), state, lr=0.3, **no_memory)[0]     # 0.9 + 0.3 * 1/3
     tensor([1.])
     """
-    grad = _checked(
-        "amsgrad_step", param, grad, state, amsgrad_init, lr=lr, beta1=beta1, beta2=beta2, eps=eps
-    )
-    largest = state["largest_second_moment"]
-    state = _next_moments(grad, state, beta1, beta2, out)
-    largest = torch.maximum(largest, state["second_moment"], out=_place(out, "largest_second_moment"))
-    way = _adam_way(grad, largest, state, beta1, beta2, eps, bias_correction)
-    state = state | {"largest_second_moment": largest}
-    measured = _measures(way) if measure else _unmeasured(param)
-    return _follow(param, way, lr, out), state, measured
+    grad = _checked("amsgrad_step", amsgrad_init, param, grad, state, lr, beta1, beta2, eps)
+    t = state["step"] + 1
+    m = beta1 * state["first_moment"] + (1 - beta1) * grad
+    v = beta2 * state["second_moment"] + (1 - beta2) * grad**2
+    largest = torch.maximum(state["largest_second_moment"], v)
+    direction = adam_direction_from(m, largest, t, beta1, beta2, eps, bias_correction)
+    used = {"step": t, "second_moment": largest}
+    measured = _measures(measure, direction, grad, used, beta2, eps, bias_correction)
+    state = {"step": t, "first_moment": m, "second_moment": v, "largest_second_moment": largest}
+    return param - lr * direction, state, measured
 
 
 def stable_adamw_step(
@@ -359,7 +395,6 @@ def stable_adamw_step(
     weight_decay: Scalar = 0.01,
     bias_correction: bool | Tensor = True,
     measure: bool = True,
-    out: State | None = None,
 ) -> tuple[Tensor, State, UpdateMeasures]:
     """Take AdamW's step with lr / max(1, RMS_t): a stale second moment shortens the step, decay and all.
 
@@ -376,162 +411,58 @@ def stable_adamw_step(
     >>> stable_adamw_step(param, torch.tensor([10.0]), state, lr=0.1)[2].second_moment_ratio > 7
     tensor(True)
     """
-    grad = _checked(
-        "stable_adamw_step",
-        param,
-        grad,
-        state,
-        adam_init,
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-    )
-    state = _next_moments(grad, state, beta1, beta2, out)
-    way = _adam_way(grad, state["second_moment"], state, beta1, beta2, eps, bias_correction)
-    ratio = _staleness(way)
-    lr_t = lr / ratio.clamp(min=1)
-    shrunk = _shrunk(param, weight_decay, lr_t, out)
-    rms = _measures(way).update_rms / ratio.clamp(min=1) if measure else _nothing(param)
-    measured = UpdateMeasures(rms, ratio if measure else rms)
-    return _follow(shrunk, way, lr_t, out), state, measured
+    grad = _checked("stable_adamw_step", adam_init, param, grad, state, lr, beta1, beta2, eps, weight_decay)
+    direction, state = adam_direction(grad, state, beta1, beta2, eps, bias_correction)
+    v_hat = bias_corrected(state["second_moment"], beta2, state["step"], bias_correction)
+    ratio = second_moment_ratio(grad, v_hat, eps)
+    shortened = 1 / torch.clamp(ratio, min=1)
+    measured = _measures(measure, shortened * direction, grad, state, beta2, eps, bias_correction)
+    param = param * (1 - shortened * lr * weight_decay)
+    return param - shortened * lr * direction, state, measured
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Optimizer:
-    """One optimizer: its step, the state it starts from, and what may be set."""
+    """One optimizer: its step, and the state it starts from."""
 
     init: Callable[[Tensor], State]
     """param -> state"""
     step: Callable[..., tuple[Tensor, State, UpdateMeasures]]
     """(param, grad, state, *, lr, **hyperparameters, measure) -> (param, state, UpdateMeasures)"""
-    hyperparameters: dict[str, float | bool]
-    """Name -> default of every keyword of `step` but lr (which has none) and measure."""
     per_tensor: bool = False
     """True if the step mixes elements, so that a flat vector of all weights gives another result."""
 
+    @property
+    def hyperparameters(self) -> dict[str, float | bool]:
+        """Name -> default of every keyword of `step` but lr (which has none) and measure."""
+        keywords = inspect.signature(self.step).parameters.values()
+        named = {p.name: p.default for p in keywords if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        return {name: default for name, default in named.items() if name not in ("lr", "measure")}
 
-_ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "bias_correction": True}
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "sgd": Optimizer(init=sgd_init, step=sgd_step, hyperparameters={}),
-    "momentum": Optimizer(init=momentum_init, step=momentum_step, hyperparameters={"beta1": 0.9}),
-    "nesterov": Optimizer(init=momentum_init, step=nesterov_step, hyperparameters={"beta1": 0.9}),
-    "rmsprop": Optimizer(init=rmsprop_init, step=rmsprop_step, hyperparameters={"beta2": 0.99, "eps": 1e-8}),
-    "adam": Optimizer(init=adam_init, step=adam_step, hyperparameters=_ADAM),
-    "adamw": Optimizer(init=adam_init, step=adamw_step, hyperparameters=_ADAM | {"weight_decay": 0.01}),
-    "adamw_independent": Optimizer(
-        init=adam_init, step=adamw_independent_step, hyperparameters=_ADAM | {"weight_decay": 1e-4}
-    ),
-    "amsgrad": Optimizer(init=amsgrad_init, step=amsgrad_step, hyperparameters=_ADAM),
-    "stable_adamw": Optimizer(
-        init=adam_init,
-        step=stable_adamw_step,
-        hyperparameters=_ADAM | {"weight_decay": 0.01},
-        per_tensor=True,
-    ),
+    "sgd": Optimizer(sgd_init, sgd_step),
+    "momentum": Optimizer(momentum_init, momentum_step),
+    "nesterov": Optimizer(momentum_init, nesterov_step),
+    "rmsprop": Optimizer(rmsprop_init, rmsprop_step),
+    "adam": Optimizer(adam_init, adam_step),
+    "adamw": Optimizer(adam_init, adamw_step),
+    "adamw_independent": Optimizer(adam_init, adamw_independent_step),
+    "amsgrad": Optimizer(amsgrad_init, amsgrad_step),
+    "stable_adamw": Optimizer(adam_init, stable_adamw_step, per_tensor=True),
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Way:
-    """Adam's update is lr * gain * along / below: the bias corrections are scalars and cost no pass."""
-
-    along: Tensor
-    below: Tensor
-    gain: Scalar
-    grad: Tensor
-    root: Tensor
-    eps: Scalar
-    root_scale: Scalar
-
-    @cached_property
-    def direction(self) -> Tensor:
-        return self.along / self.below
-
-
-def _place(out: State | None, name: str) -> Tensor | None:
-    return out[name] if out else None
-
-
-def _next_moments(grad: Tensor, state: State, beta1: Scalar, beta2: Scalar, out: State | None) -> State:
-    return {
-        "step": state["step"] + 1,
-        # 1 - beta before the cast to grad's dtype: bfloat16 has no 0.999.
-        "first_moment": torch.lerp(
-            state["first_moment"], grad, _like(1 - beta1, grad), out=_place(out, "first_moment")
-        ),
-        "second_moment": _mean_of_squares(state["second_moment"], grad, beta2, out),
-    }
-
-
-def _adam_way(grad, second_moment, state, beta1, beta2, eps, bias_correction) -> _Way:
-    """m_hat / (sqrt(v_hat) + eps) = sqrt(c2)/c1 * m / (sqrt(v) + eps sqrt(c2)), with c = 1 - beta^t."""
-    c1 = _correction(beta1, state["step"], bias_correction)
-    c2 = _correction(beta2, state["step"], bias_correction)
-    root_scale = c2**0.5
-    eps = _like(eps * root_scale, grad)
-    root = second_moment.sqrt()
-    return _Way(
-        along=state["first_moment"],
-        below=root + eps,
-        gain=root_scale / c1,
-        grad=grad,
-        root=root,
-        eps=eps,
-        root_scale=root_scale,
-    )
-
-
-def _correction(beta: Scalar, step: Scalar, bias_correction: bool | Tensor) -> Scalar:
-    if bias_correction is False:
-        return 1.0
-    # float64: 1 - 0.999 keeps only three digits in float32's 1 - x.
-    beta, step = (x.double() if isinstance(x, Tensor) else x for x in (beta, step))
-    correction = 1 - beta**step
-    return correction if bias_correction is True else torch.where(bias_correction, correction, 1.0)
-
-
-def _mean_of_squares(old: Tensor, grad: Tensor, beta2: Scalar, out: State | None) -> Tensor:
-    # Not lerp: an infinite second moment stays infinite here, and becomes NaN there.
-    place = _place(out, "second_moment")
-    kept = torch.mul(old, _like(beta2, grad), out=place)
-    if isinstance(beta2, Tensor):
-        return torch.addcmul(kept, grad * _like(1 - beta2, grad), grad, out=place)
-    return torch.addcmul(kept, grad, grad, value=1 - beta2, out=place)
-
-
-def _shrunk(param: Tensor, weight_decay: Scalar, lr: Scalar, out: State | None) -> Tensor:
-    if not isinstance(weight_decay, Tensor) and weight_decay == 0:
-        return param
-    return torch.mul(param, _like(1 - lr * weight_decay, param), out=_place(out, "param"))
-
-
-def _descend(param: Tensor, direction: Tensor, length: Scalar, out: State | None) -> Tensor:
-    place = _place(out, "param")
-    if isinstance(length, Tensor):
-        return torch.addcmul(param, direction, _like(length, param), value=-1, out=place)
-    return torch.sub(param, direction, alpha=length, out=place)
-
-
-def _follow(param: Tensor, way: _Way, lr: Scalar, out: State | None) -> Tensor:
-    """param - lr gain along / below, in one pass where the length is a number."""
-    length = lr * way.gain
-    if isinstance(length, Tensor):
-        return _descend(param, way.direction, length, out)
-    return torch.addcdiv(param, way.along, way.below, value=-length, out=_place(out, "param"))
-
-
-def _measures(way: _Way) -> UpdateMeasures:
-    rms, ratio = _rms(way.direction), _staleness(way)
-    return UpdateMeasures(rms * _like(way.gain, rms), ratio)
-
-
-def _staleness(way: _Way) -> Tensor:
-    """RMS_t: g^2 / max(v_hat, eps^2) is the square of sqrt(c2) * g / max(sqrt(v), eps sqrt(c2))."""
-    ratio = _rms(way.grad / way.root.clamp(min=way.eps))
-    return ratio * _like(way.root_scale, ratio)
+def _measures(
+    measure, direction, grad=None, state=None, beta2=0.0, eps=0.0, bias_correction=False
+) -> UpdateMeasures:
+    nothing = torch.full((), math.nan, device=direction.device)
+    if not measure:
+        return UpdateMeasures(nothing, nothing)
+    if state is None:
+        return UpdateMeasures(_rms(direction), nothing)
+    v_hat = bias_corrected(state["second_moment"], beta2, state["step"], bias_correction)
+    return UpdateMeasures(_rms(direction), second_moment_ratio(grad, v_hat, eps))
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -539,20 +470,9 @@ def _rms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dtype=wide) / math.sqrt(max(x.numel(), 1))
 
 
-def _nothing(param: Tensor) -> Tensor:
-    return torch.full((), math.nan, device=param.device)
-
-
-def _unmeasured(param: Tensor) -> UpdateMeasures:
-    nothing = _nothing(param)
-    return UpdateMeasures(nothing, nothing)
-
-
-def _like(value: Scalar, other: Tensor) -> Scalar:
-    return value.to(other.device, other.dtype) if isinstance(value, Tensor) else value
-
-
-def _checked(function: str, param: Tensor, grad: Tensor, state: State, init, **hyperparameters) -> Tensor:
+def _checked(
+    function, init, param, grad, state, lr, beta1=0.0, beta2=0.0, eps=0.0, weight_decay=0.0
+) -> Tensor:
     """Refuse what cannot work and return the gradient in the parameter's dtype."""
     if grad.shape != param.shape:
         raise ValueError(
@@ -563,12 +483,11 @@ def _checked(function: str, param: Tensor, grad: Tensor, state: State, init, **h
             f"{function}: state must be a dict of {sorted(expected)}; got {sorted(state)!r}. "
             f"Make it with {init.__name__}(param)."
         )
-    for name, value in hyperparameters.items():
-        if isinstance(value, Tensor):
-            continue
-        if name.startswith("beta") and not 0 <= value < 1:
-            raise ValueError(f"{function}: {name} must be in [0, 1); got {value!r}")
-        if not value >= 0:
+    for name, beta in (("beta1", beta1), ("beta2", beta2)):
+        if not isinstance(beta, Tensor) and not 0 <= beta < 1:
+            raise ValueError(f"{function}: {name} must be in [0, 1); got {beta!r}")
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        if not isinstance(value, Tensor) and not value >= 0:
             raise ValueError(f"{function}: {name} must be at least 0; got {value!r}")
     return grad.to(param.dtype)
 

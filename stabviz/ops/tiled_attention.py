@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from stabviz.ops.attention import _align, _mask_terms, _prepare, _scores
-from stabviz.ops.layers import _to_front, exp_floor
+from stabviz.ops.attention import _scaled_query, soft_cap
 
 
 def _tile_mask(query, mask, causal, start, stop):
@@ -21,40 +20,51 @@ def _tile_mask(query, mask, causal, start, stop):
     return past if part is None else part & past
 
 
+def _tile_scores(query, key, mask, softcap, causal, start, stop):
+    """Scores of one tile of keys, -inf where masked, and True for rows without any key in it (or None)."""
+    scores = query @ key[..., start:stop, :].mT
+    if softcap is not None:
+        scores = soft_cap(scores, softcap)
+    allowed = _tile_mask(query, mask, causal, start, stop)
+    if allowed is None:
+        return scores, None
+    bias = torch.where(allowed, 0.0, -torch.inf).to(scores.dtype)
+    return scores + bias, ~allowed.any(dim=-1, keepdim=True)
+
+
 class _TiledAttention(Function):
-    """softmax(Q K^T) V over tiles of keys; keeps log Z by row, and makes weights anew going back."""
+    """softmax(Q K^T) V over tiles of keys; keeps log Z by row, and makes weights anew going back.
+
+    A Function, for autograd alone would keep every tile's weights: the square of the length again.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(query, key, value, mask, softcap, causal, tile):
-        row_max = query.new_full((*query.shape[:-1], 1), -torch.inf)
-        normaliser = torch.zeros_like(row_max)
-        weighted, empty = query.new_zeros(*query.shape[:-1], value.shape[-1]), None
+        row_max = torch.full_like(query[..., :1], -torch.inf)
+        normaliser, weighted, empty = torch.zeros_like(row_max), 0.0, None
         for start in range(0, key.shape[-2], tile):
             stop = start + tile
-            scores = _scores(query, key[..., start:stop, :], softcap)
-            keep, bias, tile_empty = _mask_terms(_tile_mask(query, mask, causal, start, stop), scores)
-            if keep is not None:
-                scores.add_(bias)
+            scores, tile_empty = _tile_scores(query, key, mask, softcap, causal, start, stop)
+            if tile_empty is not None:
                 empty = tile_empty if empty is None else empty & tile_empty
             new_max = torch.maximum(row_max, scores.amax(dim=-1, keepdim=True))
             # Until a row has met a key its maximum is the mask's -inf, and -inf - -inf would be NaN.
-            shift = new_max if empty is None else new_max.masked_fill(empty, 0.0)
-            exponentials = scores.sub_(shift).clamp_min_(exp_floor(scores.dtype)).exp_()
-            if keep is not None:
-                exponentials.mul_(keep)
-            rescale = (row_max - shift).exp_()
+            shift = new_max if empty is None else torch.where(empty, 0.0, new_max)
+            exponentials = torch.exp(scores - shift)
+            rescale = torch.exp(row_max - shift)
             normaliser = normaliser * rescale + exponentials.sum(dim=-1, keepdim=True)
-            weighted = weighted.mul_(rescale).add_(exponentials @ value[..., start:stop, :])
+            weighted = weighted * rescale + exponentials @ value[..., start:stop, :]
             row_max = new_max
         if empty is not None:  # these alone may end with 0 / 1; a row of legitimate -inf stays NaN
-            normaliser = normaliser.masked_fill(empty, 1.0)
-            row_max = row_max.masked_fill(empty, 0.0)
+            normaliser = torch.where(empty, 1.0, normaliser)
+            row_max = torch.where(empty, 0.0, row_max)
         return weighted / normaliser, row_max + normaliser.log()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         query, key, value, mask, softcap, ctx.causal, ctx.tile = inputs
-        ctx.set_materialize_grads(False)
         ctx.softcap = None if isinstance(softcap, Tensor) else softcap
         softcap_tensor = softcap if isinstance(softcap, Tensor) else None
         ctx.save_for_backward(query, key, value, mask, softcap_tensor, *output)
@@ -63,42 +73,22 @@ class _TiledAttention(Function):
     def backward(ctx, grad_out, grad_log_z):
         query, key, value, mask, softcap, out, log_z = ctx.saved_tensors
         softcap = ctx.softcap if softcap is None else softcap
-        if grad_out is None and grad_log_z is None:
-            return (None,) * 7
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        grad_row = (grad_out * out).sum(dim=-1, keepdim=True)
-        if grad_log_z is not None:
-            grad_row = grad_row - grad_log_z
+        grad_row = (grad_out * out).sum(dim=-1, keepdim=True) - grad_log_z
         # Buffers, not lists of tiles: small results kept between large temporaries fragment the heap to 1
         # GiB. Made from grad_row, so that they carry the axis of whichever argument a vmap has batched.
         grad_query, grad_key, grad_value = (grad_row.new_zeros(x.shape) for x in (query, key, value))
         for start in range(0, key.shape[-2], ctx.tile):
             stop = start + ctx.tile
-            scores = _scores(query, key[..., start:stop, :], softcap)
-            keep, bias, _ = _mask_terms(_tile_mask(query, mask, ctx.causal, start, stop), scores)
-            below = scores - log_z if bias is None else scores + bias - log_z
-            weights = below.clamp_min(exp_floor(scores.dtype)).exp()
-            if keep is not None:
-                weights = weights * keep
+            scores, _ = _tile_scores(query, key, mask, softcap, ctx.causal, start, stop)
+            weights = torch.exp(scores - log_z)
             grad_value[..., start:stop, :] = weights.mT @ grad_out
             grad_scores = weights * (grad_out @ value[..., start:stop, :].mT - grad_row)
-            if softcap is not None:
-                cap = torch.as_tensor(softcap, dtype=query.dtype, device=query.device)
-                raw = query @ key[..., start:stop, :].mT
-                grad_scores = grad_scores * (1 - torch.tanh(raw / cap).square())
+            if softcap is not None:  # d(cap tanh(s / cap))/ds = 1 - tanh^2; recomputed, not stored
+                logits = query @ key[..., start:stop, :].mT
+                grad_scores = grad_scores * (1 - torch.tanh(logits / softcap).square())
             grad_query.add_(grad_scores @ key[..., start:stop, :])
             grad_key[..., start:stop, :] = grad_scores.mT @ query
         return grad_query, grad_key, grad_value, None, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, query, key, value, mask, softcap, causal, tile):
-        size = info.batch_size
-        query, key, value = (
-            _to_front(x, dim, size) for x, dim in zip((query, key, value), in_dims[:3], strict=True)
-        )
-        mask = _align(mask, in_dims[3], query.ndim)
-        softcap = _align(softcap, in_dims[4], query.ndim)
-        return _TiledAttention.apply(query, key, value, mask, softcap, causal, tile), (0, 0)
 
 
 def tiled_attention(
@@ -131,5 +121,5 @@ def tiled_attention(
     """
     if tile < 1:
         raise ValueError(f"tiled_attention: tile must be at least 1; got {tile!r}")
-    query = _prepare("tiled_attention", query_BHLK, key_BHMK, value_BHMK, mask, causal, scale)
+    query = _scaled_query("tiled_attention", query_BHLK, key_BHMK, value_BHMK, mask, causal, scale)
     return _TiledAttention.apply(query, key_BHMK, value_BHMK, mask, softcap, causal, tile)[0]

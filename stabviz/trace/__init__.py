@@ -1,4 +1,4 @@
-"""The record of training runs, tiny or large, and what may be said of them. Imports nothing of ours.
+"""The record of training runs, tiny or large, and what may be said of them.
 
 `Trace` holds what R runs measured at S steps. Verdicts, plots, panels, claims and tests read Traces
 and nothing else. Axis letters are those of `stabviz.ops`: R runs, S steps.
@@ -8,6 +8,7 @@ from stabviz.trace.diagnosis import Diagnosis, diagnose
 from stabviz.trace.log import read_metrics
 from stabviz.trace.readers import read_run
 from stabviz.trace.signals import SIGNALS, Signal, signal_of
+from stabviz.trace.storage import load, save
 from stabviz.trace.trace import Trace, concatenate
 from stabviz.trace.verdicts import Spike, Verdict, find_spikes, lr_sensitivity, verdict, verdicts
 
@@ -21,9 +22,11 @@ __all__ = [
     "concatenate",
     "diagnose",
     "find_spikes",
+    "load",
     "lr_sensitivity",
     "read_metrics",
     "read_run",
+    "save",
     "signal_of",
     "verdict",
     "verdicts",

@@ -129,6 +129,8 @@ _REMEDIES: dict[Kind, tuple[str, str]] = {
     ),
 }
 
+ENOUGH_STEPS = 10
+"""Fewer rows than this show no course."""
 _LOOKED_AT = {
     "lr": "rate or warm-up",
     "grad_norm_preclip": "explosion or a NaN behind a finite loss",
@@ -158,10 +160,8 @@ def diagnose(trace: Trace, run: int = 0) -> Diagnosis:
         raise ValueError(f"diagnose: run must be an index in 0..{trace.n_runs - 1}; got {run!r}")
     seen = Seen(trace=trace, run=int(run))
     about = _looked_at(seen)
-    if "loss_nats" not in trace or trace.n_steps < symptoms.ENOUGH_STEPS:
-        short = (
-            f"a diagnosis needs a loss at {symptoms.ENOUGH_STEPS} steps or more; got {trace.n_steps} steps"
-        )
+    if "loss_nats" not in trace or trace.n_steps < ENOUGH_STEPS:
+        short = f"a diagnosis needs a loss at {ENOUGH_STEPS} steps or more; got {trace.n_steps} steps"
         return _diagnosis("not_known", None, (short, *about))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         for kind, rule in RULES:
@@ -169,10 +169,9 @@ def diagnose(trace: Trace, run: int = 0) -> Diagnosis:
             if found is not None:
                 return _diagnosis(kind, found[0], (found[1], *about))
     judged = seen.verdict
-    kind: Kind = "healthy"
     if judged.kind == "diverged":
-        kind = "not_known"
-    return _diagnosis(kind, judged.step if kind == "not_known" else None, (judged.evidence, *about))
+        return _diagnosis("not_known", judged.step, (judged.evidence, *about))
+    return _diagnosis("healthy", None, (judged.evidence, *about))
 
 
 def _diagnosis(kind: Kind, step: int | None, evidence: tuple[str, ...]) -> Diagnosis:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from stabviz.trace.log import read_metrics
 from stabviz.trace.signals import SIGNALS
+from stabviz.trace.storage import load
 from stabviz.trace.trace import Trace
 
 SYNONYMS = {
@@ -231,11 +233,9 @@ def _read_file(path: Path) -> Trace:
     if path.suffix in (".csv", ".tsv"):
         return from_csv(path)
     if path.suffix == ".jsonl" and not _is_trace(path):
-        from stabviz.trace.log import read_metrics
-
         return read_metrics(path)
     if path.suffix in (".jsonl", ".parquet"):
-        return Trace.load(path)
+        return load(path)
     raise ValueError(
         f"read_run: path must be metrics.jsonl, trainer_state.json, TensorBoard events, .csv or a saved "
         f"Trace; got {str(path)!r}"
@@ -328,7 +328,9 @@ def _assembled(function: str, path: Path, columns: dict[str, dict[int, float]], 
             thinned[name] = len(at) - len(set(at))
     config = {**config, "names": {ours: theirs for theirs, ours in chosen.items() if theirs != ours}}
     config |= {"thinned": thinned} if thinned else {}
-    return Trace(steps=steps, signals=signals, runs=[{}], config=config, events=_events(steps, signals))
+    return Trace(
+        steps=np.array(steps), signals=signals, runs=[{}], config=config, events=_events(steps, signals)
+    )
 
 
 def _events(steps, signals) -> list[dict]:

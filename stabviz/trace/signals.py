@@ -50,7 +50,7 @@ _REGISTERED = (
         name="max_attention_logit",
         unit="",
         label="largest |attention logit|",
-        meaning="Largest absolute attention logit over layers, heads, allowed pairs (a real run: of 8 rows).",
+        meaning="Largest |logit| before any cap, over layers, heads, allowed pairs (a real run: of 8 rows).",
     ),
     Signal(
         name="attention_entropy",

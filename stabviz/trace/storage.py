@@ -27,7 +27,7 @@ def load(path: str | Path) -> Trace:
 def _format(path: Path, function: str):
     formats = {".jsonl": (_write_jsonl, _read_jsonl), ".parquet": (_write_parquet, _read_parquet)}
     if path.suffix not in formats:
-        raise ValueError(f"Trace.{function}: path must end in .jsonl or .parquet; got {str(path)!r}")
+        raise ValueError(f"trace.{function}: path must end in .jsonl or .parquet; got {str(path)!r}")
     return formats[path.suffix]
 
 
@@ -55,7 +55,7 @@ def _trace(path: Path, header: dict, steps, signals: dict) -> Trace:
             events=header["events"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"Trace.load: {path} line 1: header must describe what follows ({error})") from error
+        raise ValueError(f"trace.load: {path} line 1: header must describe what follows ({error})") from error
 
 
 def _read_header(path: Path, text: str) -> dict:
@@ -63,15 +63,15 @@ def _read_header(path: Path, text: str) -> dict:
         header = loads(text)
         known = header["schema"] == SCHEMA
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"Trace.load: {path} line 1: must be a Trace header; got {text[:60]!r}") from error
+        raise ValueError(f"trace.load: {path} line 1: must be a Trace header; got {text[:60]!r}") from error
     if not known:
         raise ValueError(
-            f"Trace.load: {path} line 1: schema must be {SCHEMA!r}; got {header['schema']!r}. "
+            f"trace.load: {path} line 1: schema must be {SCHEMA!r}; got {header['schema']!r}. "
             "The file comes from another version of stabviz"
         )
     missing = {"n_runs", "n_steps", "signals", "config", "runs", "events"} - set(header)
     if missing:
-        raise ValueError(f"Trace.load: {path} line 1: header must be whole; got none of {sorted(missing)}")
+        raise ValueError(f"trace.load: {path} line 1: header must be whole; got none of {sorted(missing)}")
     return header
 
 
@@ -88,21 +88,22 @@ def _read_jsonl(path: Path) -> Trace:
     try:
         lines = path.read_bytes().decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"Trace.load: {path} line 1: must be UTF-8 text ({error})") from error
+        raise ValueError(f"trace.load: {path} line 1: must be UTF-8 text ({error})") from error
     header = _read_header(path, lines[0])
     rows = [line for line in lines[1:] if line]
     if len(rows) != header["n_steps"]:
         raise ValueError(
-            f"Trace.load: {path} line {len(rows) + 2}: must hold {header['n_steps']} steps; "
+            f"trace.load: {path} line {len(rows) + 2}: must hold {header['n_steps']} steps; "
             f"got {len(rows)}. The file was cut short or added to"
         )
-    steps, columns = [], {name: [] for name in header["signals"]}
+    steps = []
+    columns: dict[str, list] = {name: [] for name in header["signals"]}
     for number, line in enumerate(rows, start=2):
         try:
             step, values = _row(line, header)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"Trace.load: {path} line {number}: must be one whole step; got {line[:60]!r} ({error})"
+                f"trace.load: {path} line {number}: must be one whole step; got {line[:60]!r} ({error})"
             ) from error
         steps.append(step)
         for name, column in columns.items():
@@ -141,18 +142,18 @@ def _read_parquet(path: Path) -> Trace:
     import pyarrow.parquet as pq
 
     if not path.exists():
-        raise FileNotFoundError(f"Trace.load: path must be an existing file; got {str(path)!r}")
+        raise FileNotFoundError(f"trace.load: path must be an existing file; got {str(path)!r}")
     try:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"Trace.load: {path}: must be a whole Parquet file ({error})") from error
+        raise ValueError(f"trace.load: {path}: must be a whole Parquet file ({error})") from error
     text = (table.schema.metadata or {}).get(_METADATA_KEY)
     if text is None:
-        raise ValueError(f"Trace.load: {path}: must carry a Trace header; got a plain Parquet file")
+        raise ValueError(f"trace.load: {path}: must carry a Trace header; got a plain Parquet file")
     header = _read_header(path, text.decode("utf-8"))
     shape = (header["n_runs"], header["n_steps"])
     if table.num_rows != shape[0] * shape[1]:
-        raise ValueError(f"Trace.load: {path}: must hold runs x steps = {shape} rows; got {table.num_rows}")
+        raise ValueError(f"trace.load: {path}: must hold runs x steps = {shape} rows; got {table.num_rows}")
     present = [name for name in header["signals"] if name in table.column_names]
     signals = {name: table[name].to_numpy().reshape(shape) for name in present}
     return _trace(path, header, table["step"].to_numpy()[: shape[1]], signals)

@@ -4,7 +4,6 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,26 +185,6 @@ class Trace:
             )
         )
 
-    def save(self, path: str | Path) -> Path:
-        """Write .jsonl or .parquet, whole or not at all; the round trip through `load` is exact."""
-        from stabviz.trace.storage import save
-
-        return save(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Trace":
-        """Read what `save` wrote; a damaged file raises ValueError that names file and line."""
-        from stabviz.trace.storage import load
-
-        return load(path)
-
-    @classmethod
-    def from_trainer_state(cls, path: str | Path) -> "Trace":
-        """Read the trainer_state.json of a run of transformers' Trainer; see `stabviz.trace.readers`."""
-        from stabviz.trace.readers import from_trainer_state
-
-        return from_trainer_state(path)
-
 
 def concatenate(traces: Sequence[Trace]) -> Trace:
     """Join the runs of several Traces with equal steps and signals into one.
@@ -231,7 +210,8 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
             raise ValueError(f"concatenate: traces must have equal signals; only one of 0 and {i} has {odd}")
     keys = dict.fromkeys(key for trace in traces for key in trace.config)
     varying = [k for k in keys if any(not _same_plain(t.config.get(k), first.config.get(k)) for t in traces)]
-    runs, events = [], []
+    runs: list[dict] = []
+    events: list[dict] = []
     for trace in traces:
         events += [{**event, "run": event["run"] + len(runs)} for event in trace.events]
         own = {k: trace.config[k] for k in varying if k in trace.config}

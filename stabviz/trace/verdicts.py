@@ -204,18 +204,18 @@ def lr_sensitivity(lrs: Sequence[float], losses: Sequence[float], initial_loss: 
     >>> lr_sensitivity([1e-3, 1e-2, 1e-1], [3.0, 2.0, float("nan")], initial_loss=4.0)
     1.0
     """
-    lrs, losses = np.asarray(lrs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
-    if lrs.ndim != 1 or lrs.size < 2 or np.unique(lrs).size != lrs.size or not np.all(lrs > 0):
-        raise ValueError(f"lr_sensitivity: lrs must be 2 or more distinct rates > 0; got {lrs.tolist()}")
-    if losses.shape != lrs.shape:
+    lr_N, loss_N = np.asarray(lrs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    if lr_N.ndim != 1 or lr_N.size < 2 or np.unique(lr_N).size != lr_N.size or not np.all(lr_N > 0):
+        raise ValueError(f"lr_sensitivity: lrs must be 2 or more distinct rates > 0; got {lr_N.tolist()}")
+    if loss_N.shape != lr_N.shape:
         raise ValueError(
-            f"lr_sensitivity: losses must be one per rate, {lrs.shape}; got {losses.shape}. "
+            f"lr_sensitivity: losses must be one per rate, {lr_N.shape}; got {loss_N.shape}. "
             "Average over the seeds first"
         )
     if not np.isfinite(initial_loss):
         raise ValueError(f"lr_sensitivity: initial_loss must be finite; got {initial_loss!r}")
-    capped = np.where(np.isfinite(losses), np.minimum(losses, initial_loss), initial_loss)
-    return float(np.mean(capped - capped.min()))
+    capped_N = np.where(np.isfinite(loss_N), np.minimum(loss_N, initial_loss), initial_loss)
+    return float(np.mean(capped_N - capped_N.min()))
 
 
 def _non_finite_evidence(trace: Trace, run: int, step: int) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stabviz.ops import adam_init, adamw_step, clip_by_global_norm, cross_entropy, in_blocks
+from stabviz.ops import adam_init, adamw_step, clip_by_global_norm, cross_entropy
 from stabviz.ops import scaled_dot_product_attention as attention
 from tests.bench.table import Row, side_by_side, slowdown
 
@@ -111,7 +111,7 @@ def clip_row(rounds, count, size) -> Row:
     grads = [torch.randn(size, size) for _ in range(count)]
     seconds = side_by_side(
         {
-            "ours": lambda: clip_by_global_norm(grads, 1.0, out=grads),
+            "ours": lambda: clip_by_global_norm(grads, 1.0),
             "theirs": lambda: nn.utils.clip_grad_norm_(params, 1.0),
         },
         rounds=rounds,
@@ -129,8 +129,8 @@ def adamw_rows(rounds, count, size, target):
     state = adam_init(param)
     seconds = side_by_side(
         {
-            "full": lambda: in_blocks(adamw_step, param, grad, state, lr=1e-3),
-            "bare": lambda: in_blocks(adamw_step, param, grad, state, lr=1e-3, measure=False),
+            "full": lambda: adamw_step(param, grad, state, lr=1e-3),
+            "bare": lambda: adamw_step(param, grad, state, lr=1e-3, measure=False),
             "theirs": fused.step,
         },
         rounds=rounds,

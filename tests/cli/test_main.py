@@ -14,7 +14,7 @@ from stabviz.cli.main import main
 from stabviz.course import progress
 from stabviz.course.doctor import Finding
 from stabviz.lab import Run
-from stabviz.trace import Trace
+from stabviz.trace import Trace, load
 
 OWN = {"seeds", "device", "every", "out"}
 
@@ -48,10 +48,10 @@ def test_knobs_with_several_values_make_a_grid_and_single_ones_do_not():
 def test_lab_trains_the_grid_and_keeps_trace_and_picture(tmp_path, capsys):
     folder = tmp_path / "not" / "yet"
     assert main(small(folder, "--lr", "1e-3", "1e-2")) == 0
-    kept = Trace.load(folder / "trace.parquet")
+    kept = load(folder / "trace.parquet")
     assert kept.n_runs == 2 * 3
     assert kept.steps[-1] == 12
-    np.testing.assert_array_equal(kept["loss_nats"], Trace.load(folder / "trace.jsonl")["loss_nats"])
+    np.testing.assert_array_equal(kept["loss_nats"], load(folder / "trace.jsonl")["loss_nats"])
     picture = (folder / "training.svg").read_text()
     assert "<svg" in picture
     assert 'aria-label="Loss and gradient norm of 6 runs over 13 steps"' in picture
@@ -90,7 +90,7 @@ def test_lab_stopped_by_ctrl_c_keeps_what_was_trained(tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(stabviz.lab, "stream", interrupted)
     assert main(small(tmp_path, "--every", "5")) == 130
-    assert Trace.load(tmp_path / "trace.parquet").n_steps == 5
+    assert load(tmp_path / "trace.parquet").n_steps == 5
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from stabviz.cli.main import main
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.train.interrupt import STOPPED
-from stabviz.trace import Trace
+from stabviz.trace import Trace, save
 from stabviz.trace.log import read_metrics
 from tests.finetune.conftest import tiny_bert_folder, tiny_tokenizer  # noqa: F401
 
@@ -434,9 +434,8 @@ def test_diagnose_names_the_kind_with_evidence(run, tmp_path):
     assert said.out.splitlines()[0] == f"{folder}: healthy"
     assert "  evidence: " in said.out
     loss = [2 - s / 50 for s in range(30)] + [float("nan")] * 10
-    Trace(steps=range(40), signals={"loss_nats": [loss], "grad_norm_preclip": [loss]}, runs=[{}]).save(
-        tmp_path / "trace.jsonl"
-    )
+    trace = Trace(steps=range(40), signals={"loss_nats": [loss], "grad_norm_preclip": [loss]}, runs=[{}])
+    save(trace, tmp_path / "trace.jsonl")
     said = call("diagnose", tmp_path / "trace.jsonl", folder)
     assert said.code == 0
     assert not said.out.startswith(f"{tmp_path / 'trace.jsonl'}: healthy")

@@ -10,8 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from stabviz.finetune.train.optimizer import layer_of
 from stabviz.finetune.trainer_callback import StabilityCallback
-from stabviz.trace import Trace
-from stabviz.trace.readers import read_run
+from stabviz.trace.readers import from_trainer_state, read_run
 
 STEPS, BATCH, LENGTH, WORDS = 7, 4, 5, 31
 LAYERS = ("embeddings", "layer0", "layer1", "head")
@@ -217,7 +216,7 @@ def test_callback_keeps_the_nan_that_the_trainer_hides(tmp_path):
     assert np.isnan(callback.trace["grad_norm_preclip"][0, 3:]).all()
     assert (callback.verdict.kind, callback.verdict.step) == ("diverged", 3)
     assert (callback.diagnosis.kind, callback.diagnosis.step) == ("hidden_nan", 3)
-    theirs = Trace.from_trainer_state(tmp_path / "trainer" / "checkpoint-12")
+    theirs = from_trainer_state(tmp_path / "trainer" / "checkpoint-12")
     np.testing.assert_array_equal(theirs["loss_nats"], [hidden])
     assert [event["step"] for event in theirs.events] == list(range(3, 12))
     np.testing.assert_allclose(theirs["grad_norm_preclip"], callback.trace["grad_norm_preclip"], rtol=1e-5)

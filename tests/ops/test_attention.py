@@ -16,7 +16,10 @@ from stabviz.ops import (
     padding_mask,
     rms_norm,
     scaled_dot_product_attention,
+    scaled_dot_product_attention_grad,
+    soft_cap,
     softmax,
+    softmax_grad,
     tiled_attention,
 )
 
@@ -385,9 +388,47 @@ def test_softcap_equals_its_formula_and_inf_is_off(ours):
         assert_same(lambda *a, off=off: ours(*a, softcap=off), ours, qkv())
 
 
-def test_softcap_bounds_the_logit_that_is_measured():
-    _, measures = scaled_dot_product_attention(*(100 * x.detach() for x in qkv()), softcap=50.0)
-    assert measures.max_logit_H.max() <= 50.0
+def test_the_logit_is_measured_before_the_softcap_and_the_entropy_after_it():
+    inputs = [100 * x.detach() for x in qkv()]
+    _, measures = scaled_dot_product_attention(*inputs, softcap=0.5)
+    _, without = scaled_dot_product_attention(*inputs)
+    torch.testing.assert_close(measures.max_logit_H, without.max_logit_H, **CLOSE)
+    assert measures.max_logit_H.min() > 100
+    # Scores within +-0.5: a weight is at most e times another, so that the entropy is near that of M keys.
+    assert measures.entropy_H.min() > math.log(M) - 0.2
+    assert without.entropy_H.max() < 0.2
+
+
+def test_soft_cap_by_hand():
+    logits = torch.tensor([0.0, 1000.0, -1000.0, 20.0])
+    expected = torch.tensor([0.0, 20.0, -20.0, 20 * math.tanh(1)])
+    torch.testing.assert_close(soft_cap(logits, 20.0), expected)
+    assert soft_cap(logits, torch.tensor(torch.inf)).tolist() == logits.tolist()
+    assert soft_cap(torch.tensor([torch.inf, torch.nan]), 20.0).isnan().all()
+
+
+@pytest.mark.parametrize("dim", [-1, 0, 1])
+def test_softmax_gradient_by_hand_is_the_gradient(dim):
+    scores, grad_out = randn(2, 3, 5), randn(2, 3, 5, seed=1, requires_grad=False)
+    weights = softmax(scores, dim)
+    expected = torch.autograd.grad(weights, scores, grad_out)[0]
+    torch.testing.assert_close(softmax_grad(weights.detach(), grad_out, dim), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7, torch.tensor(torch.inf, dtype=torch.float64)])
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("name", [*MASKS, "empty", "causal"])
+def test_attention_gradient_by_hand_is_the_gradient(name, scale, softcap):
+    mask = some_mask(B, 1, L, M)
+    mask[0, :, 1] = mask[1] = False
+    options = {"mask": mask if name == "empty" else MASKS.get(name), "scale": scale, "softcap": softcap}
+    options |= {"causal": name == "causal", "weight_scale": dropped(B, H, L, L if name == "causal" else M)}
+    inputs = qkv(m=L) if name == "causal" else qkv()
+    grad_out = randn(B, H, L, K, seed=4, requires_grad=False)
+    expected = torch.autograd.grad(plain(*inputs, **options), inputs, grad_out)
+    by_hand = scaled_dot_product_attention_grad(*(x.detach() for x in inputs), grad_out, **options)
+    for ours, theirs in zip(by_hand, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
 def test_a_tensor_scale_takes_a_gradient():

@@ -218,14 +218,16 @@ def test_gradient_flows_through_clipping():
     assert torch.equal(zero.grad, torch.ones(4, dtype=torch.float64))
 
 
-def test_out_overwrites_and_nothing_else_does():
+def test_clipping_leaves_its_arguments_alone_and_scales_by_clip_scale():
     grads = gradients(8)
     copies = [grad.clone() for grad in grads]
-    expected, _ = clip_by_global_norm(grads, 0.5)
+    clipped, norm_preclip = clip_by_global_norm(grads, 0.5)
     assert all(torch.equal(grad, copy) for grad, copy in zip(grads, copies, strict=True))
-    same, _ = clip_by_global_norm(grads, 0.5, out=grads)
-    assert same is grads
-    assert all(torch.equal(grad, mine) for grad, mine in zip(grads, expected, strict=True))
+    scale = clipping.clip_scale(norm_preclip, 0.5)
+    assert 0 < scale < 1
+    assert all(torch.equal(grad * scale, mine) for grad, mine in zip(grads, clipped, strict=True))
+    assert clipping.clip_scale(torch.tensor(0.5), 0.5) == 1
+    assert clipping.clip_scale(torch.tensor(math.nan), 0.5).isnan()
 
 
 @pytest.mark.parametrize(
@@ -242,6 +244,7 @@ def test_out_overwrites_and_nothing_else_does():
         (lambda g: clip_adaptive(g, g.t(), 0.1), r"param must be of grad's shape \(3, 5\); got \(5, 3\)"),
         (lambda g: clip_adaptive({"a": g}, {"b": g}, 0.1), r"param must be a dict of \['a'\]; got \['b'\]"),
         (lambda g: clip_adaptive([g], [g, g], 0.1), r"param must be a list of 1 tensors; got 'list'"),
+        (lambda g: clip_adaptive(g, [g], 0.1), r"param must be a tensor like grad; got 'list'"),
         (lambda g: global_norm([]), r"global_norm: grad must be at least one tensor; got \[\]"),
     ],
 )

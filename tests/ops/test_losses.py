@@ -179,13 +179,8 @@ def test_cross_entropy_extremes_in_float32():
     logits_NV = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
     assert cross_entropy(logits_NV, torch.tensor([0, 1]))[0].item() == 0.0
     assert cross_entropy(logits_NV, torch.tensor([1, 0]))[0].item() == 2e4
-    # At a gap beyond the clamp of exp a gradient may be off by exp(-60), about 1e-26, and no more.
-    torch.testing.assert_close(
-        cross_entropy_grad(logits_NV, torch.tensor([1, 0])),
-        torch.tensor([[0.5, -0.5, 0.0], [-0.5, 0.5, 0.0]]),
-        rtol=0,
-        atol=1e-20,
-    )
+    by_hand = cross_entropy_grad(logits_NV, torch.tensor([1, 0]))
+    assert by_hand.tolist() == [[0.5, -0.5, 0.0], [-0.5, 0.5, 0.0]]
 
 
 def test_a_small_loss_keeps_its_digits_at_large_logits():

@@ -1,6 +1,5 @@
 """Optimizers: hand values, torch.optim as the reference over 500 steps, vmap, the lessons' exact values."""
 
-import inspect
 import math
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stabviz.ops import in_blocks, optimizers
+from stabviz.ops import adam_direction, adam_direction_from, optimizers
 from stabviz.ops.optimizers import OPTIMIZERS, adam_init, adam_step, adamw_step, amsgrad_step
 
 DEVICES = [
@@ -331,49 +330,41 @@ def test_measure_false_changes_nothing_but_the_measures(name):
     assert all(torch.isnan(value) for value in silent[2])
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_registry_names_every_hyperparameter_with_its_default(name):
-    optimizer = OPTIMIZERS[name]
-    signature = inspect.signature(optimizer.step).parameters
-    keywords = {k: p.default for k, p in signature.items() if p.kind is p.KEYWORD_ONLY}
-    assert {
-        k: v for k, v in keywords.items() if k not in ("lr", "measure", "out")
-    } == optimizer.hyperparameters
+def test_registry_knows_the_hyperparameters_and_their_defaults():
+    adam = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "bias_correction": True}
+    assert {name: optimizer.hyperparameters for name, optimizer in OPTIMIZERS.items()} == {
+        "sgd": {},
+        "momentum": {"beta1": 0.9},
+        "nesterov": {"beta1": 0.9},
+        "rmsprop": {"beta2": 0.99, "eps": 1e-8},
+        "adam": adam,
+        "adamw": adam | {"weight_decay": 0.01},
+        "adamw_independent": adam | {"weight_decay": 1e-4},
+        "amsgrad": adam,
+        "stable_adamw": adam | {"weight_decay": 0.01},
+    }
 
 
-@pytest.mark.parametrize("name", [name for name, optimizer in OPTIMIZERS.items() if not optimizer.per_tensor])
-@pytest.mark.parametrize("block", [1, 17, 1000])
-def test_in_blocks_equals_the_step_on_the_whole_tensor(name, block):
-    optimizer = OPTIMIZERS[name]
-    generator = torch.Generator().manual_seed(7)
-    whole = torch.randn(11, 13, generator=generator)
-    param, whole_state, state = whole.clone(), optimizer.init(whole), optimizer.init(whole)
-    for _ in range(5):
-        grad = torch.randn(11, 13, generator=generator)
-        whole, whole_state, expected = optimizer.step(whole, grad, whole_state, lr=0.1)
-        measured = in_blocks(optimizer.step, param, grad, state, block=block, lr=0.1)
-        assert state["step"] == whole_state["step"]
-        # float32: vectorised and scalar tails of a loop may differ in the last bit.
-        torch.testing.assert_close(param, whole, rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(tuple(measured), tuple(expected), rtol=1e-5, atol=0, equal_nan=True)
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_adam_direction_is_the_step_over_lr_also_from_the_moments_it_left(bias_correction):
+    hyper = {"beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "bias_correction": bias_correction}
+    generator = torch.Generator().manual_seed(8)
+    param = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    state = adam_init(param)
+    for _ in range(7):
+        grad = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+        direction, after = adam_direction(grad, state, **hyper)
+        new, state, _ = adam_step(param, grad, state, lr=0.1, **hyper)
+        torch.testing.assert_close(direction, (param - new) / 0.1, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(after, state, rtol=0, atol=0)
+        again = adam_direction_from(after["first_moment"], after["second_moment"], after["step"], **hyper)
+        assert torch.equal(again, direction)
 
 
-def test_in_blocks_cuts_hyperparameters_of_the_parameters_shape():
-    param, grad = torch.ones(7), torch.zeros(7)
-    decay = torch.tensor([0.0, 1, 0, 1, 0, 1, 0])
-    in_blocks(adamw_step, param, grad, adam_init(param), block=3, lr=0.5, weight_decay=decay)
-    assert param.tolist() == [1, 0.5, 1, 0.5, 1, 0.5, 1]
-
-
-def test_in_blocks_refuses_what_it_would_get_wrong():
-    param, state = torch.ones(6), adam_init(torch.ones(6))
-    with pytest.raises(ValueError, match=r"in_blocks: step must be elementwise; got 'stable_adamw_step'"):
-        in_blocks(optimizers.stable_adamw_step, param, param, state, lr=0.1)
-    with pytest.raises(ValueError, match=r"in_blocks: block must be at least 1; got 0"):
-        in_blocks(adam_step, param, param, state, block=0, lr=0.1)
-    square = torch.ones(3, 3).t()
-    with pytest.raises(ValueError, match=r"in_blocks: param must be contiguous; got strides \(1, 3\)"):
-        in_blocks(adam_step, square, square.contiguous(), adam_init(square), lr=0.1)
+def test_a_hyperparameter_of_the_parameters_shape_counts_by_element():
+    param, decay = torch.ones(7), torch.tensor([0.0, 1, 0, 1, 0, 1, 0])
+    new, _, _ = adamw_step(param, torch.zeros(7), adam_init(param), lr=0.5, weight_decay=decay)
+    assert new.tolist() == [1, 0.5, 1, 0.5, 1, 0.5, 1]
 
 
 @pytest.mark.parametrize(
@@ -420,8 +411,8 @@ def test_first_corrected_step_is_lr_whatever_the_gradients_scale(scale, size, na
 
 def test_a_broken_bias_correction_is_caught(monkeypatch):
     # The law broken on purpose: a correction that is off by one step must not pass the reference test.
-    right = optimizers._correction
-    monkeypatch.setattr(optimizers, "_correction", lambda beta, step, flag: right(beta, step + 1, flag))
+    right = optimizers.bias_corrected
+    monkeypatch.setattr(optimizers, "bias_corrected", lambda m, beta, t, flag: right(m, beta, t + 1, flag))
     with pytest.raises(AssertionError):
         test_step_equals_torch_optim_over_500_steps("adam", (7,))
 

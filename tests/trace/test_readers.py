@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from stabviz.trace import Trace
+from stabviz.trace import Trace, save
 from stabviz.trace.log import MetricsLog
 from stabviz.trace.readers import from_csv, from_tensorboard, from_trainer_state, read_run
 
@@ -59,11 +59,11 @@ def test_from_trainer_state_keeps_what_stands_there_and_says_where_the_filter_wa
     assert trace.config["names"]["validation_score"] == "eval_accuracy"
 
 
-def test_from_trainer_state_takes_the_newest_checkpoint_and_trace_has_the_same(tmp_path):
+def test_from_trainer_state_takes_the_newest_checkpoint_and_read_run_has_the_same(tmp_path):
     trainer_state(tmp_path / "checkpoint-9" / "trainer_state.json", HISTORY[:1])
     trainer_state(tmp_path / "checkpoint-30" / "trainer_state.json", HISTORY)
-    assert Trace.from_trainer_state(tmp_path).n_steps == 3
-    assert read_run(tmp_path).equals(Trace.from_trainer_state(tmp_path))
+    assert from_trainer_state(tmp_path).n_steps == 3
+    assert read_run(tmp_path).equals(from_trainer_state(tmp_path))
 
 
 def test_from_trainer_state_evaluations_between_two_losses_are_thinned_and_counted(tmp_path):
@@ -247,7 +247,7 @@ def test_read_run_chooses_by_what_it_finds(tmp_path):
         saved = Trace(steps=[0], signals={"loss_nats": [[7.0]]}, runs=[{}])
         folder = tmp_path / name.replace(".", "-")
         folder.mkdir()
-        saved.save(folder / name)
+        save(saved, folder / name)
         assert read_run(folder).equals(saved)
         assert read_run(folder / name).equals(saved)
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from stabviz.trace import Trace
+from stabviz.trace import Trace, load, save
 
 FORMATS = ["jsonl", "parquet"]
 PLAIN = st.recursive(
@@ -53,8 +53,8 @@ def small(S=7):
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(trace=traces())
 def test_save_and_load_round_trip_is_exact(tmp_path, format, trace):
-    path = trace.save(tmp_path / f"t.{format}")
-    back = Trace.load(path)
+    path = save(trace, tmp_path / f"t.{format}")
+    back = load(path)
     assert back.equals(trace)
     for name, values in trace.signals.items():  # signs of zero too, which == does not see
         assert np.array_equal(np.signbit(back[name]) & (values == 0), np.signbit(values) & (values == 0))
@@ -64,7 +64,7 @@ def test_save_jsonl_is_strict_json_line_by_line(tmp_path):
     def refuse(word):
         raise AssertionError(word)
 
-    lines = small().save(tmp_path / "t.jsonl").read_text().splitlines()
+    lines = save(small(), tmp_path / "t.jsonl").read_text().splitlines()
     rows = [json.loads(line, parse_constant=refuse) for line in lines]
     assert rows[0]["schema"] == "stabviz.trace/1"
     assert len(rows) == 8
@@ -73,19 +73,19 @@ def test_save_jsonl_is_strict_json_line_by_line(tmp_path):
 
 
 def test_load_reads_the_spelling_of_earlier_versions(tmp_path):
-    path = small().save(tmp_path / "t.jsonl")
+    path = save(small(), tmp_path / "t.jsonl")
     old = (
         path.read_text().replace('{"$float": "NaN"}', '"NaN"').replace('{"$float": "Infinity"}', '"Infinity"')
     )
     assert "$float" not in old
     path.write_text(old)
-    assert Trace.load(path).equals(small())
+    assert load(path).equals(small())
 
 
 def test_save_parquet_is_long_and_keeps_nan_apart_from_null(tmp_path):
     import pyarrow.parquet as pq
 
-    table = pq.read_table(small().save(tmp_path / "t.parquet"))
+    table = pq.read_table(save(small(), tmp_path / "t.parquet"))
     assert table.column_names == ["run", "step", "loss_nats"]
     assert table["loss_nats"].null_count == 0
     assert table["run"].to_pylist()[6:8] == [0, 1]
@@ -93,7 +93,7 @@ def test_save_parquet_is_long_and_keeps_nan_apart_from_null(tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_save_leaves_the_old_file_when_it_fails(tmp_path, format, monkeypatch):
-    path = small().save(tmp_path / f"t.{format}")
+    path = save(small(), tmp_path / f"t.{format}")
     before = path.read_bytes()
 
     def fail(*_):
@@ -101,7 +101,7 @@ def test_save_leaves_the_old_file_when_it_fails(tmp_path, format, monkeypatch):
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        small(5).save(path)
+        save(small(5), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -137,33 +137,33 @@ def test_save_leaves_the_old_file_when_it_fails(tmp_path, format, monkeypatch):
     ],
 )
 def test_load_jsonl_names_file_and_line_of_the_damage(tmp_path, damage, message):
-    path = small().save(tmp_path / "t.jsonl")
+    path = save(small(), tmp_path / "t.jsonl")
     path.write_text("\n".join(damage(path.read_text().splitlines())))
     with pytest.raises(ValueError, match=message):
-        Trace.load(path)
+        load(path)
 
 
 def test_load_parquet_names_the_damaged_file(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = small().save(tmp_path / "t.parquet")
+    path = save(small(), tmp_path / "t.parquet")
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"t\.parquet: must be a whole Parquet file"):
-        Trace.load(path)
+        load(path)
     pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(ValueError, match=r"t\.parquet: must carry a Trace header"):
-        Trace.load(path)
+        load(path)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_load_of_a_missing_file_says_so(tmp_path, format):
     with pytest.raises(FileNotFoundError, match=f"nothing.{format}"):
-        Trace.load(tmp_path / f"nothing.{format}")
+        load(tmp_path / f"nothing.{format}")
 
 
 def test_save_and_load_refuse_other_formats(tmp_path):
-    with pytest.raises(ValueError, match=r"Trace.save: path must end in .jsonl or .parquet; got .*t.csv"):
-        small().save(tmp_path / "t.csv")
-    with pytest.raises(ValueError, match=r"Trace.load: path must end in"):
-        Trace.load(tmp_path / "t.csv")
+    with pytest.raises(ValueError, match=r"trace.save: path must end in .jsonl or .parquet; got .*t.csv"):
+        save(small(), tmp_path / "t.csv")
+    with pytest.raises(ValueError, match=r"trace.load: path must end in"):
+        load(tmp_path / "t.csv")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.distributed import assign, local, whole
-from stabviz.ops import adam_init, adamw_step, in_blocks
+from stabviz.ops import adam_init, adamw_step
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 _EMBEDDINGS = re.compile(r"embed|(?:^|\.)wte\.|(?:^|\.)wpe\.")
@@ -95,7 +95,7 @@ def _depths(layers: set[str]) -> dict[str, int]:
 
 
 class AdamW:
-    """Our AdamW, `stabviz.ops.adamw_step` on one tensor after another, in place and in cache-sized blocks."""
+    """Our AdamW, `stabviz.ops.adamw_step` on one tensor after another, the result copied over the old."""
 
     def __init__(self, parameters: list[Parameter], config: FinetuneConfig):
         self.parameters, self.config = parameters, config
@@ -108,11 +108,11 @@ class AdamW:
         for p in self.parameters:
             if p.tensor.grad is None:
                 continue
-            in_blocks(
-                adamw_step,
-                local(p.tensor.data),
-                local(p.tensor.grad).contiguous(),
-                self.states[p.name],
+            param, state = local(p.tensor.data), self.states[p.name]
+            updated, fresh, _ = adamw_step(
+                param,
+                local(p.tensor.grad),
+                state,
                 lr=lr * p.lr_factor,
                 beta1=c.beta1,
                 beta2=c.beta2,
@@ -121,6 +121,9 @@ class AdamW:
                 bias_correction=c.bias_correction,
                 measure=False,
             )
+            param.copy_(updated)
+            for name, value in state.items():
+                value.copy_(fresh[name])
 
     def moments(self, parameter: Parameter) -> tuple[Tensor, Tensor, Tensor]:
         """Return first moment, second moment and step count of a parameter."""

@@ -89,7 +89,8 @@ def gradients(model, step):
     model.zero_grad()
     model(input_ids=ids, labels=ids[:, 0] % C).loss.backward()
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    _, norm = clip_by_global_norm(grads, SETTINGS["clip_norm"], out=grads)
+    clipped, norm = clip_by_global_norm(grads, SETTINGS["clip_norm"])
+    torch._foreach_copy_(grads, clipped)
     return float(norm)
 
 

@@ -1,0 +1,110 @@
+"""Signs of the arithmetic: overflow of float16, and a NaN that came out of nowhere."""
+
+import numpy as np
+
+from stabviz.trace.symptoms.seen import Finding, Seen
+
+OVERFLOW_SHARE = 0.05
+"""Torch's loss scale doubles every 2,000 steps and pays one overflow for it: 0.05 % of steps. A hundred times
+that, in the second half of the run, where the scale had time to settle, is no search for a scale."""
+LEAST_SCALE = 1.0
+"""A loss scale below 1 shrinks gradients: what overflows then is the forward pass, and no scale will help."""
+
+
+def fp16_overflow(seen: Seen) -> Finding | None:
+    """Loss scaling never settles: overflow goes on in the second half of the run, or the scale falls below 1.
+
+    A data fault that gives NaN at every step looks the same where a scale is in use.
+    """
+    if not seen.scaled:
+        return None
+    over_S = seen.bad_S.copy()
+    for event in seen.trace.events:
+        if event["run"] == seen.run and event["kind"] == "overflow":
+            over_S |= seen.trace.steps == event["step"]
+    share = over_S[len(over_S) // 2 :].mean()
+    scale_S = seen["loss_scale"]
+    known = np.flatnonzero(np.isfinite(scale_S))
+    collapsed = bool(known.size) and scale_S[known[-1]] < LEAST_SCALE
+    if share < OVERFLOW_SHARE and not collapsed:
+        return None
+    first = int(np.flatnonzero(over_S)[0]) if over_S.any() else int(known[0])
+    scales = (
+        f"; the loss scale went from {scale_S[known[0]]:.3g} to {scale_S[known[-1]]:.3g}"
+        if known.size
+        else ""
+    )
+    return seen.step(first), (
+        f"{over_S.sum()} of {len(over_S)} steps overflowed, {share:.0%} of the second half; "
+        f"the first at step {seen.step(first)}{scales}"
+    )
+
+
+BAD_SHARE = 0.05
+"""A rare skipped step is an accident; one in twenty of the second half is a fault in the data or the
+arithmetic. In the first half fp16 may still be looking for its loss scale, and not every log holds the
+scale."""
+GROWTH = 10.0
+"""Loss or gradient norm ten times its level just before it stopped being finite: it grew. Less: out of
+nowhere."""
+ZERO_FROM = 0.05
+"""A loss above this that is exactly 0 one line later did not get there by learning."""
+
+
+def hidden_nan(seen: Seen) -> Finding | None:
+    """A value stopped being finite without having grown, whether the log shows it or not.
+
+    Hidden: a finite loss beside a gradient norm that is NaN, or a loss that is exactly 0 from one line to the
+    next. Seen: loss or gradient NaN from a step to the end, or at one step in twenty, with nothing unusual
+    before the first.
+    """
+    bad, zero = np.flatnonzero(seen.bad_S), _sudden_zero(seen)
+    blind = "grad_norm_preclip" in seen.trace and not seen.has("grad_norm_preclip")
+    if zero is not None and (not bad.size or blind or zero <= bad[0]):
+        return seen.step(zero), (
+            f"the loss is exactly 0 from step {seen.step(zero)} on; it was "
+            f"{seen.loss_S[zero - 1]:.3g} one line before: a NaN was replaced in the log"
+        )
+    if not bad.size or seen.scaled:
+        return None
+    lasting = seen.bad_S[-1] or seen.bad_S[len(seen.bad_S) // 2 :].mean() >= BAD_SHARE
+    if not lasting or _grew_before(seen, bad[0]):
+        return None
+    s = int(bad[0])
+    before = (
+        f"{seen.loss_S[s - 1]:.3g}, gradient norm {seen.norm_S[s - 1]:.3g}"
+        if s
+        else "nothing: the first line"
+    )
+    hidden = np.flatnonzero(seen.bad_S & np.isfinite(seen.loss_S))
+    if hidden.size:
+        return seen.step(s), (
+            f"gradient norm {seen.norm_S[s]} from step {seen.step(s)} on, while the log still shows "
+            f"finite losses at {hidden.size} lines, the last one {seen.loss_S[hidden[-1]]:.3g}"
+        )
+    return seen.step(
+        s
+    ), f"loss {seen.loss_S[s]} at step {seen.step(s)} without growth; one line before {before}"
+
+
+def _sudden_zero(seen: Seen) -> int | None:
+    """Line from which the loss is exactly 0 to the end, having been well above 0 just before."""
+    alive = np.flatnonzero(seen.loss_S != 0.0)
+    if not alive.size or len(seen.loss_S) - alive[-1] <= 2 or alive[-1] < 2:
+        return None
+    last = seen.loss_S[alive[-1]]
+    return int(alive[-1]) + 1 if np.isfinite(last) and last > ZERO_FROM else None
+
+
+def _grew_before(seen: Seen, s: int) -> bool:
+    """Whether loss or gradient norm had grown GROWTH-fold over the five lines before line s, or is infinite
+    there."""
+    if np.isposinf(seen.loss_S[s]) or np.isposinf(seen.norm_S[s]):
+        return True
+    for values_S in (seen.loss_S, seen.norm_S):
+        before = values_S[:s][np.isfinite(values_S[:s])]
+        if before.size > 1 and before[-5:].max() >= GROWTH * np.median(
+            before[:-5] if before.size > 9 else before[:1]
+        ):
+            return True
+    return False
