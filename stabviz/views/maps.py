@@ -150,15 +150,8 @@ def _write_weights(axes, shown_LM) -> None:
     top = float(shown_LM.max() or 0)
     for (row, column), weight in np.ndenumerate(shown_LM.filled(np.nan)):
         if np.isfinite(weight):
-            axes.text(
-                column,
-                row,
-                f"{weight:.2f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if weight < 0.55 * top else "#111111",
-            )
+            colour = "white" if weight < 0.55 * top else "#111111"
+            axes.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=8, color=colour)
 
 
 def _draw_path(axes, name: str, path, index: int, x_range, y_range) -> None:
@@ -169,28 +162,12 @@ def _draw_path(axes, name: str, path, index: int, x_range, y_range) -> None:
     left = stop < len(path)
     words = f"{name} (left the picture at step {stop})" if left else name
     line_style = curve_style(index)
-    axes.plot(
-        *shown.T,
-        **line_style,
-        linewidth=1.6,
-        marker=".",
-        markersize=4,
-        label=words,
-        gid=f"path-{_id(name)}",
-        zorder=3,
-    )
+    dots, gid = {"marker": ".", "markersize": 4}, f"path-{_id(name)}"
+    axes.plot(*shown.T, **line_style, **dots, linewidth=1.6, label=words, gid=gid, zorder=3)
     axes.plot(*shown[0], marker="o", markersize=7, color=INK, zorder=4)
-    axes.plot(
-        *shown[-1],
-        marker="x" if left else "*",
-        markersize=9 if left else 11,
-        linestyle="none",
-        markeredgewidth=2 if left else 0.5,
-        color=line_style["color"],
-        gid=f"end-{_id(name)}",
-        zorder=5,
-        clip_on=False,
-    )
+    marker, size, edge = ("x", 9, 2) if left else ("*", 11, 0.5)
+    end = {"marker": marker, "markersize": size, "markeredgewidth": edge, "linestyle": "none"}
+    axes.plot(*shown[-1], **end, color=line_style["color"], gid=f"end-{_id(name)}", zorder=5, clip_on=False)
 
 
 def _id(name: str) -> str:

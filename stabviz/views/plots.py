@@ -5,6 +5,7 @@ A run that goes non-finite is marked with an x where it did so, inside the axes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -196,27 +197,15 @@ def _draw_fan(
         steps, values_RS = measured_columns(trace, signal, runs)
         if len(groups) == 1 and 1 < len(runs) <= 16:
             for r, values_S in zip(runs, values_RS, strict=True):  # one group: there is room for each spike
-                axes.plot(
-                    *thin(steps, or_gap(values_S)),
-                    color=line_style["color"],
-                    alpha=0.35,
-                    linewidth=0.7,
-                    gid=f"run-{signal}-{r}",
-                )
+                x, y = thin(steps, or_gap(values_S))
+                axes.plot(x, y, color=line_style["color"], alpha=0.35, linewidth=0.7, gid=f"run-{signal}-{r}")
         low_S, median_S, high_S = quantiles(values_RS, [0.1, 0.5, 0.9])
         if len(runs) > 1:
             bands.append((index, group, steps, low_S, high_S))
-        marker = "o" if len(steps) == 1 else None
-        axes.plot(
-            *thin(steps, or_gap(median_S)),
-            **line_style,
-            linewidth=1.8,
-            marker=marker,
-            markersize=4,
-            label=_name_of(trace, group),
-            gid=f"curve-{signal}-{group.key}",
-            zorder=3,
-        )
+        x, y = thin(steps, or_gap(median_S))
+        dots: dict[str, Any] = {"marker": "o" if len(steps) == 1 else None, "markersize": 4}
+        label, gid = _name_of(trace, group), f"curve-{signal}-{group.key}"
+        axes.plot(x, y, **line_style, **dots, linewidth=1.8, label=label, gid=gid, zorder=3)
         for r in runs:
             mark_run(axes, trace, r, signal, line_style["color"])
     set_step_axis(axes, trace)
@@ -224,15 +213,9 @@ def _draw_fan(
     for index, group, steps, low_S, high_S in bands:
         x, low, high = thin_band(steps, low_S, high_S)
         top = axes.get_ylim()[1]
-        axes.fill_between(
-            x,
-            np.minimum(low, top),
-            np.minimum(high, top),
-            color=curve_style(index)["color"],
-            alpha=0.16,
-            linewidth=0,
-            gid=f"band-{signal}-{group.key}",
-        )
+        low, high, colour = np.minimum(low, top), np.minimum(high, top), curve_style(index)["color"]
+        gid = f"band-{signal}-{group.key}"
+        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0, gid=gid)
     if log:
         log_axis(axes)
     keep_marks_inside(axes)
@@ -260,17 +243,9 @@ def _lr_group(axes, group: Group, index: int, lr_R, final_R, cap: float, signal:
             f"{', ' if name else ''}LR sensitivity {lr_sensitivity(lrs.tolist(), median.tolist(), cap):.2g}"
         )
     line_style = curve_style(index)
-    axes.plot(
-        lrs,
-        median,
-        **line_style,
-        linewidth=1.8,
-        marker="o",
-        markersize=4.5,
-        label=name or "1 rate",
-        gid=f"curve-{signal}-final-{group.key}",
-        zorder=3,
-    )
+    dots = {"marker": "o", "markersize": 4.5, "zorder": 3}
+    label, gid = name or "1 rate", f"curve-{signal}-final-{group.key}"
+    axes.plot(lrs, median, **line_style, **dots, linewidth=1.8, label=label, gid=gid)
     axes.vlines(lrs, low, high, color=line_style["color"], alpha=0.45, linewidth=3)
     best = int(np.argmin(median))
     ring(axes, lrs[best], median[best], line_style["color"], f"best-{group.key}")

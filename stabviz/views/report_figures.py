@@ -46,6 +46,10 @@ MOST_LAYER_PICTURES = 5
 EVENT_MARKERS = {"rewind": "<", "spike": "^", "out_of_memory": "s", "oom": "s", "overflow": "v", "other": "d"}
 """Marker of a kind of event on the step axis; a non-finite step has its x in the curve."""
 MOST_MARKS = 200
+_EVENT: dict[str, Any] = {"linestyle": "none", "markersize": 8, "clip_on": False, "zorder": 6}
+_EVENT |= {"markeredgecolor": INK, "markeredgewidth": 0.6}
+_VALIDATION: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.6, "zorder": 4}
+_VALIDATION |= {"marker": "o", "markersize": 5.5, "markeredgecolor": "white"}
 SMALL = {
     "lr": ("Learning rate", False, False),
     "update_rms": ("Size of the update", True, True),
@@ -154,19 +158,9 @@ def plot_learning(axes: Axes, traces: Sequence[Trace]) -> Axes:
         if "loss_nats" in trace:
             _draw_run(axes, trace, r, "loss_nats", True, labelled=len(traces) == 1)
         if "validation_loss_nats" in trace:
-            steps, values_S = _points(trace, "validation_loss_nats")
-            axes.plot(
-                *thin(steps, values_S),
-                color=curve_style(r)["color"],
-                linestyle=(0, (1, 1.2)),
-                linewidth=1.6,
-                marker="o",
-                markersize=5.5,
-                markeredgecolor="white",
-                gid=f"curve-validation_loss_nats-{r}",
-                label="validation" if len(traces) == 1 else None,
-                zorder=4,
-            )
+            x, y = thin(*_points(trace, "validation_loss_nats"))
+            gid, label = f"curve-validation_loss_nats-{r}", "validation" if len(traces) == 1 else None
+            axes.plot(x, y, color=curve_style(r)["color"], gid=gid, label=label, **_VALIDATION)
     _finish(axes, traces, log=log)
     mark_events(axes, traces)
     if len(traces) == 1:
@@ -178,59 +172,31 @@ def mark_events(axes: Axes, traces: Sequence[Trace]) -> Axes:
     """Mark what happened on the step axis, one marker a kind, in the colour of the run."""
     for r, trace in enumerate(traces):
         for kind, marker in EVENT_MARKERS.items():
-            steps = [event["step"] for event in trace.events if marker_kind(event["kind"]) == kind][
-                :MOST_MARKS
-            ]
+            steps = [event["step"] for event in trace.events if marker_kind(event["kind"]) == kind]
             if steps:
+                x, at_axis = steps[:MOST_MARKS], axes.get_xaxis_transform()
+                colour, gid = curve_style(r)["color"], f"event-{kind}-{r}"
                 axes.plot(
-                    steps,
-                    [0.0] * len(steps),
-                    linestyle="none",
-                    marker=marker,
-                    markersize=8,
-                    clip_on=False,
-                    color=curve_style(r)["color"],
-                    markeredgecolor=INK,
-                    markeredgewidth=0.6,
-                    zorder=6,
-                    transform=axes.get_xaxis_transform(),
-                    gid=f"event-{kind}-{r}",
+                    x, [0.0] * len(x), color=colour, marker=marker, gid=gid, transform=at_axis, **_EVENT
                 )
     return axes
 
 
 def _draw_run(axes, trace, r, signal, smooth, *, labelled: bool = False):
     steps, values_S = _points(trace, signal)
-    line_style = curve_style(r)
+    x, y = thin(steps, values_S)
+    line_style, gid = curve_style(r), f"curve-{signal}-{r}"
     width = _width(len(steps)) if smooth else 1
     if width > 1:
-        axes.plot(
-            *thin(steps, values_S),
-            color=line_style["color"],
-            linewidth=0.8,
-            alpha=0.4,
-            gid=f"curve-{signal}-{r}",
-            label="each step" if labelled else None,
-        )
-        axes.plot(
-            *thin(steps, running_median(values_S, width, gaps=True)),
-            **line_style,
-            linewidth=1.8,
-            zorder=3,
-            gid=f"smooth-{signal}-{r}",
-            label=f"median of {width} steps" if labelled else None,
-        )
+        label = "each step" if labelled else None
+        axes.plot(x, y, color=line_style["color"], linewidth=0.8, alpha=0.4, gid=gid, label=label)
+        x, y = thin(steps, running_median(values_S, width, gaps=True))
+        gid, label = f"smooth-{signal}-{r}", f"median of {width} steps" if labelled else None
+        axes.plot(x, y, **line_style, linewidth=1.8, zorder=3, gid=gid, label=label)
     else:
-        axes.plot(
-            *thin(steps, values_S),
-            **line_style,
-            linewidth=1.5,
-            marker="o" if len(steps) <= MOST_DOTS else None,
-            markersize=3.5,
-            gid=f"curve-{signal}-{r}",
-            label="training" if labelled else None,
-            zorder=3,
-        )
+        dots = {"marker": "o" if len(steps) <= MOST_DOTS else None, "markersize": 3.5}
+        label = "training" if labelled else None
+        axes.plot(x, y, **line_style, **dots, linewidth=1.5, gid=gid, label=label, zorder=3)
     mark_run(axes, trace, 0, signal, line_style["color"], number=r)
 
 

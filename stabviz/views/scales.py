@@ -1,5 +1,7 @@
 """Scales of the axes of a Trace: what they span, where marks go, when they are logarithmic."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -43,19 +45,9 @@ def set_step_axis(axes: Axes, *traces: Trace) -> None:
 def mark_non_finite(axes: Axes, marks: list[tuple[float, float]], colour: str, gid: str) -> None:
     """Draw an x at each (step, value); `keep_marks_inside` gives those without a value their place."""
     if marks:
-        steps, values = zip(*marks, strict=True)
-        axes.plot(
-            steps,
-            values,
-            linestyle="none",
-            marker="x",
-            markersize=8,
-            markeredgewidth=2.2,
-            color=colour,
-            gid=gid,
-            zorder=5,
-            clip_on=False,
-        )
+        x, y = zip(*marks, strict=True)
+        mark: dict[str, Any] = {"marker": "x", "markersize": 8, "markeredgewidth": 2.2, "linestyle": "none"}
+        axes.plot(x, y, **mark, color=colour, gid=gid, zorder=5, clip_on=False)
 
 
 def mark_run(axes: Axes, trace: Trace, run: int, signal: str, colour: str, number: int | None = None) -> None:
