@@ -17,6 +17,8 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
+from stabviz.files import write_atomically
+
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = ROOT / "lessons"
 NOTEBOOKS = ROOT / "notebooks"
@@ -106,10 +108,8 @@ def build(lesson_path):
     seconds = time.perf_counter() - started
     freeze_widgets(notebook)
     nbformat.validate(notebook)
-    target = notebook_path(lesson_path)
-    partial = target.with_suffix(".partial")  # a build that is stopped leaves the old notebook whole
-    nbformat.write(notebook, partial)
-    partial.replace(target)
+    # atomically: a build that is stopped leaves the old notebook whole
+    write_atomically(notebook_path(lesson_path), lambda scratch: nbformat.write(notebook, scratch))
     return seconds
 
 

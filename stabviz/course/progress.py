@@ -21,10 +21,7 @@ def home() -> Path:
 
 
 def load() -> dict:
-    """Return the whole store, {kind: {name: record}}; a damaged file is set aside and named.
-
-    Lesson: 00-start-here
-    """
+    """Return the whole store, {kind: {name: record}}; a damaged file is set aside and named."""
     path = home() / FILE
     try:
         store = loads(path.read_text(encoding="utf-8"))

@@ -295,4 +295,5 @@ def _bytes_before(path: Path, step: int) -> int:
 def _told(judged: Verdict, found: Diagnosis) -> str:
     rows = [f"verdict    {judged.kind}: {judged.evidence}", f"diagnosis  {found.kind}"]
     rows += [f"           {line}" for line in found.evidence]
-    return "\n".join([*rows, f"remedy     {found.remedy}"])
+    lesson = f" Lesson {found.lesson}." if found.lesson else ""
+    return "\n".join([*rows, f"remedy     {found.remedy}{lesson}"])

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from stabviz.trace import symptoms
-from stabviz.trace.symptoms import Finding, Seen
+from stabviz.trace.symptoms import arithmetic, attention, gradient, loss, update, validation
+from stabviz.trace.symptoms.seen import Finding, Seen
 from stabviz.trace.trace import Trace
 
 Kind = Literal[
@@ -49,85 +49,79 @@ class Diagnosis:
 
 
 RULES: tuple[tuple[Kind, Callable[[Seen], Finding | None]], ...] = (
-    ("fp16_overflow", symptoms.fp16_overflow),
-    ("hidden_nan", symptoms.hidden_nan),
-    ("missing_bias_correction", symptoms.missing_bias_correction),
-    ("epsilon_too_large", symptoms.epsilon_too_large),
-    ("explosion", symptoms.explosion),
-    ("no_warmup", symptoms.no_warmup),
-    ("attention_logit_growth", symptoms.attention_logit_growth),
-    ("not_known", symptoms.unclear_loss),
-    ("rate_too_high", symptoms.rate_too_high),
-    ("label_noise", symptoms.label_noise),
-    ("overfit", symptoms.overfit),
-    ("stall", symptoms.stall),
+    ("fp16_overflow", arithmetic.fp16_overflow),
+    ("hidden_nan", arithmetic.hidden_nan),
+    ("missing_bias_correction", update.missing_bias_correction),
+    ("epsilon_too_large", update.epsilon_too_large),
+    ("explosion", gradient.explosion),
+    ("no_warmup", loss.no_warmup),
+    ("attention_logit_growth", attention.attention_logit_growth),
+    ("not_known", loss.unclear_loss),
+    ("rate_too_high", loss.rate_too_high),
+    ("label_noise", validation.label_noise),
+    ("overfit", validation.overfit),
+    ("stall", loss.stall),
 )
 
 _REMEDIES: dict[Kind, tuple[str, str]] = {
     "rate_too_high": (
-        "Divide the learning rate by 3 to 10, or sweep it on a logarithmic grid and keep the left edge "
-        "of the best region; lesson 05-schedules.",
+        "Divide the learning rate by 3 to 10, or sweep it on a logarithmic grid and keep the left edge of "
+        "the best region.",
         "05-schedules",
     ),
     "no_warmup": (
-        "Let the rate rise linearly over the first 5 to 10 % of the steps; if that is not enough, lower "
-        "it; lesson 05-schedules.",
+        "Let the rate rise linearly over the first 5 to 10 % of the steps; if that is not enough, lower it.",
         "05-schedules",
     ),
     "missing_bias_correction": (
-        "Use an Adam that corrects its moments for starting at zero (torch's AdamW does); "
-        "lesson 03-gradient-descent-to-adam.",
+        "Use an Adam that corrects its moments for starting at zero (torch's AdamW does).",
         "03-gradient-descent-to-adam",
     ),
     "explosion": (
-        "Clip the gradient by its global norm, at about its usual size, before the optimizer's step; "
-        "lesson 04-gradient-clipping.",
+        "Clip the gradient by its global norm, at about its usual size, before the optimizer's step.",
         "04-gradient-clipping",
     ),
     "hidden_nan": (
         "Check loss and gradient norm for finiteness at every step, skip such a step before it reaches the "
-        "weights, log the raw value, and look at that batch (empty targets, log 0, 0/0); "
-        "lesson 04-gradient-clipping.",
+        "weights, log the raw value, and look at that batch (empty targets, log 0, 0/0).",
         "04-gradient-clipping",
     ),
     "fp16_overflow": (
-        "Use bfloat16, or keep what overflows (large activations, sums, softmax) in float32: no loss "
-        "scale helps a forward pass that overflows; lesson 10-precision-and-memory.",
+        "Use bfloat16, or keep what overflows (large activations, sums, softmax) in float32: no loss scale "
+        "helps a forward pass that overflows.",
         "10-precision-and-memory",
     ),
     "attention_logit_growth": (
-        "Normalise queries and keys (QK-norm) or cap the logits, or lower the rate; "
-        "lesson 08-attention-logits.",
-        "08-attention-logits",
+        "Normalise queries and keys (QK-norm) or cap the logits, or lower the rate.",
+        "01-attention",
     ),
     "epsilon_too_large": (
-        "Lower Adam's epsilon below the gradient's size (1e-8 to 1e-15), or mend the loss whose "
-        "gradients are so small; lesson 03-gradient-descent-to-adam.",
+        "Lower Adam's epsilon below the gradient's size (1e-8 to 1e-15), or mend the loss whose gradients "
+        "are so small.",
         "03-gradient-descent-to-adam",
     ),
     "stall": (
-        "Raise the rate by 10; if the loss then still stays, see whether gradients reach all layers "
-        "(post-LN in "
-        "depth, frozen parameters) and whether inputs and labels belong together; lesson 07-transformer.",
+        "Raise the rate by 10; if the loss then still stays, see whether gradients reach all layers (post-LN "
+        "in depth, frozen parameters) and whether inputs and labels belong together.",
         "07-transformer",
     ),
     "overfit": (
         "Keep the weights of the best evaluation (early stopping), then more data, augmentation, dropout or "
-        "weight decay; lesson 13-generalisation.",
-        "13-generalisation",
+        "weight decay.",
+        "12-entities",
     ),
     "label_noise": (
         "Read the training rows with the highest loss and mend their labels; label smoothing and early "
-        "stopping limit the harm; lesson 13-generalisation.",
-        "13-generalisation",
+        "stopping limit the harm.",
+        "11-classification",
     ),
     "healthy": ("Nothing to mend.", ""),
     "not_known": (
-        "Log the gradient norm before clipping, the rate and the raw loss of every step, and look again; "
-        "lesson 21-rescue.",
-        "21-rescue",
+        "Log the gradient norm before clipping, the rate and the raw loss of every step, and look again.",
+        "11-classification",
     ),
 }
+"""Kind -> what to do, and the lesson that shows it."""
 
 ENOUGH_STEPS = 10
 """Fewer rows than this show no course."""
@@ -150,7 +144,7 @@ def diagnose(trace: Trace, run: int = 0) -> Diagnosis:
     evidence mentions it.
 
     Raises: ValueError if run is out of range
-    Lesson: 21-rescue
+    Lesson: 11-classification
 
     >>> trace = Trace(steps=range(40), signals={"loss_nats": [[2.0] * 20 + [0.0] * 20]}, runs=[{}])
     >>> diagnose(trace).kind, diagnose(trace).step

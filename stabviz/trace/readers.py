@@ -111,7 +111,6 @@ def from_tensorboard(path: str | Path) -> Trace:
 
     Raises: RuntimeError where tensorboard is not installed; ValueError without a loss, or with several runs
             inside
-    Lesson: 11-classification
     """
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -141,7 +140,6 @@ def from_csv(path: str | Path) -> Trace:
     Commas, semicolons or tabs.
 
     Raises: ValueError that names file, line and column
-    Lesson: 11-classification
     """
     path = Path(path)
     try:
@@ -202,7 +200,6 @@ def read_run(path: str | Path) -> Trace:
     TensorBoard events, CSV, in this order.
 
     Raises: FileNotFoundError, or ValueError that says what was found instead
-    Lesson: 21-rescue
     """
     path = Path(path)
     if not path.exists():

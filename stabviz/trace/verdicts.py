@@ -92,7 +92,6 @@ def find_spikes(
     Raises: ValueError if window < SPIKE_HISTORY
     Source: OLMo 2, 2024, arXiv:2501.00656, spike score (7 deviations, window 1,000); deviations: robust
             estimates, shorter window, smallest height
-    Lesson: 00-start-here, 04-gradient-clipping
 
     >>> import numpy as np
     >>> loss_S = 2 + 0.01 * np.sin(np.arange(97.0))

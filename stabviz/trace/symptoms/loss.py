@@ -1,6 +1,7 @@
 """Signs of the loss: a rate too high or without warm-up, and a loss that never came down."""
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from stabviz.trace.symptoms.gradient import EXPLOSION_FACTOR, level_before, steady_growth, step_followed
 from stabviz.trace.symptoms.seen import Finding, Seen
@@ -12,8 +13,6 @@ RISE_EARLY, RISE_SIGMAS = 0.02, 5.0
 PEAK_FACTOR = 1.5
 """Attention that saturates leaves the loss at a plateau below its start; a loss half as much again above the
 start is ruined at the output too, by the rate itself."""
-
-
 EARLY_STEPS = 10
 """Steps in which a missing warm-up does its harm: Adam's moments still hold little more than the first
 gradients."""
@@ -39,9 +38,8 @@ def no_warmup(seen: Seen) -> Finding | None:
     known = early[np.isfinite(logit_S[early])]
     signs = []
     if known.size and logit_S[known].max() >= max(LOGIT_EARLY, LOGIT_EARLY_GROWTH * logit_S[known[0]]):
-        signs.append(
-            f"the largest attention logit went from {logit_S[known[0]]:.3g} to {logit_S[known].max():.3g}"
-        )
+        start, highest = logit_S[known[0]], logit_S[known].max()
+        signs.append(f"the largest attention logit went from {start:.3g} to {highest:.3g}")
     first, after = seen.loss_S[0], seen.loss_S[1:6].mean()
     error = seen.noise * np.sqrt(1 + 1 / 5)
     if seen.step(5) <= EARLY_STEPS and after - first >= max(RISE_EARLY * abs(first), RISE_SIGMAS * error):
@@ -55,8 +53,7 @@ def no_warmup(seen: Seen) -> Finding | None:
 
 
 def _ruined(seen: Seen) -> bool:
-    """Whether the loss stayed at PEAK_FACTOR times its start, or went above it and ended there or
-    non-finite."""
+    """Whether the loss ended at PEAK_FACTOR times its start or non-finite, or went to twice that."""
     return not seen.final < PEAK_FACTOR * seen.first or smooth_peak(seen)[1] >= 2 * PEAK_FACTOR * seen.first
 
 
@@ -91,10 +88,8 @@ def rate_too_high(seen: Seen) -> Finding | None:
     step leapt over what there was to learn. A stall by too low a rate leaves the weights where they were.
     """
     if steady_growth(seen) and seen.verdict.kind == "diverged":
-        return (
-            seen.verdict.step,
-            f"the gradient norm grew by an equal factor at every step; {seen.verdict.evidence}",
-        )
+        growth = "the gradient norm grew by an equal factor at every step"
+        return seen.verdict.step, f"{growth}; {seen.verdict.evidence}"
     return lost_loss(seen) or _moved_in_vain(seen)
 
 
@@ -104,6 +99,7 @@ measured 1.4 and more, 0.05 to 0.3, where the rate was too high; 1.0 and 0.4 to 
 
 
 def _moved_in_vain(seen: Seen) -> Finding | None:
+    """The weights or their gradients' memory went far while nothing was learned: leaps, not rest."""
     if seen.verdict.kind != "stalled":
         return None
     norm_S, ratio_S = seen["param_norm"], seen.typical("second_moment_ratio")
@@ -131,6 +127,7 @@ planted rates that are too high rise by 6 and more."""
 
 
 def lost_loss(seen: Seen) -> Finding | None:
+    """The loss rose above its start by more than it ever gained, or what it had won was given back."""
     at, peak = smooth_peak(seen)
     rise, gain = peak - seen.first, seen.first - seen.final
     margin = RATE_SIGMAS * seen.noise
@@ -147,24 +144,19 @@ def lost_loss(seen: Seen) -> Finding | None:
 
 def smooth_peak(seen: Seen) -> tuple[int, float]:
     """Where the median of five losses is highest, and how high: a single spike does not count."""
-    loss_S = np.where(np.isfinite(seen.loss_S), seen.loss_S, np.nan)
-    finite = np.flatnonzero(np.isfinite(loss_S))
-    if finite.size < 5:
-        return (
-            (int(finite[np.argmax(loss_S[finite])]), float(loss_S[finite].max()))
-            if finite.size
-            else (0, np.nan)
-        )
-    windows = np.lib.stride_tricks.sliding_window_view(loss_S[finite], 5)
-    level = np.median(windows, axis=1)
+    finite = np.flatnonzero(np.isfinite(seen.loss_S))
+    if not finite.size:
+        return 0, np.nan
+    width = 5 if finite.size >= 5 else 1
+    level = np.median(sliding_window_view(seen.loss_S[finite], width), axis=1)
     top = int(np.argmax(level))
-    return int(finite[top + 2]), float(level[top])
+    return int(finite[top + width // 2]), float(level[top])
 
 
 def _lost_again(seen: Seen, margin: float) -> bool:
-    finite = seen.loss_S[np.isfinite(seen.loss_S)]
-    width = max(1, round(FINAL_SHARE * len(finite)))
-    best = np.convolve(finite, np.ones(width) / width, mode="valid").min()
+    """Whether the last tenth gave back half of what the best tenth had won."""
+    width = max(1, round(FINAL_SHARE * len(seen.finite_loss)))
+    best = sliding_window_view(seen.finite_loss, width).mean(axis=1).min()
     return bool(seen.final - best > max(margin, (seen.first - best) / 2))
 
 
@@ -173,11 +165,10 @@ def stall(seen: Seen) -> Finding | None:
     floor."""
     if seen.verdict.kind == "stalled":
         return None, seen.verdict.evidence
-    if seen.first - seen.final <= RISE_SIGMAS * seen.noise / np.sqrt(5) and seen.final < PEAK_FACTOR * abs(
-        seen.first
-    ):
-        return None, (
-            f"the loss went from {seen.first:.3g} to {seen.final:.3g}, which the noise of batches "
-            f"({seen.noise:.2g}) explains"
-        )
-    return None
+    gain = seen.first - seen.final
+    if gain > RISE_SIGMAS * seen.noise / np.sqrt(5) or not seen.final < PEAK_FACTOR * abs(seen.first):
+        return None
+    return None, (
+        f"the loss went from {seen.first:.3g} to {seen.final:.3g}, which the noise of batches "
+        f"({seen.noise:.2g}) explains"
+    )

@@ -36,10 +36,7 @@ class Seen:
         others."""
         names = [n for n in self.trace.signals if n == signal or n.startswith(signal + "/")]
         rows = np.array([self[n] for n in names]).reshape(len(names), self.trace.n_steps)
-        known_S = np.isfinite(rows).any(axis=0)
-        return np.where(
-            known_S, np.where(np.isfinite(rows), rows, -np.inf).max(axis=0, initial=-np.inf), np.nan
-        )
+        return np.fmax.reduce(np.where(np.isfinite(rows), rows, np.nan), axis=0, initial=np.nan)
 
     def typical(self, signal: str) -> np.ndarray:
         """The median over the layers, where there are any: one layer with other gradients does not speak for
@@ -55,6 +52,11 @@ class Seen:
         return self["loss_nats"]
 
     @cached_property
+    def finite_loss(self) -> np.ndarray:
+        """The losses that are finite, in their order."""
+        return self.loss_S[np.isfinite(self.loss_S)]
+
+    @cached_property
     def norm_S(self) -> np.ndarray:
         return self["grad_norm_preclip"]
 
@@ -65,8 +67,7 @@ class Seen:
     @cached_property
     def first(self) -> float:
         """Median of the first three losses."""
-        finite = self.loss_S[np.isfinite(self.loss_S)]
-        return float(np.median(finite[:3])) if finite.size else np.nan
+        return float(np.median(self.finite_loss[:3])) if self.finite_loss.size else np.nan
 
     @cached_property
     def final(self) -> float:
@@ -78,8 +79,9 @@ class Seen:
     def noise(self) -> float:
         """Standard deviation of single batches: from the steps between neighbours, in the quietest of three
         thirds."""
-        finite = self.loss_S[np.isfinite(self.loss_S)]
-        thirds = [np.diff(part) for part in np.array_split(finite, 3) if len(part) > 2]
+        thirds = [np.diff(part) for part in np.array_split(self.finite_loss, 3) if len(part) > 2]
+        # 1.4826: the median deviation of a normal distribution, as a share of its standard deviation; a
+        # difference of two batches has twice the variance of one
         return min((1.4826 * float(np.median(np.abs(d))) / np.sqrt(2) for d in thirds), default=0.0)
 
     @cached_property
