@@ -93,7 +93,6 @@ def soft_cap(logits: Tensor, cap: Tensor | float) -> Tensor:
 
     Shapes: logits (...), cap () -> (...)
     Source: Gemma 2, arXiv:2408.00118
-    Lesson: 01-attention
 
     >>> soft_cap(torch.tensor([0.0, 1000.0]), 20.0)
     tensor([ 0., 20.])

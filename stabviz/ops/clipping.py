@@ -19,7 +19,7 @@ def global_norm(grad: Grads) -> Tensor:
 
     Shapes: any -> ()
     Raises: ValueError if there is no tensor at all
-    Lesson: 04-gradient-clipping
+    Lesson: 10-precision-and-memory
 
     >>> global_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
     tensor(5.)

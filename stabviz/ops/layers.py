@@ -104,7 +104,6 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float = 1e-6) -> Tensor:
     Shapes: x (..., D), weight_D (D,) -> (..., D)
     Raises: ValueError if weight_D does not match the last axis
     Source: Zhang and Sennrich 2019, arXiv:1910.07467; eps stands inside the root
-    Lesson: 01-attention
 
     >>> rms_norm(torch.tensor([3.0, 4.0]), torch.ones(2), eps=0.0) * 12.5**0.5
     tensor([3., 4.])
@@ -118,7 +117,6 @@ def relu(x: Tensor) -> Tensor:
     """Return max(x, 0); NaN stays NaN, and the gradient at 0 is 0.
 
     Shapes: x (...) -> (...)
-    Lesson: 01-attention
 
     >>> relu(torch.tensor([-1.0, 0.0, 2.0]))
     tensor([0., 0., 2.])
@@ -131,7 +129,6 @@ def gelu(x: Tensor) -> Tensor:
 
     Shapes: x (...) -> (...)
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415
-    Lesson: 01-attention
 
     >>> gelu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.1587,  0.0000,  0.8413])
@@ -159,7 +156,7 @@ def feed_forward(params: Params, x: Tensor, activation: Callable[[Tensor], Tenso
             x (..., D) -> (..., D)
     Raises: ValueError from linear, if a width does not fit
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.3; ReLU there, GELU by default here
-    Lesson: 01-attention
+    Lesson: 07-transformer
 
     >>> params = {"up.weight": torch.ones(3, 1), "up.bias": torch.zeros(3),
     ...           "down.weight": torch.ones(1, 3), "down.bias": torch.ones(1)}

@@ -171,7 +171,6 @@ def binary_cross_entropy_with_logits_grad(logits: Tensor, targets: Tensor) -> Te
 
     Shapes: logits (...), targets (...) -> (...)
     Raises: ValueError if the shapes differ
-    Lesson: 02-cross-entropy
 
     >>> binary_cross_entropy_with_logits_grad(torch.tensor([0.0]), torch.tensor([1.0]))
     tensor([-0.5000])
@@ -187,7 +186,6 @@ def kl_distillation(student_NV: Tensor, teacher_NV: Tensor, temperature: float |
     Units:  nats per row, times T^2
     Raises: ValueError if the shapes differ
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2
-    Lesson: 16-distillation
 
     >>> kl_distillation(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]), temperature=2.0)
     tensor(0.)
@@ -205,7 +203,6 @@ def kl_distillation_grad(student_NV: Tensor, teacher_NV: Tensor, temperature: fl
     Shapes: as kl_distillation -> (N, V)
     Raises: ValueError if the shapes differ
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2
-    Lesson: 16-distillation
 
     >>> kl_distillation_grad(torch.zeros(1, 2), torch.zeros(1, 2), temperature=2.0)
     tensor([[0., 0.]])
@@ -222,7 +219,6 @@ def mse_distillation(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
     Shapes: student_NV (N, V), teacher_NV (N, V) -> ()
     Units:  squared logits per element
     Raises: ValueError if the shapes differ
-    Lesson: 16-distillation
 
     >>> mse_distillation(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
     tensor(2.)
@@ -236,7 +232,6 @@ def mse_distillation_grad(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
 
     Shapes: as mse_distillation -> (N, V)
     Raises: ValueError if the shapes differ
-    Lesson: 16-distillation
 
     >>> mse_distillation_grad(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
     tensor([[0., 2.]])
@@ -249,7 +244,6 @@ def l1_penalty(param: Tensor, strength: float | Tensor) -> Tensor:
     """Return strength * sum(|param|).
 
     Shapes: param (...) -> ()
-    Lesson: 02-cross-entropy
 
     >>> l1_penalty(torch.tensor([3.0, -4.0]), 0.1)
     tensor(0.7000)
@@ -261,7 +255,6 @@ def l1_penalty_grad(param: Tensor, strength: float | Tensor) -> Tensor:
     """Return d l1_penalty / d param by hand: strength * sign(param), and 0 at 0.
 
     Shapes: param (...) -> (...)
-    Lesson: 02-cross-entropy
 
     >>> l1_penalty_grad(torch.tensor([3.0, -4.0, 0.0]), 0.5)
     tensor([ 0.5000, -0.5000,  0.0000])
@@ -273,7 +266,6 @@ def l2_penalty(param: Tensor, strength: float | Tensor) -> Tensor:
     """Return strength / 2 * sum(param^2): the half makes the gradient strength * param.
 
     Shapes: param (...) -> ()
-    Lesson: 02-cross-entropy
 
     >>> l2_penalty(torch.tensor([3.0, -4.0]), 0.1)
     tensor(1.2500)
@@ -285,7 +277,6 @@ def l2_penalty_grad(param: Tensor, strength: float | Tensor) -> Tensor:
     """Return d l2_penalty / d param by hand: strength * param.
 
     Shapes: param (...) -> (...)
-    Lesson: 02-cross-entropy
 
     >>> l2_penalty_grad(torch.tensor([3.0, -4.0]), 0.5)
     tensor([ 1.5000, -2.0000])

@@ -38,7 +38,6 @@ def optimizer_state(param: Tensor, names: tuple[str, ...] = ()) -> State:
     """Make a fresh state: "step" 0 (always float32) and one zero tensor like `param` for each name.
 
     Shapes: param any -> step (), every name param's shape
-    Lesson: 03-gradient-descent-to-adam
 
     >>> sorted(optimizer_state(torch.ones(3), ("first_moment",)))
     ['first_moment', 'step']
@@ -93,8 +92,7 @@ def sgd_step(
 def momentum_step(
     param: Tensor, grad: Tensor, state: State, *, lr: Scalar, beta1: Scalar = 0.9, measure: bool = True
 ) -> tuple[Tensor, State, UpdateMeasures]:
-    """Step along a decaying SUM of gradients, u = beta1 u + grad: up to 1/(1-beta1) times as long as sgd's
-    step.
+    """Step along a decaying SUM of gradients, u = beta1 u + grad: up to 1/(1-beta1) times sgd's step.
 
     Shapes: param, grad any equal shape
     Raises: ValueError if shapes differ, lr < 0 or beta1 outside [0, 1)
@@ -120,7 +118,6 @@ def nesterov_step(
     Shapes: param, grad any equal shape
     Raises: ValueError if shapes differ, lr < 0 or beta1 outside [0, 1)
     Source: Nesterov 1983; in the form of torch.optim.SGD(momentum=beta1, nesterov=True)
-    Lesson: 03-gradient-descent-to-adam
 
     >>> param = torch.tensor([1.0])
     >>> nesterov_step(param, torch.tensor([1.0]), momentum_init(param), lr=0.1, beta1=0.5)[0]
@@ -169,7 +166,6 @@ def bias_corrected(
 
     Shapes: moment any, step () -> moment's shape
     Source: Kingma and Ba 2015, arXiv:1412.6980, section 3
-    Lesson: 03-gradient-descent-to-adam
 
     >>> bias_corrected(torch.tensor([1.0]), beta=0.75, step=torch.tensor(1.0))
     tensor([4.])
@@ -195,7 +191,6 @@ def adam_direction(
 
     Shapes: grad any equal shape, as the moments in state -> direction the same, state
     Source: Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1
-    Lesson: 03-gradient-descent-to-adam
 
     >>> adam_direction(torch.tensor([-7.0]), adam_init(torch.zeros(1)))[0]     # at first the sign alone
     tensor([-1.])
@@ -221,7 +216,6 @@ def adam_direction_from(
 
     Shapes: first_moment, second_moment any equal shape, step () -> the same
     Source: Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1
-    Lesson: 03-gradient-descent-to-adam
 
     >>> moments = torch.tensor([3.0]), torch.tensor([4.0])
     >>> adam_direction_from(*moments, torch.tensor(1.0), bias_correction=False)
@@ -289,13 +283,11 @@ def adamw_step(
     bias_correction: bool | Tensor = True,
     measure: bool = True,
 ) -> tuple[Tensor, State, UpdateMeasures]:
-    """Shrink the parameter by lr * weight_decay, then take Adam's step: the decay is coupled to lr, as in
-    torch.
+    """Shrink the parameter by lr * weight_decay, then take Adam's step: lr multiplies the decay, as in torch.
 
     Shapes: param, grad any equal shape
     Raises: ValueError if shapes differ, lr < 0, a beta outside [0, 1), eps < 0 or weight_decay < 0
-    Source: Loshchilov and Hutter 2019, arXiv:1711.05101; in the form of torch.optim.AdamW, lr multiplies the
-            decay
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101; in the form of torch.optim.AdamW
     Lesson: 03-gradient-descent-to-adam
 
     >>> param = torch.tensor([1.0])
@@ -330,7 +322,6 @@ def adamw_independent_step(
     Raises: ValueError if shapes differ, lr < 0, a beta outside [0, 1), eps < 0 or weight_decay < 0
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101; "independent" in Wortsman et al. 2023,
             arXiv:2309.14322
-    Lesson: 03-gradient-descent-to-adam
 
     >>> param = torch.tensor([1.0])
     >>> adamw_independent_step(param, torch.tensor([0.0]), adam_init(param), lr=0.5, weight_decay=0.5)[0]
@@ -414,14 +405,13 @@ def stable_adamw_step(
     grad = _checked("stable_adamw_step", adam_init, param, grad, state, lr, beta1, beta2, eps, weight_decay)
     direction, state = adam_direction(grad, state, beta1, beta2, eps, bias_correction)
     v_hat = bias_corrected(state["second_moment"], beta2, state["step"], bias_correction)
-    ratio = second_moment_ratio(grad, v_hat, eps)
-    shortened = 1 / torch.clamp(ratio, min=1)
-    measured = _measures(measure, shortened * direction, grad, state, beta2, eps, bias_correction)
-    param = param * (1 - shortened * lr * weight_decay)
-    return param - shortened * lr * direction, state, measured
+    clipped = 1 / second_moment_ratio(grad, v_hat, eps).clamp(min=1)
+    measured = _measures(measure, clipped * direction, grad, state, beta2, eps, bias_correction)
+    param = param * (1 - lr * clipped * weight_decay)
+    return param - lr * clipped * direction, state, measured
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Optimizer:
     """One optimizer: its step, and the state it starts from."""
 
@@ -441,15 +431,15 @@ class Optimizer:
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "sgd": Optimizer(sgd_init, sgd_step),
-    "momentum": Optimizer(momentum_init, momentum_step),
-    "nesterov": Optimizer(momentum_init, nesterov_step),
-    "rmsprop": Optimizer(rmsprop_init, rmsprop_step),
-    "adam": Optimizer(adam_init, adam_step),
-    "adamw": Optimizer(adam_init, adamw_step),
-    "adamw_independent": Optimizer(adam_init, adamw_independent_step),
-    "amsgrad": Optimizer(amsgrad_init, amsgrad_step),
-    "stable_adamw": Optimizer(adam_init, stable_adamw_step, per_tensor=True),
+    "sgd": Optimizer(init=sgd_init, step=sgd_step),
+    "momentum": Optimizer(init=momentum_init, step=momentum_step),
+    "nesterov": Optimizer(init=momentum_init, step=nesterov_step),
+    "rmsprop": Optimizer(init=rmsprop_init, step=rmsprop_step),
+    "adam": Optimizer(init=adam_init, step=adam_step),
+    "adamw": Optimizer(init=adam_init, step=adamw_step),
+    "adamw_independent": Optimizer(init=adam_init, step=adamw_independent_step),
+    "amsgrad": Optimizer(init=amsgrad_init, step=amsgrad_step),
+    "stable_adamw": Optimizer(init=adam_init, step=stable_adamw_step, per_tensor=True),
 }
 
 

@@ -1,4 +1,5 @@
-"""The functions of `ops` against torch's own, forward and backward where there is one."""
+"""The functions of `ops` against torch's own, forward and backward where there is one; no target on time:
+they are written as their formulas."""
 
 import subprocess
 import sys
@@ -37,9 +38,9 @@ def rows(rounds: int):
     yield from attention_rows(rounds)
     yield tiled_row()
     yield from cross_entropy_rows(rounds)
-    for count, size, bounds in ((60, 64, 1.5), (20, 1024, 2.0)):
+    for count, size in ((60, 64), (20, 1024)):
         yield clip_row(rounds, count, size)
-        yield from adamw_rows(rounds, count, size, bounds)
+        yield from adamw_rows(rounds, count, size)
 
 
 def attention_rows(rounds):
@@ -60,7 +61,7 @@ def attention_rows(rounds):
     )
     for name, words in (("full", "with measures"), ("bare", "without measures")):
         what = f"attention 8x4x128x16 causal, {words}, against SDPA"
-        yield slowdown(what, seconds[name], seconds["theirs"], 1.5)
+        yield slowdown(what, seconds[name], seconds["theirs"])
 
 
 def tiled_row() -> Row:
@@ -101,7 +102,7 @@ def cross_entropy_rows(rounds):
             rounds=rounds,
             calls=3,
         )
-        yield slowdown(f"cross-entropy {N}x{V}, against torch", seconds["ours"], seconds["theirs"], 1.3)
+        yield slowdown(f"cross-entropy {N}x{V}, against torch", seconds["ours"], seconds["theirs"])
 
 
 def clip_row(rounds, count, size) -> Row:
@@ -117,10 +118,10 @@ def clip_row(rounds, count, size) -> Row:
         rounds=rounds,
     )
     what = f"clipping by global norm, {count} x ({size}x{size}), against clip_grad_norm_"
-    return slowdown(what, seconds["ours"], seconds["theirs"], 1.2)
+    return slowdown(what, seconds["ours"], seconds["theirs"])
 
 
-def adamw_rows(rounds, count, size, target):
+def adamw_rows(rounds, count, size):
     params = [nn.Parameter(torch.randn(size, size)) for _ in range(count)]
     for param in params:
         param.grad = torch.randn(size, size)
@@ -136,9 +137,5 @@ def adamw_rows(rounds, count, size, target):
         rounds=rounds,
     )
     for name, words in (("full", "with measures"), ("bare", "without measures")):
-        yield slowdown(
-            f"AdamW, {count} x ({size}x{size}), {words}, against fused",
-            seconds[name],
-            seconds["theirs"],
-            target,
-        )
+        what = f"AdamW, {count} x ({size}x{size}), {words}, against fused"
+        yield slowdown(what, seconds[name], seconds["theirs"])

@@ -89,8 +89,10 @@ def row_of(
     )
 
 
-def slowdown(what: str, ours: list[float], reference: list[float], target: float, **fields) -> Row:
-    """Ours over theirs, at most `target`."""
+def slowdown(
+    what: str, ours: list[float], reference: list[float], target: float | None = None, **fields
+) -> Row:
+    """Ours over theirs, at most `target` if there is one."""
     return row_of(what, ours, reference, ours=ours, reference=reference, target=target, **fields)
 
 
