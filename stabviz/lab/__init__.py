@@ -5,6 +5,7 @@
 The only room in which the run axis R exists. Imports ops, models and trace.
 """
 
+from stabviz.lab.ablate import Ablation, AblationRow, ablate
 from stabviz.lab.experiment import KNOBS, Experiment, Run, grid
 from stabviz.lab.runs import Trained, stream, train
 from stabviz.lab.tasks import (
@@ -19,10 +20,13 @@ from stabviz.lab.tasks import (
 
 __all__ = [
     "KNOBS",
+    "Ablation",
+    "AblationRow",
     "Corpus",
     "Experiment",
     "Run",
     "Trained",
+    "ablate",
     "copy_tokens",
     "grid",
     "markov_corpus",

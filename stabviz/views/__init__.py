@@ -3,7 +3,13 @@
 from stabviz.views.knobs import Choice, Knob
 from stabviz.views.maps import plot_attention, plot_loss_surface, plot_stability_map
 from stabviz.views.panels import Panel, panel
-from stabviz.views.plots import plot_gradient_norm, plot_layer_norms, plot_loss_fan, plot_lr_curve
+from stabviz.views.plots import (
+    plot_ablation,
+    plot_gradient_norm,
+    plot_layer_norms,
+    plot_loss_fan,
+    plot_lr_curve,
+)
 from stabviz.views.report import html_report
 from stabviz.views.style import new_figure
 from stabviz.views.svg import curve_points, figure_svg, show
@@ -19,6 +25,7 @@ __all__ = [
     "html_report",
     "new_figure",
     "panel",
+    "plot_ablation",
     "plot_attention",
     "plot_gradient_norm",
     "plot_layer_norms",

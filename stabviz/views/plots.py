@@ -31,6 +31,7 @@ from stabviz.views.scales import (
     unit_label,
 )
 from stabviz.views.style import (
+    INK,
     clip_levels,
     curve_style,
     is_finite,
@@ -183,6 +184,46 @@ def plot_layer_norms(
     keep_marks_inside(axes)
     if legend:
         place_legend(axes, "layer" if len(runs) == 1 else f"layer (median of {len(runs)} runs)")
+    return axes
+
+
+def plot_ablation(axes: Axes, rows: Sequence[dict]) -> Axes:
+    """Draw for each row of an ablation the share of the gap that it explains, with its interval.
+
+    Rows stand from top to bottom in their order. A share of -inf (a run that diverges where the broken one
+    does not) is an x at the left edge, and so is the end of an interval that reaches there.
+
+    Units:  share 1 is the whole gap; drawn in %
+    Raises: ValueError if there is no row, or a row lacks "run", "share", "share low" or "share high"
+
+    >>> from stabviz.views import curve_points, new_figure
+    >>> figure = new_figure()
+    >>> row = {"run": "warm-up", "share": 0.5, "share low": 0.25, "share high": 1.0}
+    >>> axes = plot_ablation(figure.subplots(), [row])
+    >>> [curve_points(figure, f"{name}-warm-up")[0].tolist() for name in ("share", "interval")]
+    [[50.0], [25.0, 100.0]]
+    """
+    names = ("run", "share", "share low", "share high")
+    if not rows or any(name not in row for row in rows for name in names):
+        raise ValueError(f"plot_ablation: rows must be dicts with {names}, one or more; got {list(rows)!r}")
+    style_axes(axes, "share of the gap explained (%)", "")
+    shares = 100 * np.array([[row[name] for name in names[1:]] for row in rows], dtype=float)
+    finite = shares[np.isfinite(shares)]
+    low, high = min(0.0, finite.min(initial=0.0)), max(100.0, finite.max(initial=100.0))
+    edges = low - 0.08 * (high - low), high + 0.08 * (high - low)
+    for value, words in ((0.0, "nothing"), (100.0, "all of it")):
+        axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)), gid=f"level-{words}")
+    for place, (row, (share, share_low, share_high)) in enumerate(zip(rows, shares, strict=True)):
+        colour, name = curve_style(place)["color"], row["run"]
+        ends = np.clip([share_low, share_high], *edges)
+        axes.plot(ends, [place, place], color=colour, linewidth=3, alpha=0.45, gid=f"interval-{name}")
+        if np.isfinite(share):
+            axes.plot([share], [place], marker="o", markersize=6, color=colour, gid=f"share-{name}")
+        else:
+            mark_non_finite(axes, [(float(np.clip(share, *edges)), place)], colour, f"nonfinite-share-{name}")
+    axes.set_xlim(*edges)
+    axes.set_yticks(range(len(rows)), [str(row["run"]).replace("$", r"\$") for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
     return axes
 
 

@@ -11,6 +11,7 @@ from stabviz.trace import Trace
 from stabviz.views import (
     curve_points,
     new_figure,
+    plot_ablation,
     plot_gradient_norm,
     plot_layer_norms,
     plot_loss_fan,
@@ -315,3 +316,34 @@ def test_plot_loss_fan_leaves_out_a_floor_of_zero_where_the_axis_is_logarithmic(
     axes = plot_loss_fan(new_figure().subplots(), trace)
     assert axes.get_yscale() == "log"
     assert "level-floor" not in {line.get_gid() for line in axes.lines}
+
+
+def ablation_row(name, share, low, high):
+    return {"run": name, "share": share, "share low": low, "share high": high, "final loss": 2.0}
+
+
+def test_plot_ablation_draws_each_share_with_its_interval_from_top_to_bottom():
+    rows = [ablation_row("broken", 0.0, 0.0, 0.0), ablation_row("half", 0.5, -0.25, 1.5)]
+    figure, axes = axes_of(plot_ablation, rows)
+    shares, places = zip(*(curve_points(figure, f"share-{row['run']}") for row in rows), strict=True)
+    assert [x.tolist() for x in shares] == [[0.0], [50.0]]
+    assert curve_points(figure, "interval-half")[0].tolist() == [-25.0, 150.0]
+    assert places[0] < places[1]
+    assert axes.yaxis_inverted()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["broken", "half"]
+    assert axes.get_xlim()[0] < -25
+    assert axes.get_xlim()[1] > 150
+
+
+def test_plot_ablation_marks_what_made_it_infinitely_worse_at_the_left_edge():
+    figure, axes = axes_of(plot_ablation, [ablation_row("too fast", -math.inf, -math.inf, 0.5)])
+    left = axes.get_xlim()[0]
+    assert "share-too fast" not in gids(axes)
+    assert curve_points(figure, "nonfinite-share-too fast")[0].tolist() == [left]
+    assert curve_points(figure, "interval-too fast")[0].tolist() == [left, 50.0]
+
+
+@pytest.mark.parametrize("rows", [[], [{"run": "a", "share": 1.0}]])
+def test_plot_ablation_refuses_rows_without_a_share(rows):
+    with pytest.raises(ValueError, match="plot_ablation: rows must be dicts with .* got"):
+        plot_ablation(new_figure().subplots(), rows)
