@@ -103,15 +103,15 @@ def soft_cap(logits: Tensor, cap: Tensor | float) -> Tensor:
     return torch.where(off, logits, cap * torch.tanh(logits / cap) + (logits - logits))
 
 
-def _joined(mask: Tensor | None, causal: bool, scores: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Join the masks; return True where a query may attend, and True where it may attend to anything at all.
+def _joined(mask: Tensor | None, causal: bool, query: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return True where a query may attend, and True for queries that may attend to anything at all.
 
-    None stands for True everywhere: a causal mask alone leaves no row without a key.
+    None stands for True everywhere: a causal mask alone leaves no query without a key.
     """
     if mask is None:
-        return causal_mask(scores.shape[-2], device=scores.device) if causal else None, None
+        return causal_mask(query.shape[-2], device=query.device) if causal else None, None
     if causal:
-        mask = mask & causal_mask(scores.shape[-2], device=scores.device)
+        mask = mask & causal_mask(query.shape[-2], device=query.device)
     return mask, mask.any(dim=-1, keepdim=True)
 
 
@@ -188,14 +188,14 @@ def scaled_dot_product_attention(
     """
     name = "scaled_dot_product_attention"
     query = _scaled_query(name, query_BHLK, key_BHMK, value_BHMK, mask, causal, scale)
+    allowed, has_key = _joined(mask, causal, query)
     logits_BHLM = _wide(query @ key_BHMK.mT)
-    allowed, has_key = _joined(mask, causal, logits_BHLM)
     scores_BHLM = logits_BHLM if softcap is None else soft_cap(logits_BHLM, softcap)
-    scores_BHLM = _masked(scores_BHLM, allowed, has_key)
+    scores_BHLM = _masked(scores_BHLM, allowed, has_key)  # -inf where a query may not attend
     weights_BHLM = softmax(scores_BHLM)
     if has_key is not None:
-        weights_BHLM = weights_BHLM * has_key
-    kept_BHLM = weights_BHLM if weight_scale is None else weights_BHLM * weight_scale
+        weights_BHLM = weights_BHLM * has_key  # zeros for a query that may attend to nothing
+    kept_BHLM = weights_BHLM if weight_scale is None else weights_BHLM * weight_scale  # dropout
     out_BHLK = kept_BHLM.to(value_BHMK.dtype) @ value_BHMK
     if not measure:
         return out_BHLK, AttentionMeasures(max_logit_H=None, entropy_H=None)
@@ -286,8 +286,8 @@ def attention_weights(
             [0.5000, 0.5000]])
     """
     query = _scaled_query("attention_weights", query_BHLK, key_BHMK, key_BHMK, mask, causal, scale)
+    allowed, has_key = _joined(mask, causal, query)
     scores_BHLM = _wide(query @ key_BHMK.mT)
-    allowed, has_key = _joined(mask, causal, scores_BHLM)
     scores_BHLM = scores_BHLM if softcap is None else soft_cap(scores_BHLM, softcap)
     weights_BHLM = softmax(_masked(scores_BHLM, allowed, has_key))
     return weights_BHLM if has_key is None else weights_BHLM * has_key

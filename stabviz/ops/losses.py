@@ -91,17 +91,17 @@ def cross_entropy(
     """
     _check_logits("cross_entropy", logits_NV, targets_N)
     keep_N = targets_N != ignore_index
-    kept = keep_N.sum()
     target_N1 = torch.where(keep_N, targets_N, 0).unsqueeze(-1)  # an ignored target is no class number
     log_p_NV = log_softmax(logits_NV)
     log_p_target_N = log_p_NV.gather(-1, target_N1).squeeze(-1)
-    log_z_N = logits_NV.gather(-1, target_N1).squeeze(-1) - log_p_target_N
+    log_z_N = logits_NV.gather(-1, target_N1).squeeze(-1) - log_p_target_N  # as log p = logit - log Z
 
     loss_N = -log_p_target_N
-    if _is_on(label_smoothing):
+    if _is_on(label_smoothing):  # the target is (1 - e) one-hot + e/V
         loss_N = (1 - label_smoothing) * loss_N - label_smoothing * log_p_NV.mean(dim=-1)
     if _is_on(z_loss):
         loss_N = loss_N + z_loss * log_z_N.square()
+    kept = keep_N.sum()
     # `where` and not loss_N[keep_N], which vmap cannot do. All ignored: 0/0 is NaN, as in torch.
     loss_nats = torch.where(keep_N, loss_N, 0.0).sum() / kept
     log_z = torch.where(keep_N, log_z_N.detach(), 0.0).sum() / kept
