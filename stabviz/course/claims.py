@@ -35,7 +35,7 @@ def claim(statement: str, holds, *, measured) -> None:
             f"claim: holds must be True or False; got {holds!r}. "
             f"Reduce it with .all() or .any(), whichever is meant, and bool()."
         )
-    shown = _text(measured)
+    shown = _as_text(measured)
     if _has_nan(measured):
         raise ClaimFailed(
             f"claim: {statement}\n  measured: {shown}\n"
@@ -47,7 +47,7 @@ def claim(statement: str, holds, *, measured) -> None:
     try_to_record("claims", statement, measured=shown)
 
 
-def _parts(measured):
+def _single_values(measured):
     """Yield every single value inside."""
     if hasattr(measured, "tolist"):
         measured = measured.tolist()
@@ -55,22 +55,22 @@ def _parts(measured):
         measured = list(measured.values())
     if isinstance(measured, list | tuple):
         for each in measured:
-            yield from _parts(each)
+            yield from _single_values(each)
     else:
         yield measured
 
 
 def _has_nan(measured) -> bool:
-    return any(isinstance(each, Real) and math.isnan(each) for each in _parts(measured))
+    return any(isinstance(each, Real) and math.isnan(each) for each in _single_values(measured))
 
 
-def _text(measured) -> str:
+def _as_text(measured) -> str:
     if hasattr(measured, "tolist"):
         measured = measured.tolist()
     if isinstance(measured, Mapping):
-        return ", ".join(f"{name} {_text(value)}" for name, value in measured.items())
+        return ", ".join(f"{name} {_as_text(value)}" for name, value in measured.items())
     if isinstance(measured, list | tuple):
-        return "[" + ", ".join(_text(each) for each in measured) + "]"
+        return "[" + ", ".join(_as_text(each) for each in measured) + "]"
     if isinstance(measured, Real) and not isinstance(measured, bool | int):
         return f"{float(measured):.4g}"
     return str(measured).replace("\n", " ")

@@ -41,7 +41,7 @@ import numpy as np
 
 from stabviz.course.progress import try_to_record
 
-_KINDLY = "not attempted yet. Replace the ... and run the cell again."
+_NOT_ATTEMPTED = "not attempted yet. Replace the ... and run the cell again."
 
 
 class ExerciseFailed(AssertionError):
@@ -135,7 +135,7 @@ def exercise(name: str, check: Callable | None = None) -> Callable:
 def judge(check: Callable, function: Callable) -> Judgement:
     """Run a check on a function. Only a fault in the course itself raises."""
     if _is_untouched(function):
-        return Judgement(kind="not attempted", message=_KINDLY)
+        return Judgement(kind="not attempted", message=_NOT_ATTEMPTED)
     watched = _watch(function)
     try:
         check(watched)
@@ -144,10 +144,10 @@ def judge(check: Callable, function: Callable) -> Judgement:
     except _Raised as raised:
         error = raised.__cause__
         if isinstance(error, NotImplementedError):
-            return Judgement(kind="not attempted", message=_KINDLY)
+            return Judgement(kind="not attempted", message=_NOT_ATTEMPTED)
         return Judgement(
             kind="wrong",
-            message=f"your function stopped with {type(error).__name__}: {error}{_where(error, function)}",
+            message=f"your function stopped with {type(error).__name__}: {error}{_at_line(error, function)}",
         )
     except AssertionError as failed:
         return Judgement(kind="wrong", message=str(failed) or "not right yet; look at the hint below.")
@@ -173,14 +173,14 @@ def expect(what: str, got, expected, *, rtol: float = 1e-5, atol: float = 1e-8) 
     >>> expect("half of three", 1.5, 1.5)
     """
     try:
-        got_array = np.asarray(_plain(got), dtype=np.float64)
+        got_array = np.asarray(_as_numpy(got), dtype=np.float64)
     except (TypeError, ValueError):
         raise ExerciseFailed(f"{what}: expected numbers; got {type(got).__name__} {got!r:.100}") from None
-    expected_array = np.asarray(_plain(expected), dtype=np.float64)
+    expected_array = np.asarray(_as_numpy(expected), dtype=np.float64)
     if got_array.shape != expected_array.shape:
         raise ExerciseFailed(f"{what}: expected shape {expected_array.shape}; got shape {got_array.shape}")
     if not np.allclose(got_array, expected_array, rtol=rtol, atol=atol, equal_nan=True):
-        raise ExerciseFailed(f"{what}: expected {_brief(expected_array)}; got {_brief(got_array)}")
+        raise ExerciseFailed(f"{what}: expected {_one_line(expected_array)}; got {_one_line(got_array)}")
 
 
 def solutions_in(markdown_text: str) -> list[Solution]:
@@ -265,7 +265,7 @@ def _is_untouched(function) -> bool:
     )
 
 
-def _where(error, function) -> str:
+def _at_line(error, function) -> str:
     """Quote the line of the learner's own code at which the error came out."""
     frame, line = error.__traceback__, ""
     while frame is not None:
@@ -275,9 +275,9 @@ def _where(error, function) -> str:
     return f", at `{line}`" if line else ""
 
 
-def _plain(value):
+def _as_numpy(value):
     return value.detach().cpu().numpy() if hasattr(value, "detach") else value
 
 
-def _brief(array) -> str:
+def _one_line(array) -> str:
     return np.array2string(array, precision=5, threshold=8, separator=", ").replace("\n", " ")

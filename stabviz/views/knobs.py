@@ -97,9 +97,9 @@ class Knob:
             return (False, True)
         low, high = self.ends
         middle = math.sqrt(low * high) if self.log else (low + high) / 2
-        return tuple(self.accept(self._tidy(value)) for value in (low, middle, high))
+        return tuple(self.accept(self._rounded(value)) for value in (low, middle, high))
 
-    def _tidy(self, value):
+    def _rounded(self, value):
         """Round to what the learner can read, so that the number shown is the number used."""
         if self.kind == "integer":
             value = round(value)
@@ -191,12 +191,12 @@ class Control:
 
     def _slider_moved(self, change):
         if not self._assigning:
-            self._field.value = self.knob._tidy(change["new"])  # the field's own callback reports the move
+            self._field.value = self.knob._rounded(change["new"])  # the field's own callback reports the move
 
     def _field_moved(self, change):
         if self._assigning:
             return
-        if self._slider is not None and self.knob._tidy(self._slider.value) != change["new"]:
+        if self._slider is not None and self.knob._rounded(self._slider.value) != change["new"]:
             self.assign(change["new"])
         self._on_move()
 

@@ -84,26 +84,26 @@ def report_figures(traces: Sequence[Trace], names: Sequence[str]) -> list[Report
                 f"got {trace.n_runs} in {name!r}"
             )
     figures = []
-    if _known(traces, "loss_nats"):
+    if _any_measured(traces, "loss_nats"):
         figures.append(
-            _figure("Loss", plot_learning, traces, finding=_loss_finding(traces, names), wide=True)
+            _report_figure("Loss", plot_learning, traces, finding=_loss_finding(traces, names), wide=True)
         )
-    if _known(traces, signal := "validation_score"):
+    if _any_measured(traces, signal := "validation_score"):
         finding = _finding(traces, names, signal)
         title = "Score of the evaluations"
-        figures.append(_figure(title, plot_runs, traces, signal=signal, best=True, finding=finding))
-    if _known(traces, "grad_norm_preclip"):
+        figures.append(_report_figure(title, plot_runs, traces, signal=signal, best=True, finding=finding))
+    if _any_measured(traces, "grad_norm_preclip"):
         finding = _gradient_finding(traces, names)
-        figures.append(_figure("Gradient norm before clipping", _gradient, traces, finding=finding))
+        figures.append(_report_figure("Gradient norm before clipping", _gradient, traces, finding=finding))
     for signal, (title, log, smooth) in SMALL.items():
-        if _known(traces, signal):
+        if _any_measured(traces, signal):
             options: dict[str, Any] = {"signal": signal, "log": log, "smooth": smooth}
             finding = _finding(traces, names, signal)
-            figures.append(_figure(title, plot_runs, traces, finding=finding, **options))
+            figures.append(_report_figure(title, plot_runs, traces, finding=finding, **options))
     layered = [r for r, trace in enumerate(traces) if layers_of(trace)]
     for r in layered[:MOST_LAYER_PICTURES]:
         title = f"Gradient norm by layer{f': {names[r]}' if len(traces) > 1 else ''}"
-        figures.append(_figure(title, _layers, traces[r], finding=_layer_finding(traces[r])))
+        figures.append(_report_figure(title, _layers, traces[r], finding=_layer_finding(traces[r])))
     return figures
 
 
@@ -186,7 +186,7 @@ def _draw_run(axes, trace, r, signal, smooth, *, labelled: bool = False):
     steps, values_S = _points(trace, signal)
     x, y = thin(steps, values_S)
     line_style, gid = curve_style(r), f"curve-{signal}-{r}"
-    width = _width(len(steps)) if smooth else 1
+    width = _smoothing_width(len(steps)) if smooth else 1
     if width > 1:
         label = "each step" if labelled else None
         axes.plot(x, y, color=line_style["color"], linewidth=0.8, alpha=0.4, gid=gid, label=label)
@@ -207,7 +207,7 @@ def _gradient(axes: Axes, traces: Sequence[Trace]) -> None:
 
 
 def _layers(axes: Axes, trace: Trace) -> None:
-    width = _width(trace.n_steps)
+    width = _smoothing_width(trace.n_steps)
     plot_layer_norms(axes, trace, run=0, median_of=width)
     if width > 1:
         legend = axes.get_legend()
@@ -215,7 +215,7 @@ def _layers(axes: Axes, trace: Trace) -> None:
         legend.set_title(f"median of {width} steps")
 
 
-def _width(n_steps: int) -> int:
+def _smoothing_width(n_steps: int) -> int:
     """Steps that a running median spans; 1 for a short curve, which is drawn as it is."""
     return min(51, max(5, n_steps // 15)) // 2 * 2 + 1 if n_steps > SMOOTHED_ABOVE else 1
 
@@ -228,7 +228,7 @@ def _finish(axes, traces, *, log, levels=()):
     keep_marks_inside(axes)
 
 
-def _figure(title: str, draw, *data, finding: str, wide: bool = False, **options) -> ReportFigure:
+def _report_figure(title: str, draw, *data, finding: str, wide: bool = False, **options) -> ReportFigure:
     figure = new_figure(960 if wide else 560, 300 if wide else 250)
     axes = figure.subplots()
     draw(axes, *data, **options)
@@ -236,7 +236,7 @@ def _figure(title: str, draw, *data, finding: str, wide: bool = False, **options
     return ReportFigure(title=title, figure=figure, finding=finding, wide=wide)
 
 
-def _known(traces, signal) -> bool:
+def _any_measured(traces, signal) -> bool:
     return any(signal in trace and np.isfinite(trace[signal]).any() for trace in traces)
 
 
@@ -253,7 +253,7 @@ def marker_kind(kind: str) -> str:
 
 def _loss_finding(traces, names) -> str:
     words = _finding(traces, names, "loss_nats", label="Training loss")
-    if _known(traces, "validation_loss_nats"):
+    if _any_measured(traces, "validation_loss_nats"):
         words += " " + _finding(traces, names, "validation_loss_nats", lowest=True)
     return words
 
@@ -285,7 +285,9 @@ def _finding(traces, names, signal, *, label: str | None = None, lowest: bool = 
         alive = np.flatnonzero(np.isfinite(trace[signal][0]))
         if alive.size:
             ends[name] = trace.steps[alive], trace[signal][0][alive].astype(np.float64)
-    words = _one(*next(iter(ends.values())), lowest) if len(traces) == 1 else _several(ends, len(traces))
+    words = (
+        _one_run(*next(iter(ends.values())), lowest) if len(traces) == 1 else _several_runs(ends, len(traces))
+    )
     for name, trace in zip(names, traces, strict=True):
         step = trace.non_finite_step(0)
         if step is not None and signal in WATCHED:
@@ -293,7 +295,7 @@ def _finding(traces, names, signal, *, label: str | None = None, lowest: bool = 
     return f"{label}: {words}."
 
 
-def _one(steps, values, lowest) -> str:
+def _one_run(steps, values, lowest) -> str:
     words = f"{values[0]:.3g} at step {steps[0]}"
     if len(values) > 1:
         at = int(np.argmin(values) if lowest else np.argmax(values))
@@ -302,7 +304,7 @@ def _one(steps, values, lowest) -> str:
     return words
 
 
-def _several(ends, n_runs) -> str:
+def _several_runs(ends, n_runs) -> str:
     last = {name: float(values[-1]) for name, (_, values) in ends.items()}
     low, high = min(last, key=last.__getitem__), max(last, key=last.__getitem__)
     first = np.median([values[0] for _, values in ends.values()])

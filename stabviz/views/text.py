@@ -83,7 +83,7 @@ def describe(trace: Trace, *, signal: str = "loss_nats") -> str:
     if not trace.n_steps:
         return f"{name} of {runs}: no step yet."
     dead = [step for r in range(trace.n_runs) if (step := trace.non_finite_step(r)) is not None]
-    ends = _ends(trace, signal)
+    ends = _first_and_last(trace, signal)
     if ends is None:
         moved = f"{name} of {runs} is never finite"
     else:
@@ -100,7 +100,7 @@ def describe(trace: Trace, *, signal: str = "loss_nats") -> str:
     return moved + ("; " + ", ".join(tail) if tail else "") + "."
 
 
-def _ends(trace: Trace, signal: str) -> tuple[float, float] | None:
+def _first_and_last(trace: Trace, signal: str) -> tuple[float, float] | None:
     """Median over runs of the first and the last finite value."""
     pairs = []
     for values_S in trace[signal]:
