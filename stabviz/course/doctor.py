@@ -36,10 +36,7 @@ class Finding:
 
 
 def examine(requirements: list[str] | None = None) -> list[Finding]:
-    """Return every finding; `requirements` are those of the installed package unless given.
-
-    Lesson: 00-start-here
-    """
+    """Return every finding; `requirements` are those of the installed package unless given."""
     return [
         _python(),
         *_packages(requirements),

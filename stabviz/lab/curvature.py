@@ -25,8 +25,7 @@ class Curvature:
         state: Mapping[str, Tensor],
         knob: Mapping,
     ) -> dict[str, Tensor]:
-        """Return the sharpness of every run; for an optimizer with a second moment also the preconditioned
-        one.
+        """Return every run's sharpness; with a second moment, also the preconditioned one.
 
         Preconditioned: the largest eigenvalue of D^(-1/2) H D^(-1/2) with D = sqrt(v) + eps, v the
         bias-corrected second moment before this step.
@@ -34,7 +33,6 @@ class Curvature:
         Shapes: leaves {name: (R, ...)}, grads_RP (R, P) with a graph -> {"sharpness": (R,)} or
                 {"preconditioned_sharpness": (R,)}
         Source: Cohen et al. 2022, arXiv:2207.14484
-        Lesson: 03-gradient-descent-to-adam
         """
         weights_RP = self._inverse_root(optimizer, state, knob, grads_RP)
         for _ in range(ITERATIONS):
@@ -54,8 +52,7 @@ class Curvature:
 
     @staticmethod
     def _inverse_root(optimizer, state, knob, like_RP):
-        """D^(-1/2), or None for an optimizer without a second moment. Before the first step D is the
-        identity."""
+        """D^(-1/2), or None without a second moment. Before the first step D is the identity."""
         if "second_moment" not in state:
             return None
         beta2, eps = (

@@ -234,8 +234,7 @@ class RunBatch:
         return clipped_RP, torch.linalg.vector_norm(grads_RP, dim=1)
 
     def _clip_by_ours(self, grads_RP: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rules that are on: unit by unit, then by value, then by norm; and the norm, if one measured
-        it."""
+        """By the rules that are on: unit by unit, then by value, then by norm; and the norm, if taken."""
         norm_R, clipped_RP = None, grads_RP
         if _on(self.knob["clip_adaptive"]):
             grads, params = self.views(clipped_RP), self.views(self.params_RP)
@@ -253,8 +252,7 @@ class RunBatch:
         return clipped_RP, norm_R
 
     def _was_clipped(self, grads_RP, clipped_RP, norm_R):
-        """1 for each run that a rule touched. The norm alone tells it where only the rule of the norm is
-        on."""
+        """1 for each run that a rule touched; where only the norm's rule is on, the norm alone tells it."""
         if clipped_RP is grads_RP:
             return torch.zeros_like(norm_R)
         if self.clip is not None or _on(self.knob["clip_adaptive"]) or _on(self.knob["clip_value"]):
@@ -322,8 +320,7 @@ class RunBatch:
 
     @torch.no_grad()
     def _commit(self, new: dict[str, Tensor], goes_R: Tensor) -> None:
-        """Take over the new parameters and state of every run that goes on; the others keep theirs to the
-        bit."""
+        """Take over new parameters and state of every run that goes on; the others keep theirs to the bit."""
         # Only a CPU may look: a GPU would have to wait for it. Copying is five times as fast as choosing.
         all_go = self.device.type == "cpu" and bool(goes_R.all())
         for name, old in ({"param": self.params_RP} | self.state).items():

@@ -1,5 +1,4 @@
-"""What one run minimises: initial parameters, batches, and a loss that knows ONE run. The engine adds the run
-axis."""
+"""What one run minimises: parameters, batches, a loss that knows ONE run; the engine adds the run axis."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -58,8 +57,7 @@ class Problem:
         raise NotImplementedError
 
     def batches(self, runs: Sequence[Run], device: torch.device) -> Callable[[Tensor], Batch]:
-        """A function from the step, a () int64 tensor, to that step's batch, each tensor with a leading run
-        axis."""
+        """A function from the step, a () int64 tensor, to its batch, each tensor with a leading run axis."""
         raise NotImplementedError
 
     def loss(

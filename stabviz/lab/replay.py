@@ -218,8 +218,10 @@ def _action(call: _Call, plan: MemoryPlan) -> Action:
 
 
 def _writer(function, args, kwargs, results) -> Callable | None:
-    """What computes the same and writes it to `out`: torch's public function, or the operator's form with
-    out. A candidate is tried on the spot: one that gives another value, or none, is not used."""
+    """What computes the same into `out`: torch's public function, or the operator's form with out.
+
+    A candidate is tried on the spot: one that gives another value, or none, is not used.
+    """
     if len(results) != 1:
         return None
     packet = function.overloadpacket

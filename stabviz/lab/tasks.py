@@ -47,8 +47,7 @@ def _conditional_entropy(text: str, order: int) -> float:
 
 @cache
 def text_corpus() -> Corpus:
-    """Return the characters of the language reference that CPython carries in `pydoc_data.topics`: real
-    English.
+    """Return the characters of CPython's language reference in `pydoc_data.topics`: real English.
 
     The floor is the plug-in entropy of a character given the six before it, counted on this very text. A
     context that occurs once counts as certain, so it is biased low: a level that short runs stay above, not
@@ -93,7 +92,6 @@ def markov_corpus(
     Raises: ValueError if n_symbols < 2, concentration <= 0 or length < 2
     Source: entropy rate of a chain, -sum_i pi_i sum_j P_ij ln P_ij: Cover and Thomas, Elements of Information
             Theory, chapter 4
-    Lesson: 05-schedules
     """
     for name, value, least in (("n_symbols", n_symbols, 2), ("length", length, 2)):
         if value < least:
@@ -175,8 +173,7 @@ def quartic(position_D: Tensor) -> Tensor:
 
 
 def bowl(position_D: Tensor) -> Tensor:
-    """Return x^2 / 2: the simplest landscape; what is hard about it is the noise that a run adds to its
-    gradient.
+    """Return x^2 / 2: the simplest landscape; hard is the noise that a run adds to its gradient.
 
     Shapes: position_D (D,) -> ()
     Lesson: 04-gradient-clipping
@@ -192,7 +189,6 @@ def regression_points(n_points: int = 200, seed: int = 0) -> tuple[Tensor, Tenso
     """Return the points of the full-batch regression: a smooth wave of two inputs, without noise.
 
     Shapes: -> x_N2 (n_points, 2) in [-1, 1], y_N1 (n_points, 1)
-    Lesson: 03-gradient-descent-to-adam
     """
     x_N2 = 2 * torch.rand(n_points, 2, generator=torch.Generator().manual_seed(seed)) - 1
     return x_N2, torch.sin(4 * x_N2[:, :1]) * torch.cos(3 * x_N2[:, 1:])

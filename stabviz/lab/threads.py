@@ -11,8 +11,7 @@ import torch
 
 
 class Threads(AbstractContextManager):
-    """Calls a function on every item with one torch thread or with all, and finds out with a stopwatch which
-    is faster.
+    """Calls a function on every item with one torch thread or with all, whichever a stopwatch finds faster.
 
     A step of tiny models is hundreds of short operations. All threads halve its time on a machine of one's
     own; on one that others use, threads that wait for one another can cost far more than they bring. Their

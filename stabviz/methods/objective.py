@@ -26,7 +26,6 @@ def cross_entropy_objective(label_smoothing: float = 0.0) -> Objective:
     Shapes: the model's logits (B, C) with labels (B,), or (B, L, C) with labels (B, L)
     Units:  nats per label that counts
     Raises: ValueError if label_smoothing is outside [0, 1)
-    Lesson: 11-classification, 12-entities
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(

@@ -130,8 +130,7 @@ def check_kind(function: str, kind: str) -> None:
 def init_bert(
     config: BertConfig, kind: str = "base", generator: Generator | None = None
 ) -> dict[str, Tensor]:
-    """Draw the parameters of one BERT: weights normal, biases 0, layer norms at identity, the padding's
-    embedding 0.
+    """Draw one BERT's parameters: weights normal, biases 0, layer norms at identity, padding's embedding 0.
 
     A kind with a vocabulary head has no matrix for it: it is the word embedding ("tied").
 
@@ -139,7 +138,6 @@ def init_bert(
     Raises: ValueError if there is no such kind
     Source: Devlin et al. 2019, arXiv:1810.04805; standard deviation initializer_range everywhere, as in its
             code
-    Lesson: 07-transformer
     """
     check_kind("init_bert", kind)
     D, V, prefix = config.hidden_size, config.vocab_size, "" if kind == "base" else "bert."
@@ -201,7 +199,6 @@ def bert_embeddings(
     Shapes: params "word_embeddings.weight" (V, D), ...; input_ids_BL (B, L) -> (B, L, D)
     Raises: ValueError if L > max_position_embeddings; torch's own IndexError for an id that is not there
     Source: Devlin et al. 2019, arXiv:1810.04805, Figure 2
-    Lesson: 07-transformer
     """
     L = input_ids_BL.shape[1]
     if L > config.max_position_embeddings:
@@ -236,7 +233,6 @@ def bert_layer(
             (H,)
     Units:  entropy in nats
     Source: Devlin et al. 2019, arXiv:1810.04805; Vaswani et al. 2017, arXiv:1706.03762, sections 3.1 to 3.3
-    Lesson: 07-transformer
     """
     attention = {
         f"{name}.{kind}": params[f"attention.self.{name}.{kind}"]
@@ -273,7 +269,6 @@ def bert_mask(attention_mask: Tensor | None) -> Tensor | None:
     Shapes: (B, M) with 1 at real tokens, or (B, 1 or H, L, M) bool, 1 and 0, or float with 0 and -inf (or
             nearly) -> bool broadcastable to (B, H, L, M), or None
     Raises: ValueError for another number of axes, or a float mask with values between
-    Lesson: 07-transformer
     """
     if attention_mask is None:
         return None

@@ -1,5 +1,4 @@
-"""BERT checkpoint folders: transformers' config.json and safetensors, read and written. No code of a file is
-run."""
+"""BERT checkpoint folders, read and written as transformers does: no code of a file is run."""
 
 import json
 import logging
@@ -24,7 +23,6 @@ def bert_config_from_dict(plain: Mapping[str, Any]) -> BertConfig:
 
     Raises: ValueError if it describes another model, or a variant of BERT that is not an encoder with learned
             positions
-    Lesson: 07-transformer
     """
     if plain.get("model_type", "bert") != "bert":
         raise ValueError(
@@ -129,8 +127,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _renamed(found: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """Give today's names, with or without the prefix "bert." as the kind asks; drop buffers and tied
-    copies."""
+    """Give today's names, with the prefix "bert." where the kind asks; drop buffers and tied copies."""
     renamed = {}
     for name, tensor in found.items():
         for old, new in OLD_NAMES.items():

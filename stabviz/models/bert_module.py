@@ -101,8 +101,7 @@ class Bert(_Held):
         dropout: float | None = None,
         generator: Generator | None = None,
     ) -> "Bert":
-        """Draw a fresh BERT from a BertConfig, ours or transformers'; labels and dropout, if given, replace
-        its own."""
+        """Draw a fresh BERT from a config, ours or transformers'; labels and dropout may replace its own."""
         if not isinstance(config, BertConfig):
             config = bert_config_from_dict(config.to_dict())
         config = dataclasses.replace(config, labels=tuple(labels) or config.labels).with_dropout(dropout)
@@ -118,8 +117,7 @@ class Bert(_Held):
         dropout: float | None = None,
         generator: Generator | None = None,
     ) -> "Bert":
-        """Load a checkpoint folder of any BERT as float32; what it lacks (a head, a pooler) is drawn anew and
-        reported.
+        """Load any BERT's checkpoint folder as float32; what it lacks (head, pooler) is drawn and reported.
 
         Raises: ValueError if the folder holds no BERT, lacks a part of its body, or a shape does not fit;
                 FileNotFoundError if config.json or the weights are missing
@@ -130,8 +128,7 @@ class Bert(_Held):
         return model
 
     def save_pretrained(self, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Write config.json and model.safetensors, as transformers reads them; `state_dict`: weights not its
-        own."""
+        """Write config.json and model.safetensors as transformers reads them; `state_dict`: other ones."""
         write_bert_folder(
             folder, self.config, self.kind, self.state_dict() if state_dict is None else state_dict
         )

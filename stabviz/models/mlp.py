@@ -32,7 +32,7 @@ def init_mlp(config: MlpConfig, generator: Generator, init_scale: float = 1.0) -
 
     Shapes: -> {"layer0.weight": (out, in), "layer0.bias": (out,), ...}
     Raises: ValueError if init_scale <= 0
-    Lesson: 03-gradient-descent-to-adam
+    Lesson: 06-infonce
     """
     if not init_scale > 0:
         raise ValueError(f"init_mlp: init_scale must be > 0; got {init_scale!r}")
@@ -50,7 +50,7 @@ def mlp_outputs(params: Mapping[str, Tensor], x: Tensor, config: MlpConfig) -> T
     """Apply the perceptron to the last axis.
 
     Shapes: x (..., inputs) -> (..., outputs)
-    Lesson: 03-gradient-descent-to-adam
+    Lesson: 06-infonce
     """
     for layer in range(config.layers):
         x = linear(

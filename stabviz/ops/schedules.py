@@ -116,8 +116,7 @@ def reduce_on_plateau(
     patience: int | Tensor = 10,
     threshold: float | Tensor = 1e-4,
 ) -> tuple[State, Tensor]:
-    """Multiply the multiplier by `factor` when `value` has not fallen for MORE than `patience` checks in a
-    row.
+    """Multiply the multiplier by `factor` once `value` has not fallen for MORE than `patience` checks.
 
     Better means below best * (1 - threshold), so values should be positive (a loss). NaN is never better.
 

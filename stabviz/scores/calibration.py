@@ -18,7 +18,6 @@ def expected_calibration_error(probabilities_NC, labels_N, bins: int = ECE_BINS)
     Shapes: probabilities_NC (N, C), labels_N (N,)
     Raises: ValueError if bins < 1 or there are no rows
     Source: Guo et al. 2017, arXiv:1706.04599, section 2, with 15 bins as there
-    Lesson: 11-classification
 
     >>> round(expected_calibration_error([[0.9, 0.1], [0.9, 0.1]], [0, 1]), 12)  # 90 % sure, half of it right
     0.4

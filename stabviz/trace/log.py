@@ -59,8 +59,7 @@ class MetricsLog:
         return self._file.tell()
 
     def sync(self) -> int:
-        """Put everything on the disk, so that no power cut takes what a checkpoint counts on; return the
-        size."""
+        """Put everything on the disk, which a checkpoint counts on after a power cut; return the size."""
         size = self.flush()
         os.fsync(self._file.fileno())
         return size

@@ -56,7 +56,6 @@ def html_report(
     evidence, remedy and lesson. `configs` default to what each Trace holds.
 
     Raises: ValueError for no run, a Trace of several runs, or a list that is not one entry a run
-    Lesson: 11-classification
 
     >>> trace = Trace(steps=[0, 1], signals={"loss_nats": [[2.0, 1.0]]}, runs=[{}])
     >>> html_report([trace], names=["<b>"]).count("&lt;b&gt;") > 0

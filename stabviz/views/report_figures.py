@@ -129,8 +129,6 @@ def plot_runs(
     """Draw one curve a run through its measured points; `best` rings the highest of each.
 
     With `smooth` a long curve is drawn thin, and its running median thick.
-
-    Lesson: 11-classification
     """
     style_axes(axes, "step", unit_label(traces[0], signal))
     axes.set_yscale("log" if log else "linear")
@@ -147,10 +145,7 @@ def plot_runs(
 
 
 def plot_learning(axes: Axes, traces: Sequence[Trace]) -> Axes:
-    """Draw training loss (thin: each step; thick: running median), validation loss (dots) and events.
-
-    Lesson: 11-classification
-    """
+    """Draw training loss (thin: each step; thick: running median), validation loss (dots) and events."""
     style_axes(axes, "step", unit_label(traces[0], "loss_nats"))
     log = any(needs_log(trace["loss_nats"]) for trace in traces if "loss_nats" in trace)
     axes.set_yscale("log" if log else "linear")

@@ -27,7 +27,6 @@ def figure_svg(figure: Figure, label: str, *, prefix: str | None = None) -> str:
     that two figures on one page keep their own clip paths; the plain gid of a curve stands in "data-gid".
 
     Raises: ValueError if label is empty
-    Lesson: 00-start-here
     """
     if not label.strip():
         raise ValueError(f"figure_svg: label must state what the picture shows; got {label!r}")

@@ -15,8 +15,6 @@ def table_of(trace: Trace, *, by: str | Sequence[str] | None = None, signal: str
     Holds the labels, number of runs, median and 10-90 % of the final value (a non-finite run counts as inf),
     how many runs got which verdict, and the first step at which one went non-finite.
 
-    Lesson: 00-start-here
-
     >>> trace = Trace(steps=[0, 1], signals={"loss_nats": [[4.0, 2.0], [4.0, 3.0]]},
     ...               runs=[{"lr": 1e-3}, {"lr": 1e-2}], config={"chance_nats": 4.0})
     >>> [(row["lr"], row["final median"], row["verdicts"]) for row in table_of(trace, by="lr")]

@@ -97,8 +97,7 @@ def _sudden_zero(seen: Seen) -> int | None:
 
 
 def _grew_before(seen: Seen, s: int) -> bool:
-    """Whether loss or gradient norm had grown GROWTH-fold over the five lines before line s, or is infinite
-    there."""
+    """Whether loss or gradient norm grew GROWTH-fold over the five lines before s, or is infinite there."""
     if np.isposinf(seen.loss_S[s]) or np.isposinf(seen.norm_S[s]):
         return True
     for values_S in (seen.loss_S, seen.norm_S):

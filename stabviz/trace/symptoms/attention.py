@@ -11,8 +11,7 @@ The healthy planted runs stay below 100; published models work with tens."""
 
 
 def attention_logit_growth(seen: Seen) -> Finding | None:
-    """Attention logits grew into the hundreds and beyond, while the loss stayed in bounds: softmax is
-    saturated."""
+    """Attention logits grew into the hundreds while the loss stayed in bounds: softmax is saturated."""
     logit_S = seen["max_attention_logit"]
     known = np.flatnonzero(np.isfinite(logit_S))
     if not known.size or smooth_peak(seen)[1] >= PEAK_FACTOR * seen.first:

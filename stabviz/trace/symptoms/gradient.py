@@ -63,8 +63,7 @@ the linear instability of lr > 2 / curvature. An explosion feeds on itself: its 
 
 
 def steady_growth(seen: Seen) -> bool:
-    """Whether the gradient norm grew by an equal factor a step over STEADY_STEPS steps or more, up to the
-    end."""
+    """Whether the gradient norm grew by an equal factor a step over the last STEADY_STEPS steps or more."""
     end = int(np.flatnonzero(seen.bad_S)[0]) if seen.bad_S.any() else len(seen.norm_S)
     last = seen.norm_S[max(end - 4 * STEADY_STEPS, 0) : end]
     last = last[np.isfinite(last) & (last > 0)]

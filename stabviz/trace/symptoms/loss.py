@@ -24,8 +24,7 @@ there."""
 
 
 def no_warmup(seen: Seen) -> Finding | None:
-    """The rate starts at its full height, and the first steps do harm: the loss rises, or attention logits
-    jump.
+    """The rate starts at its full height, and the first steps do harm: loss or attention logits jump.
 
     Whether a warm-up alone would do, or the rate is too high for one, the run cannot tell: it is the first
     thing to mend. A loss that ends where it began is not asked about: see rate_too_high.
@@ -161,8 +160,7 @@ def _lost_again(seen: Seen, margin: float) -> bool:
 
 
 def stall(seen: Seen) -> Finding | None:
-    """The loss did not come down: no more than the noise of batches, or a twentieth of the way to its
-    floor."""
+    """The loss did not come down: by no more than batch noise, or a twentieth of the way to its floor."""
     if seen.verdict.kind == "stalled":
         return None, seen.verdict.evidence
     gain = seen.first - seen.final

@@ -32,15 +32,13 @@ class Seen:
         return int(self.trace.steps[s])
 
     def most(self, signal: str) -> np.ndarray:
-        """The largest over the layers and the total: a layer that gets no gradient does not hide the
-        others."""
+        """The largest over layers and total: a layer that gets no gradient does not hide the others."""
         names = [n for n in self.trace.signals if n == signal or n.startswith(signal + "/")]
         rows = np.array([self[n] for n in names]).reshape(len(names), self.trace.n_steps)
         return np.fmax.reduce(np.where(np.isfinite(rows), rows, np.nan), axis=0, initial=np.nan)
 
     def typical(self, signal: str) -> np.ndarray:
-        """The median over the layers, where there are any: one layer with other gradients does not speak for
-        all."""
+        """The median over the layers, where there are any: one odd layer does not speak for all."""
         rows = np.array([self[n] for n in self.trace.signals if n.startswith(signal + "/")])
         if not rows.size:
             return self[signal]
@@ -77,8 +75,7 @@ class Seen:
 
     @cached_property
     def noise(self) -> float:
-        """Standard deviation of single batches: from the steps between neighbours, in the quietest of three
-        thirds."""
+        """Standard deviation of single batches, from steps between neighbours, in the quietest third."""
         thirds = [np.diff(part) for part in np.array_split(self.finite_loss, 3) if len(part) > 2]
         # 1.4826: the median deviation of a normal distribution, as a share of its standard deviation; a
         # difference of two batches has twice the variance of one
@@ -86,8 +83,7 @@ class Seen:
 
     @cached_property
     def adaptive(self) -> bool:
-        """Whether the optimizer divides by a second moment: the ratio to it was measured, or the settings say
-        so."""
+        """Whether the optimizer divides by a second moment: its ratio was measured, or settings say so."""
         named = str(self.trace.setting(self.run, "optimizer", "")).lower()
         return self.has("second_moment_ratio") or "adam" in named
 

@@ -13,8 +13,7 @@ beta1 0.9, beta2 0.95 to 0.999), and starts at 1 or below; without the correctio
 
 
 def missing_bias_correction(seen: Seen) -> Finding | None:
-    """The first updates of an Adam are longer than a corrected Adam's can be. beta2 of 0.95 does not show
-    it."""
+    """An Adam's first updates are longer than a corrected Adam's can be; beta2 of 0.95 does not show it."""
     if not seen.adaptive:
         return None
     update_S = seen.most("update_rms")

@@ -10,8 +10,7 @@ training batches less, and wrong labels of a tenth and less cannot be told from 
 
 
 def label_noise(seen: Seen) -> Finding | None:
-    """Clean validation rows are predicted better than the training rows around them: part of those is
-    labelled wrong.
+    """Clean validation rows are predicted better than training rows: part of those is labelled wrong.
 
     Needs a clean validation split; with noise on both sides the task only looks harder. Asked at the best
     validation loss: later the wrong labels are learned by heart, and validation falls behind.
@@ -43,8 +42,7 @@ def label_noise(seen: Seen) -> Finding | None:
 
 
 def _at_best_validation(seen: Seen):
-    """Line of the best evaluation, the lines between its neighbours, and those evaluations; None with fewer
-    than 3."""
+    """Line of the best evaluation, the lines between its neighbours, those evaluations; None below three."""
     held = seen["validation_loss_nats"]
     at = np.flatnonzero(np.isfinite(held))
     if at.size < 3 or not np.isfinite(seen.loss_S[at]).all():
