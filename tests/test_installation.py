@@ -11,11 +11,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from stabviz import ops
 from stabviz.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,9 +123,30 @@ def test_each_command_that_a_page_names_is_one(page):
 
 
 def test_the_readme_names_every_room():
-    tree = re.search(r"^    ops/ .*?\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL).group()
-    rooms = {path.parent.name for path in (ROOT / "stabviz").glob("*/__init__.py")}
-    assert set(re.findall(r"^    (\w+)/", tree, re.MULTILINE)) == rooms
+    tree = re.search(
+        r"^    files\.py .*?\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    ).group()
+    rooms = {f"{path.parent.name}/" for path in (ROOT / "stabviz").glob("*/__init__.py")}
+    files = {path.name for path in (ROOT / "stabviz").glob("*.py") if not path.name.startswith("__")}
+    assert set(re.findall(r"^    (\w+(?:/|\.py))", tree, re.MULTILINE)) == rooms | files
+
+
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    query, key = torch.ones(2, 3, 5, 7), torch.ones(2, 3, 5, 7)
+    space = {
+        "query_BHLK": query,
+        "key_BHMK": key,
+        "value_BHMK": key,
+        "param": torch.ones(5),
+        "grad": torch.ones(5),
+    }
+    space["state"] = ops.adam_init(space["param"])
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(compile("\n".join(code), "README.md", "exec"), space)
+    assert (tmp_path / "runs.parquet").exists()
+    assert space["mine"].n_runs == 8
+    assert space["seen"].entropy_H.shape == (3,)
 
 
 def test_where_do_i_find_names_what_stands_in_the_file():
