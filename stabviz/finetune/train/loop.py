@@ -25,11 +25,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stabviz.finetune.data.batches import row_indices
 from stabviz.finetune.data.loader import Loader
 from stabviz.finetune.distributed import bare, load_weights, local, share, whole_weights
 from stabviz.finetune.train.checkpoint import read_checkpoint
-from stabviz.finetune.train.guard import TrainingFailed, go_back_to, judge, respond, usual_loss
+from stabviz.finetune.train.guard import go_back_to, judge, respond, usual_loss
 from stabviz.finetune.train.interrupt import Interrupt, StopRequested
 from stabviz.finetune.train.micro_batches import Accumulated, MicroBatches, free_memory, is_out_of_memory
 from stabviz.finetune.train.optimizer import (
@@ -86,8 +85,7 @@ class Training:
         if resume:
             log_bytes = self.restore(processes.first(lambda: self.folder.to_resume(force)))["log_bytes"]
         else:
-            processes.first(self.folder.clear)
-            processes.first(lambda: self.folder.check_room(self.model, self.parameters))
+            processes.first(lambda: self.folder.clear(self.model, self.parameters))
             log_bytes = None
         processes.first(lambda: self.folder.open_log(self.progress.attempts, log_bytes))
         self.telemetry = Telemetry(self.parameters, c, processes, self.folder.log)
@@ -191,7 +189,7 @@ class Training:
         p.attempts += 1
         drop_gradients(self.parameters)
         if outcome == "not_finite":
-            self.after_not_finite(loss, batch, done)
+            self.after_not_finite(loss, position, done)
         elif outcome == "spike":
             self.after_spike(loss, position)
 
@@ -207,15 +205,13 @@ class Training:
             self.folder.event(self.progress.attempts, "out_of_memory", in_="optimizer")
             self.optimizer.step(lr)
 
-    def after_not_finite(self, loss: float, batch: dict[str, Tensor], done: Accumulated) -> None:
+    def after_not_finite(self, loss: float, position: int, done: Accumulated) -> None:
         """Log a step that was not finite, with the rows to suspect; too many in a row stop the run."""
         p, c, step = self.progress, self.config, self.progress.attempts - 1
         p.bad_steps += 1
-        bad_rows, all_rows = (
-            [i for part in self.processes.gather(mine) for i in part]
-            for mine in (done.bad_rows(), row_indices(batch["rows"]))
-        )
-        suspects = self.setup.numbers(bad_rows or all_rows)
+        bad_rows = [row for rows in self.processes.gather(done.bad_rows()) for row in rows]
+        in_use = [row for row in self.loader.indices(position) if row not in p.left_out]
+        suspects = self.setup.numbers(bad_rows or in_use)
         # in fp16 a gradient too large for the loss scale is the scale's business, and no fault of the run
         overflow = c.precision == "fp16" and math.isfinite(loss)
         self.event(
@@ -224,7 +220,7 @@ class Training:
             signal="loss_nats" if bad_rows or not math.isfinite(loss) else "grad_norm_preclip",
         )
         if respond("not_finite", p, c.max_bad_steps, c.max_rewinds) == "stop":
-            self.fail(
+            raise self.folder.failure(
                 f"{p.bad_steps} steps in a row were not finite, up to step {step} (rows {shown(suspects)})",
                 "Look at those rows, lower lr, or lengthen warmup_steps",
             )
@@ -238,7 +234,7 @@ class Training:
         numbers = self.setup.numbers(rows)
         self.event("spike", rows=numbers, loss_nats=loss, usual=usual_loss(p.recent_losses)[0])
         if response == "stop":
-            self.fail(
+            raise self.folder.failure(
                 f"the loss spiked {p.spikes} times, at last at step {step} (rows {shown(numbers)})",
                 "Lower lr, look at those rows, or set spike_height higher",
             )
@@ -256,11 +252,6 @@ class Training:
         """Log what happened at the step that was just made, after its signals."""
         self.telemetry.flush()
         self.folder.event(self.progress.attempts - 1, kind, **details)
-
-    def fail(self, what: str, hint: str) -> None:
-        """Stop the run."""
-        self.telemetry.flush()
-        raise TrainingFailed(f"finetune: stopped, because {what}; {self.folder.last_good()}. {hint}")
 
     def evaluate(self, interrupt: Interrupt) -> None:
         """Score the validation split, keep the best weights; where a stop ends it, a resume does it again."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import count_targets, row_indices, split_batch
 from stabviz.finetune.distributed import bare, without_sync
-from stabviz.finetune.train.guard import TrainingFailed
 from stabviz.finetune.train.optimizer import Parameter, drop_gradients
 from stabviz.finetune.train.progress import Progress
 from stabviz.finetune.train.run_folder import RunFolder
@@ -71,10 +70,9 @@ class MicroBatches:
                 if not is_out_of_memory(error):
                     raise
                 if self.processes.size > 1 or progress.micro_batch == 1:
-                    raise TrainingFailed(
-                        f"finetune: memory ran out at step {progress.attempts} with micro_batch "
-                        f"{progress.micro_batch}; {self.folder.last_good()}. Try a smaller micro_batch or "
-                        "max_length, or activation_checkpointing"
+                    raise self.folder.failure(
+                        f"memory ran out at step {progress.attempts} with micro_batch {progress.micro_batch}",
+                        "Try a smaller micro_batch or max_length, or activation_checkpointing",
                     ) from error
             # outside of the handler: the error's traceback holds the tensors that are to be freed
             progress.micro_batch = math.ceil(progress.micro_batch / 2)

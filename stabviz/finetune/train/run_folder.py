@@ -27,6 +27,7 @@ from stabviz.finetune.train.checkpoint import (
     prune_checkpoints,
     write_checkpoint,
 )
+from stabviz.finetune.train.guard import TrainingFailed
 from stabviz.finetune.train.optimizer import Parameter
 from stabviz.finetune.train.progress import Progress
 from stabviz.finetune.train.setup import Setup
@@ -57,8 +58,12 @@ class RunFolder:
 
     # Before the first step
 
-    def clear(self) -> None:
-        """Make the folder of a new run; one that holds a run is only cleared with `overwrite`."""
+    def clear(self, model: nn.Module, parameters: list[Parameter]) -> None:
+        """Make the folder of a new run, with room for the checkpoints of this model.
+
+        Raises: ValueError if it holds a run, and `overwrite` is off; OSError if it cannot be written, or is
+                too small: before any time is spent
+        """
         out = self.config.out
         there = [out / name for name in _CONTENT if (out / name).exists()]
         if there and not self.config.overwrite:
@@ -69,14 +74,11 @@ class RunFolder:
         for path in there:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         out.mkdir(parents=True, exist_ok=True)
-
-    def check_room(self, model: nn.Module, parameters: list[Parameter]) -> None:
-        """Refuse a disk that cannot hold the checkpoints, before any time is spent."""
         weights = 4 * sum(x.numel() for x in bare(model).parameters())
         trained = 4 * sum(x.tensor.numel() for x in parameters)
         checkpoint = weights + (3 if self.config.ema_decay else 2) * trained  # two moments, and an average
         # one more than is kept, while the next is written; best/ likewise, with its successor
-        check_room(self.config.out, (self.config.keep + 1) * checkpoint + 2 * weights)
+        check_room(out, (self.config.keep + 1) * checkpoint + 2 * weights)
 
     def to_resume(self, force: bool) -> Path:
         """Return the newest whole checkpoint, after a look at whether the run is the same.
@@ -176,10 +178,11 @@ class RunFolder:
         """Put a model in the place of the best one so far."""
         replace_folder(self.config.out / "best", lambda folder: self.save_model(model, folder, weights))
 
-    def last_good(self) -> str:
-        """Say where a failed run can be taken up again."""
+    def failure(self, what: str, hint: str) -> TrainingFailed:
+        """Return the error that ends a run, which says where it can be taken up again."""
         path, _ = newest_checkpoint(self.checkpoints)
-        return f"the last good checkpoint is {path}" if path else "there is no checkpoint"
+        good = f"the last good checkpoint is {path}" if path else "there is no checkpoint"
+        return TrainingFailed(f"finetune: stopped, because {what}; {good}. {hint}")
 
     def close(self) -> None:
         """Close the log."""
