@@ -169,12 +169,11 @@ class Telemetry:
                 continue
             first, second, count = (local(x) for x in optimizer.moments(p))
             grad = local(p.tensor.grad)
-            directions.append(
-                adam_direction_from(first, second, count, c.beta1, c.beta2, c.eps, c.bias_correction)
-            )
-            corrected = bias_corrected(second, c.beta2, count, c.bias_correction)
+            m_hat = bias_corrected(first, c.beta1, count, c.bias_correction)
+            v_hat = bias_corrected(second, c.beta2, count, c.bias_correction)
+            directions.append(adam_direction_from(m_hat, v_hat, count, eps=c.eps, bias_correction=False))
             # one number for a whole tensor will do: the norm of such numbers is the norm over all elements
-            ratios.append(second_moment_ratio(grad, corrected, c.eps) * math.sqrt(grad.numel()))
+            ratios.append(second_moment_ratio(grad, v_hat, c.eps) * math.sqrt(grad.numel()))
         return {
             "update_rms": self.norms(directions) / sizes,
             "second_moment_ratio": self.norms(ratios) / sizes,
