@@ -4,7 +4,7 @@ A signal of one layer is called "<signal>/<layer>", for example "grad_norm_precl
 carries the bare name, so that "grad_norm_preclip" is always the norm over all parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,5 +143,4 @@ def signal_of(name: str) -> Signal:
     if base not in SIGNALS:
         return Signal(name=name, unit="", label=name.replace("_", " "), meaning="")
     known = SIGNALS[base]
-    label = f"{known.label}, {layer}" if layer else known.label
-    return Signal(name=name, unit=known.unit, label=label, meaning=known.meaning)
+    return replace(known, name=name, label=f"{known.label}, {layer}" if layer else known.label)

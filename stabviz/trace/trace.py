@@ -126,16 +126,18 @@ class Trace:
             signals={name: values_RS[list(runs)] for name, values_RS in self.signals.items()},
         )
 
+    def non_finite(self, run: int) -> np.ndarray:
+        """Whether a step's loss or gradient norm is not finite, (S,) bool: infinity counts as well as NaN."""
+        watched = [self.signals[name][run] for name in _WATCHED if name in self.signals]
+        return ~np.isfinite(np.reshape(watched, (-1, self.n_steps))).all(axis=0)
+
     def non_finite_step(self, run: int) -> int | None:
         """Step from which the run's loss or gradient norm stayed non-finite to its end, or None.
 
         A non-finite step with finite ones after it was skipped by the loop (loss scaling does so): such a
-        run lives. Tests `isfinite`, so infinity counts as well as NaN.
+        run lives.
         """
-        bad_S = np.zeros(self.n_steps, dtype=bool)
-        for name in _WATCHED:
-            if name in self.signals:
-                bad_S |= ~np.isfinite(self.signals[name][run])
+        bad_S = self.non_finite(run)
         if not bad_S.size or not bad_S[-1]:
             return None
         alive = np.flatnonzero(~bad_S)

@@ -45,7 +45,7 @@ SPIKE_HEIGHT = 0.1
 GRADIENT_FACTOR = 5.0
 """Smallest jump of a gradient norm over its median; the noise is multiplicative: deviations of the log."""
 
-_MAD_TO_SIGMA = 1.4826  # for a normal distribution, sigma = 1.4826 x median absolute deviation
+MAD_TO_SIGMA = 1.4826  # for a normal distribution, sigma = 1.4826 x median absolute deviation
 
 Kind = Literal["healthy", "spiked", "stalled", "diverged"]
 
@@ -136,7 +136,7 @@ def median_and_deviation(values_SW) -> tuple[np.ndarray, np.ndarray]:
             SPIKE_HISTORY values are there
     """
     median_S = _median_without_nan(values_SW)
-    return median_S, _MAD_TO_SIGMA * _median_without_nan(np.abs(values_SW - median_S[:, None]))
+    return median_S, MAD_TO_SIGMA * _median_without_nan(np.abs(values_SW - median_S[:, None]))
 
 
 def verdict(trace: Trace, run: int, *, floor: float | None = None, chance: float | None = None) -> Verdict:
@@ -234,26 +234,17 @@ def _lost(trace, loss_S, initial, final, level, way, named) -> Verdict | None:
     if final > max(level, initial) + DIVERGED_MARGIN * way:
         above = np.flatnonzero(np.nan_to_num(loss_S, nan=np.inf) <= max(level, initial))
         step = int(trace.steps[above[-1]]) if above.size else int(trace.steps[0])
-        return Verdict(
-            kind="diverged",
-            step=step,
-            evidence=(
-                f"final loss {final:.3g} is above {named} and initial loss {initial:.3g}, since step {step}"
-            ),
-        )
+        words = f"final loss {final:.3g} is above {named} and initial loss {initial:.3g}, since step {step}"
+        return Verdict(kind="diverged", step=step, evidence=words)
     smooth_S = _trailing_mean(loss_S, max(1, round(FINAL_SHARE * len(loss_S))))
     best_at = int(np.nanargmin(smooth_S))
     best = float(smooth_S[best_at])
     if level - best >= LEARNED_SHARE * way and final - best > LOST_SHARE * (level - best):
         step = int(trace.steps[best_at])
-        return Verdict(
-            kind="diverged",
-            step=step,
-            evidence=(
-                f"loss had come down to {best:.3g} by step {step}, then rose to {final:.3g} and "
-                f"stayed; {named}"
-            ),
+        words = (
+            f"loss had come down to {best:.3g} by step {step}, then rose to {final:.3g} and stayed; {named}"
         )
+        return Verdict(kind="diverged", step=step, evidence=words)
     return None
 
 
@@ -261,14 +252,11 @@ def _stalled(final, level, way, named) -> Verdict | None:
     covered = (level - final) / way
     if covered >= STALLED_SHARE:
         return None
-    return Verdict(
-        kind="stalled",
-        step=None,
-        evidence=(
-            f"final loss {final:.3g} has left {named} by {max(covered, 0):.1%} of the way to the floor; "
-            f"{STALLED_SHARE:.0%} would count as learning"
-        ),
+    words = (
+        f"final loss {final:.3g} has left {named} by {max(covered, 0):.1%} of the way to the floor; "
+        f"{STALLED_SHARE:.0%} would count as learning"
     )
+    return Verdict(kind="stalled", step=None, evidence=words)
 
 
 def _spiked(trace, run, loss_S, way, unit) -> Verdict | None:
@@ -300,24 +288,13 @@ def _spike_verdict(trace, spikes, top, what) -> Verdict:
 
 
 def _healthy(trace, run, initial, final, level, way, floor, named, unit) -> Verdict:
-    skipped = sum(
-        1
-        for s in range(trace.n_steps)
-        if any(
-            not np.isfinite(trace[name][run, s])
-            for name in ("loss_nats", "grad_norm_preclip")
-            if name in trace
-        )
-    )
+    skipped = trace.non_finite(run).sum()
     note = f"; {skipped} non-finite steps were skipped" if skipped else ""
-    return Verdict(
-        kind="healthy",
-        step=None,
-        evidence=(
-            f"loss went from {initial:.3g} to {final:.3g} {unit}, {(level - final) / way:.0%} of the way "
-            f"from {named} to the floor {floor:.3g}{note}"
-        ),
+    words = (
+        f"loss went from {initial:.3g} to {final:.3g} {unit}, {(level - final) / way:.0%} of the way "
+        f"from {named} to the floor {floor:.3g}{note}"
     )
+    return Verdict(kind="healthy", step=None, evidence=words)
 
 
 def _most_deviations(height_S, sigma_S) -> float:

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from stabviz.trace.trace import Trace
-from stabviz.trace.verdicts import FINAL_SHARE, Verdict, verdict
+from stabviz.trace.verdicts import FINAL_SHARE, MAD_TO_SIGMA, Verdict, verdict
 
 Finding = tuple[int | None, str]
 """Step that decided, and the sentence of evidence with its figures."""
@@ -77,9 +77,8 @@ class Seen:
     def noise(self) -> float:
         """Standard deviation of single batches, from steps between neighbours, in the quietest third."""
         thirds = [np.diff(part) for part in np.array_split(self.finite_loss, 3) if len(part) > 2]
-        # 1.4826: the median deviation of a normal distribution, as a share of its standard deviation; a
-        # difference of two batches has twice the variance of one
-        return min((1.4826 * float(np.median(np.abs(d))) / np.sqrt(2) for d in thirds), default=0.0)
+        # the difference of two batches has twice the variance of one
+        return min((MAD_TO_SIGMA * float(np.median(np.abs(d))) / np.sqrt(2) for d in thirds), default=0.0)
 
     @cached_property
     def adaptive(self) -> bool:
@@ -90,8 +89,7 @@ class Seen:
     @cached_property
     def bad_S(self) -> np.ndarray:
         """Steps whose loss or gradient norm is not finite."""
-        measured_norm = "grad_norm_preclip" in self.trace
-        return ~np.isfinite(self.loss_S) | (~np.isfinite(self.norm_S) & measured_norm)
+        return self.trace.non_finite(self.run)
 
     @cached_property
     def scaled(self) -> bool:
