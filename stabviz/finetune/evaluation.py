@@ -43,8 +43,7 @@ def predict_logits(
     batch: int = BATCH,
     check: Callable[[], None] = lambda: None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (logits, labels) of each row in order, at the positions that carry a label alone; all processes
-    call.
+    """Return (logits, labels) of each row in order, where there is a label; all processes call.
 
     Shapes: classes: logits (1, C), labels (1,); tags: one entry for each first word piece
     """
@@ -70,8 +69,7 @@ def predict_logits(
 
 
 def _shares(lengths, batch: int, processes: ProcessGroup) -> Iterator[tuple[list[int], bool]]:
-    """Batches of rows of like length for this process; every process gets as many, the last ones for form's
-    sake."""
+    """Batches of rows of like length for this process; every process gets as many, the last may be spare."""
     order = np.argsort(lengths, kind="stable").tolist()
     batches = [order[i : i + batch] for i in range(0, len(order), batch)]
     for first in range(0, len(batches), processes.size):
@@ -93,7 +91,6 @@ def evaluate(model: nn.Module, rows: TokenRows, labels: tuple[str, ...], **optio
 
     Units:  loss_nats per label that counts
     Raises: ValueError if the split is empty
-    Lesson: 11-classification, 12-entities
     """
     if not len(rows):
         raise ValueError("evaluate: rows must hold at least one row; got 0. Is the split empty?")

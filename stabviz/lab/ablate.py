@@ -1,5 +1,4 @@
-"""Every "because" has an intervention: how much of the gap between broken and healthy does each change take
-away?"""
+"""Every "because" has an intervention: how much of the gap to a healthy run does each change take away?"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping

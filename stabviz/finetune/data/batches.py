@@ -37,8 +37,7 @@ def plan_epoch(
 
 
 def collate(rows: list[dict[str, Any]], *, pad_id: int, fixed_length: int | None = None) -> dict[str, Tensor]:
-    """Pad rows on the right to the longest of them, or to fixed_length; padding is masked and its label is
-    -100.
+    """Pad rows on the right to the longest, or to fixed_length; padding is masked and its label is -100.
 
     Shapes: input_ids, attention_mask, token_type_ids (B, L) int64; labels (B,) or (B, L); rows (B,); numbers
             of a row by another name (B,), lists by another name (B, L) padded with 0
@@ -103,8 +102,7 @@ def row_indices(rows: Tensor) -> list[int]:
 
 
 def pack(rows: list[dict[str, Any]], *, max_length: int, pad_id: int) -> dict[str, Tensor]:
-    """Put several rows with a label for each piece into one, each blind to the others; longest first, first
-    fit.
+    """Put several tagged rows into one, each blind to the others: longest first, first fit.
 
     Shapes: input_ids, position_ids, labels (B, L) int64, positions restart with each row; attention_mask (B,
             1, L, L) bool, True = may attend, for attention that takes bool masks (sdpa); rows (B, N) ids,

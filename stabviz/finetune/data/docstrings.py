@@ -1,5 +1,4 @@
-"""Docstrings of the standard library, to be classified by the package they come from: natural text, nothing
-shipped."""
+"""Docstrings of the standard library, to be classified by package: natural text, nothing shipped."""
 
 import ast
 import sysconfig
@@ -43,8 +42,7 @@ def read_docstrings(path: Path) -> list[str]:
 
 
 def docstring_modules(root: Path | None = None) -> dict[str, dict[str, list[str]]]:
-    """Return package -> module file -> docstrings; a text that occurs twice is kept once, tests are left
-    out."""
+    """Return package -> module file -> docstrings; what occurs twice is kept once, tests are left out."""
     root = Path(root or sysconfig.get_path("stdlib"))
     seen: set[str] = set()
     packages: dict[str, dict[str, list[str]]] = {}

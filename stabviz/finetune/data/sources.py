@@ -1,5 +1,4 @@
-"""Rows as they come from a file, a folder or a hub, with the place of each, so that a bad one can be
-named."""
+"""Rows from a file, a folder or a hub, with the place of each, so that a bad one can be named."""
 
 import csv
 import io
@@ -42,8 +41,7 @@ class Complaints:
 
 @dataclass
 class Source:
-    """The rows of one split. `places[i]` says where row i stands: "line 7" of a text file, "row 6" of a
-    table."""
+    """The rows of one split. `places[i]` says where row i stands: "line 7" of a file, "row 6" of a table."""
 
     file: str
     columns: tuple[str, ...]
@@ -98,8 +96,7 @@ def read_folder(folder: Path, columns: tuple[str, ...], complaints: Complaints) 
 
 
 def read_hub(name: str, data_config: str | None, columns: tuple[str, ...]) -> dict[str, Source]:
-    """Load a Hugging Face data set id, or a folder that `save_to_disk` wrote; the first split of each kind is
-    taken."""
+    """Load a Hugging Face data set id, or a folder of `save_to_disk`; the first split of each kind counts."""
     import datasets
 
     try:

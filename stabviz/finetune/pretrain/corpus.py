@@ -1,5 +1,4 @@
-"""The text that `stabviz pretrain` learns: documents of sentences, and a word-piece tokenizer trained on
-them.
+"""The text that `stabviz pretrain` learns: documents of sentences, and a tokenizer trained on them.
 
 Three sources, none of which needs a network: the language reference in `pydoc_data.topics`, the docstrings of
 the standard library (its sources are parsed, nothing is imported), and the training messages of the support
@@ -100,8 +99,7 @@ def topic_documents() -> Iterator[Document]:
 
 
 def docstring_documents(root: Path | None = None) -> Iterator[Document]:
-    """Yield the docstrings of the standard library, in order of path and line. Sources are parsed, never
-    imported."""
+    """Yield the standard library's docstrings by path and line; sources are parsed, never imported."""
     root = Path(sysconfig.get_path("stdlib")) if root is None else Path(root)
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -163,8 +161,6 @@ def pretraining_documents(messages: str | Path | None = SUPPORT_DESK_TRAINING) -
     """Return all documents, near duplicates removed. `messages` None: the standard library's alone.
 
     The text differs a little between Python versions, and so does what is trained on it.
-
-    Lesson: 09-pretraining
     """
     found = [*topic_documents(), *docstring_documents()]
     return without_near_duplicates([*found, *(message_documents(messages) if messages else ())])

@@ -26,8 +26,7 @@ def mask_pieces(
     vocab_size: int,
     share: float = 0.15,
 ) -> tuple[Tensor, Tensor]:
-    """Choose `share` of the pieces to be predicted; hide 80 % of them, replace 10 % by chance, leave 10 % as
-    they are.
+    """Choose `share` of the pieces to be predicted; hide 80 % of them, replace 10 % by chance, leave 10 %.
 
     Special tokens are never chosen and never drawn as a replacement. At least one piece is chosen where there
     is one.
@@ -37,7 +36,6 @@ def mask_pieces(
     Raises: ValueError if share is outside (0, 1]
     Source: Devlin et al. 2019, arXiv:1810.04805, section 3.1, Task #1; deviation: each piece is chosen on its
             own, so that the number varies
-    Lesson: 09-pretraining
     """
     if not 0 < share <= 1:
         raise ValueError(f"mask_pieces: share must be in (0, 1]; got {share!r}")
@@ -57,8 +55,7 @@ def mask_pieces(
 def cut_passages(
     documents: Sequence[Sequence[Sequence[int]]], *, room: int
 ) -> list[tuple[int, list[list[int]]]]:
-    """Cut documents into passages of whole sentences with at most `room` pieces; a longer sentence loses its
-    end.
+    """Cut documents into passages of whole sentences, at most `room` pieces; a longer one loses its end.
 
     Shapes: documents[d][s] the pieces of sentence s -> (document, [pieces of each sentence]) for each passage
     """
@@ -78,8 +75,7 @@ def cut_passages(
 
 
 class PretrainingRows(Dataset):
-    """Rows for the masked language model and next-sentence prediction: item (epoch, index), made anew in each
-    epoch.
+    """Rows for masked language model and next-sentence prediction: item (epoch, index), new in each epoch.
 
     A row is a passage of a document, cut in two between sentences: [CLS] A [SEP] B [SEP]. In half of the rows
     B is replaced by sentences of another document, and next_sentence_label is 1 instead of 0 (transformers'
@@ -116,8 +112,7 @@ class PretrainingRows(Dataset):
         return len(self.passages)
 
     def pair(self, epoch: int, index: int) -> tuple[list[int], list[int], int]:
-        """Return the pieces of A, those of B (may be empty), and the label: 0 B follows A, 1 it does not,
-        -100 no B."""
+        """Return the pieces of A and B, and the label: 0 B follows A, 1 it does not, -100 no B."""
         return self._pair(index, generator(self.seed, "row", epoch, index))
 
     def _pair(self, index: int, generator: torch.Generator) -> tuple[list[int], list[int], int]:

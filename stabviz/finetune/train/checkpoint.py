@@ -75,8 +75,7 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tenso
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest complete and undamaged checkpoint, and one line for each newer one that was passed
-    over."""
+    """Return the newest undamaged checkpoint, and one line for each newer one that was passed over."""
     passed_over: list[str] = []
     for path in _candidates(Path(folder)):
         try:
@@ -88,8 +87,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def read_checkpoint(path: Path, device="cpu") -> tuple[dict[str, dict[str, Tensor]], dict]:
-    """Read what `write_checkpoint` wrote, from the very bytes whose hashes were checked; no code in it can
-    run.
+    """Read a checkpoint from the very bytes whose hashes were checked; no code in it can run.
 
     Groups and tensors come back by name; the order inside a group is the file format's.
     Raises: CheckpointError that names the file which is missing, damaged, a stranger, or a pickle
@@ -112,8 +110,7 @@ def read_checkpoint(path: Path, device="cpu") -> tuple[dict[str, dict[str, Tenso
 
 
 def prune_checkpoints(folder: Path, keep: int, also: Collection[int] = ()) -> list[Path]:
-    """Remove what is older than the newest `keep` undamaged checkpoints, but not the steps `also`; return
-    what went.
+    """Remove all but the newest `keep` undamaged checkpoints and the steps `also`; return what went.
 
     Each one that is kept has been read and found whole first: where fewer than `keep` are, nothing is
     removed.
@@ -166,8 +163,7 @@ def _folder_name(step: int) -> str:
 
 
 def _give_name(scratch: Path, path: Path) -> None:
-    """Rename the finished folder. No system replaces a full folder in one call: an old one steps aside
-    first."""
+    """Rename the finished folder. No system replaces a full one in one call: the old one steps aside."""
     aside = path.with_name(f"{path.name}.replaced")
     had_one = path.exists()
     if had_one:
@@ -200,8 +196,7 @@ def _clean(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; it loses its name first, so that a kill in between leaves no damaged one
-    behind."""
+    """Remove a checkpoint; it loses its name first, so that a kill leaves no damaged one behind."""
     going = path.with_name(f".deleting-{path.name}-{os.getpid()}")
     os.rename(path, going)
     sync_folder(path.parent)
@@ -209,8 +204,7 @@ def _remove(path: Path) -> None:
 
 
 def _tensor_bytes(group: dict[str, Tensor]) -> bytes:
-    """Return the safetensors form; tied or overlapping tensors are written out each, which the format asks
-    for."""
+    """Return the safetensors form, which asks that tied or overlapping tensors are written out each."""
     seen, plain = set(), {}
     for name, tensor in group.items():
         value = tensor.detach().cpu().contiguous()

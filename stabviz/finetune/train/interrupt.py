@@ -1,5 +1,4 @@
-"""Ctrl-C and SIGTERM: the step under way is finished, the state is saved, and the program leaves with
-STOPPED."""
+"""Ctrl-C and SIGTERM: the step is finished, the state saved, and the program leaves with STOPPED."""
 
 import contextlib
 import signal
@@ -11,8 +10,7 @@ on."""
 
 
 class StopRequested(Exception):
-    """Raised inside `Interrupt.interruptible` when the run is to stop: during a wait for data, or an
-    evaluation."""
+    """Raised in `Interrupt.interruptible` when the run is to stop: in a wait for data, or an evaluation."""
 
 
 class Interrupt:
@@ -55,8 +53,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def interruptible(self):
-        """Let a request end this block at once with StopRequested: nothing in it may change the state of the
-        run."""
+        """Let a request end this block with StopRequested: nothing in it may change the run's state."""
         self._may_raise = True
         try:
             self.check()  # it may have come just before this block

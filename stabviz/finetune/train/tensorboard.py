@@ -10,8 +10,7 @@ class TensorBoardLog(MetricsLog):
     """A MetricsLog that writes every number to TensorBoard as well; signal names become tags."""
 
     def __init__(self, path: str | Path, config: dict, *, keep_bytes: int | None = None, first_step: int = 0):
-        """Start or go on, as MetricsLog; events of `first_step` and later that an earlier run left are
-        voided.
+        """Start or go on, as MetricsLog; an earlier run's events of `first_step` and later are voided.
 
         Raises: ValueError if TensorBoard is not installed
         """
