@@ -128,8 +128,11 @@ class Trace:
 
     def non_finite(self, run: int) -> np.ndarray:
         """Whether a step's loss or gradient norm is not finite, (S,) bool: infinity counts as well as NaN."""
-        watched = [self.signals[name][run] for name in _WATCHED if name in self.signals]
-        return ~np.isfinite(np.reshape(watched, (-1, self.n_steps))).all(axis=0)
+        bad_S = np.zeros(self.n_steps, dtype=bool)
+        for name in _WATCHED:
+            if name in self.signals:
+                bad_S |= ~np.isfinite(self.signals[name][run])
+        return bad_S
 
     def non_finite_step(self, run: int) -> int | None:
         """Step from which the run's loss or gradient norm stayed non-finite to its end, or None.

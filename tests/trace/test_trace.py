@@ -123,6 +123,9 @@ def test_final_is_infinite_for_a_run_that_ended_non_finite_by_loss_or_gradient()
     trace = make(signals={"loss_nats": loss, "grad_norm_preclip": norm})
     assert trace.final().tolist() == [1, INF, INF, INF, 1]
     assert [trace.non_finite_step(r) for r in range(R)] == [None, 21, 30, 30, None]
+    assert np.flatnonzero(trace.non_finite(4)).tolist() == [5]
+    nothing = Trace(steps=[], signals={"loss_nats": [[]]}, runs=[{}])
+    assert (nothing.non_finite_step(0), nothing.non_finite(0).tolist()) == (None, [])
 
 
 def test_final_refuses_a_share_outside():
