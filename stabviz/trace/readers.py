@@ -71,9 +71,8 @@ def from_trainer_state(path: str | Path) -> Trace:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"from_trainer_state: {path} line {error.lineno}: must be JSON ({error.msg})"
-        ) from error
+        where = f"{path} line {error.lineno}"
+        raise ValueError(f"from_trainer_state: {where}: must be JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"from_trainer_state: {path}: must be UTF-8 text ({error})") from error
     history = state.get("log_history") if isinstance(state, dict) else None
@@ -209,9 +208,7 @@ def read_run(path: str | Path) -> Trace:
     inside = sorted(path.iterdir())
     found = [path / "metrics.jsonl"] if (path / "metrics.jsonl").exists() else []
     found = found or [p for p in inside if p.suffix == ".parquet" or p.suffix == ".jsonl" and _is_trace(p)]
-    if not found and (
-        path / "trainer_state.json" in inside or list(path.glob("checkpoint-*/trainer_state.json"))
-    ):
+    if not found and _states(path):
         return from_trainer_state(path)
     if not found and next(path.rglob("*tfevents*"), None):
         return from_tensorboard(path)
@@ -244,14 +241,16 @@ def _is_trace(path: Path) -> bool:
         return b'"stabviz.trace/' in file.readline(4096)
 
 
-def _newest_state(path: Path) -> Path:
-    if path.is_file():
-        return path
+def _states(path: Path) -> list[Path]:
+    """The trainer_state.json of a folder, else those of its checkpoints, the newest last."""
     if (path / "trainer_state.json").exists():
-        return path / "trainer_state.json"
-    states = sorted(
-        path.glob("checkpoint-*/trainer_state.json"), key=lambda p: int(re.sub(r"\D", "", p.parent.name) or 0)
-    )
+        return [path / "trainer_state.json"]
+    found = path.glob("checkpoint-*/trainer_state.json")
+    return sorted(found, key=lambda state: int(re.sub(r"\D", "", state.parent.name) or 0))
+
+
+def _newest_state(path: Path) -> Path:
+    states = [path] if path.is_file() else _states(path)
     if not states:
         raise FileNotFoundError(
             f"from_trainer_state: path must be a trainer_state.json or a folder with one; got {str(path)!r}"

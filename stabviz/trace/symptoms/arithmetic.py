@@ -29,11 +29,8 @@ def fp16_overflow(seen: Seen) -> Finding | None:
     if share < OVERFLOW_SHARE and not collapsed:
         return None
     first = int(np.flatnonzero(over_S)[0]) if over_S.any() else int(known[0])
-    scales = (
-        f"; the loss scale went from {scale_S[known[0]]:.3g} to {scale_S[known[-1]]:.3g}"
-        if known.size
-        else ""
-    )
+    ends = scale_S[known[[0, -1]]] if known.size else ()
+    scales = "; the loss scale went from {:.3g} to {:.3g}".format(*ends) if known.size else ""
     return seen.step(first), (
         f"{over_S.sum()} of {len(over_S)} steps overflowed, {share:.0%} of the second half; "
         f"the first at step {seen.step(first)}{scales}"
@@ -71,20 +68,19 @@ def hidden_nan(seen: Seen) -> Finding | None:
     if not lasting or _grew_before(seen, bad[0]):
         return None
     s = int(bad[0])
-    before = (
-        f"{seen.loss_S[s - 1]:.3g}, gradient norm {seen.norm_S[s - 1]:.3g}"
-        if s
-        else "nothing: the first line"
-    )
     hidden = np.flatnonzero(seen.bad_S & np.isfinite(seen.loss_S))
     if hidden.size:
         return seen.step(s), (
             f"gradient norm {seen.norm_S[s]} from step {seen.step(s)} on, while the log still shows "
             f"finite losses at {hidden.size} lines, the last one {seen.loss_S[hidden[-1]]:.3g}"
         )
-    return seen.step(
-        s
-    ), f"loss {seen.loss_S[s]} at step {seen.step(s)} without growth; one line before {before}"
+    before = (
+        f"{seen.loss_S[s - 1]:.3g}, gradient norm {seen.norm_S[s - 1]:.3g}"
+        if s
+        else "nothing: the first line"
+    )
+    words = f"loss {seen.loss_S[s]} at step {seen.step(s)} without growth; one line before {before}"
+    return seen.step(s), words
 
 
 def _sudden_zero(seen: Seen) -> int | None:
@@ -102,8 +98,7 @@ def _grew_before(seen: Seen, s: int) -> bool:
         return True
     for values_S in (seen.loss_S, seen.norm_S):
         before = values_S[:s][np.isfinite(values_S[:s])]
-        if before.size > 1 and before[-5:].max() >= GROWTH * np.median(
-            before[:-5] if before.size > 9 else before[:1]
-        ):
+        usual = before[:-5] if before.size > 9 else before[:1]
+        if before.size > 1 and before[-5:].max() >= GROWTH * np.median(usual):
             return True
     return False

@@ -21,11 +21,8 @@ def attention_logit_growth(seen: Seen) -> Finding | None:
         return None
     first = int(known[np.argmax(logit_S[known] >= LOGIT_LARGE)])
     entropy_S = seen["attention_entropy"][known]
-    fell = (
-        f"; attention entropy went from {entropy_S[0]:.2g} to {entropy_S[-1]:.2g} nats"
-        if np.isfinite(entropy_S[[0, -1]]).all()
-        else ""
-    )
+    fell = f"; attention entropy went from {entropy_S[0]:.2g} to {entropy_S[-1]:.2g} nats"
+    fell = fell if np.isfinite(entropy_S[[0, -1]]).all() else ""
     return seen.step(first), (
         f"the largest attention logit went from {logit_S[known[0]]:.3g} to {logit_S[peak]:.3g}, "
         f"past {LOGIT_LARGE:.0f} at step {seen.step(first)}{fell}"

@@ -27,11 +27,9 @@ def explosion(seen: Seen) -> Finding | None:
         return None
     if followed is None and not _sudden_jump(norm_S):
         return None
-    long = ", and the step was as long" if followed else ""
-    return seen.step(peak), (
-        f"gradient norm {norm_S[peak]:.3g} at step {seen.step(peak)}, "
-        f"{level_before(norm_S, peak):.3g} before{long}; {seen.verdict.evidence}"
-    )
+    before = f"{level_before(norm_S, peak):.3g} before" + (", and the step was as long" if followed else "")
+    words = f"gradient norm {norm_S[peak]:.3g} at step {seen.step(peak)}, {before}; {seen.verdict.evidence}"
+    return seen.step(peak), words
 
 
 def _sudden_jump(norm_S) -> bool:

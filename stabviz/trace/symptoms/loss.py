@@ -14,13 +14,11 @@ PEAK_FACTOR = 1.5
 """Attention that saturates leaves the loss at a plateau below its start; a loss half as much again above the
 start is ruined at the output too, by the rate itself."""
 EARLY_STEPS = 10
-"""Steps in which a missing warm-up does its harm: Adam's moments still hold little more than the first
-gradients."""
+"""Steps in which a missing warm-up does its harm: Adam's moments hold little but the first gradients."""
 FULL_RATE = 0.9
 """A first rate of nine tenths of the largest is no warm-up."""
 LOGIT_EARLY, LOGIT_EARLY_GROWTH = 40.0, 8.0
-"""Within the first steps even 40, if it is 8 times the start: with warm-up the same runs reach 10 to 20
-there."""
+"""Early even 40, if it is 8 times the start: with warm-up the same runs reach 10 to 20 there."""
 
 
 def no_warmup(seen: Seen) -> Finding | None:

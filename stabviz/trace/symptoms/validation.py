@@ -30,11 +30,9 @@ def label_noise(seen: Seen) -> Finding | None:
         error = seen.loss_S[around].std() / np.sqrt(len(around))
         smoothed = seen.trace.setting(seen.run, "label_smoothing", 0.0)
         sure = loss_gap >= GAP_ERRORS * error and loss_gap >= 0.5 * seen["validation_loss_nats"][near].mean()
-        return (
-            (seen.step(s), losses + "; accuracy of training was not logged")
-            if sure and not smoothed
-            else None
-        )
+        if smoothed or not sure:
+            return None
+        return seen.step(s), losses + "; accuracy of training was not logged"
     train, held = seen["accuracy"][around], seen["validation_score"][near].mean()
     if held - train.mean() < max(LABEL_GAP, GAP_ERRORS * train.std() / np.sqrt(len(train))):
         return None
