@@ -182,8 +182,7 @@ def verdict_line(trace, name: str) -> str:
 def write_report(
     runs: Sequence[tuple[str, Any, dict | None, dict]], path: Path, summary: dict | None = None
 ) -> None:
-    """Write the HTML report of (name, Trace, scores, config) of each run, and what only several seeds can
-    say."""
+    """Write the HTML report of runs, each (name, Trace, scores, config), and what only several seeds say."""
     from stabviz.files import write_atomically
     from stabviz.trace.diagnosis import diagnose as find
     from stabviz.views.report import html_report

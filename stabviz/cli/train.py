@@ -26,8 +26,7 @@ class Finetune:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrain:
-    """Make a small BERT from the texts of the standard library and the support desk: masked words, next
-    sentences.
+    """Make a small BERT from docstrings and the support desk's texts: masked words, next sentences.
 
     Without a flag: what made data/stabviz-mini. The folder then holds pretrained/, which `finetune --model`
     takes.
@@ -102,8 +101,7 @@ def _resume_pretraining(folder: Path, options: Resume) -> int:
 
 
 def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
-    """Print the table and the verdicts, write the report; the exit code says whether the run came to its
-    end."""
+    """Print table and verdicts, write the report; the exit code says whether the run came to its end."""
     from stabviz.finetune.train.interrupt import STOPPED
 
     if int(os.environ.get("RANK", "0")):
@@ -129,8 +127,7 @@ def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
 
 
 def scores_table(outcomes: list, found: dict | None) -> str:
-    """Return the test scores of the runs as aligned text, with mean, spread, failed runs and churn of
-    several."""
+    """Return the runs' test scores as aligned text, with mean, spread, failed runs and churn of several."""
     from stabviz.views import text_table
 
     done = [o for o in outcomes if o.scores]

@@ -1,5 +1,4 @@
-"""The processes of one run: one of them without `torchrun`, several with it. PyTorch's own DDP and FSDP2, no
-more."""
+"""The processes of one run: one without `torchrun`, several with it. PyTorch's own DDP and FSDP2."""
 
 import os
 import warnings

@@ -1,5 +1,4 @@
-"""A whole run from its config: data, model, training, best weights, test scores; and the same for several
-seeds."""
+"""A whole run from its config: data, model, training, best weights, test scores; for several seeds too."""
 
 from dataclasses import dataclass
 from functools import partial

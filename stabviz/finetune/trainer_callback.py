@@ -1,5 +1,4 @@
-"""`StabilityCallback`: the signals, the Trace and the diagnosis of this course for runs of transformers'
-Trainer.
+"""`StabilityCallback`: signals, Trace and diagnosis of this course for runs of transformers' Trainer.
 
     trainer = Trainer(...)
     callback = StabilityCallback("runs/mine").watch(trainer)
@@ -72,8 +71,7 @@ class StabilityCallback(TrainerCallback):
         return read_metrics(self.out / "metrics.jsonl")
 
     def watch(self, trainer: Trainer) -> "StabilityCallback":
-        """Add this callback to a Trainer, and read its loss and gradients where they are raw. Returns
-        itself."""
+        """Add this callback to a Trainer, and read loss and gradients where they are raw; return itself."""
         if self.trainer is not None:
             raise ValueError(
                 "StabilityCallback: watch must be called once, with one Trainer; got a second call"
@@ -164,8 +162,7 @@ class StabilityCallback(TrainerCallback):
         self._param_norm = self.telemetry.param_norms() if self.telemetry.due(state.global_step) else None
 
     def on_optimizer_step(self, args, state, control, optimizer, **kwargs):
-        """Measure the update that was just made, and keep the step; its values stay on the device until a
-        flush."""
+        """Measure the update just made, and keep the step; its values stay on the device until a flush."""
         if self.log is None:
             return
         micro, self._micro = self._micro, []

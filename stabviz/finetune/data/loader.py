@@ -26,8 +26,7 @@ class Rows(Protocol):
 
 
 class Loader:
-    """The endless stream of batches of a run: the batch at a position is the same whenever it is asked
-    for."""
+    """The endless stream of batches of a run: a position has the same batch whenever it is asked for."""
 
     def __init__(self, rows: Rows, collate: Callable, config: FinetuneConfig, processes: ProcessGroup):
         self.rows, self.collate, self.config, self.processes = rows, collate, config, processes
@@ -42,8 +41,7 @@ class Loader:
             )
 
     def batches(self, position: int, left_out: set[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yield (position, this process's rows of the batch) from `position` on, without the rows in
-        `left_out`."""
+        """Yield (position, this process's rows) from `position` on, without the rows in `left_out`."""
         loader = DataLoader(
             _Positioned(self.rows),
             batch_sampler=_Sampler(self, position, frozenset(left_out)),

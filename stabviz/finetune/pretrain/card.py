@@ -1,5 +1,4 @@
-"""The model card of a pretrained checkpoint: what it was trained on, how, how well, and what it is not
-for."""
+"""The model card of a pretrained checkpoint: trained on what, how, how well, and what it is not for."""
 
 import platform
 from collections import Counter

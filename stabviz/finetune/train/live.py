@@ -1,5 +1,4 @@
-"""Watch a run while it trains: the loop in a thread of its own, its growing Trace out of the log that it
-writes."""
+"""Watch a run while it trains: the loop in a thread of its own, its growing Trace read from its log."""
 
 import threading
 from collections.abc import Callable, Iterator

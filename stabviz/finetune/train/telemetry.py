@@ -51,8 +51,7 @@ class Norms:
 
 
 class AttentionProbe:
-    """Largest attention logit and mean attention entropy of a transformers model, seen through hooks for one
-    pass.
+    """Largest attention logit and mean attention entropy of a transformers model, by hooks, for one pass.
 
     Knows models that hold `query` and `key` (BERT, RoBERTa, ELECTRA, ...) or `q_lin` and `k_lin` (DistilBERT)
     beside one another and attend by scaled dot product of these two. Others are passed over. Only the first
@@ -153,8 +152,7 @@ class Telemetry:
 
     @torch.no_grad()
     def update_signals(self, optimizer) -> dict[str, Tensor]:
-        """Measure the update that was just made and the moments behind it; call before the gradients are
-        dropped.
+        """Measure the update just made and the moments behind it; call before the gradients are dropped.
 
         Shapes: -> name: (1 + layers,), over everything first
         Units:  update_rms in lr (of the layer); weight decay is not counted
@@ -192,8 +190,7 @@ class Telemetry:
         return torch.tensor(roots, device=self.parameters[0].tensor.device)
 
     def record(self, step: int, host: dict[str, float], device: dict[str, Tensor]) -> None:
-        """Keep one step: `host` numbers are known already, `device` tensors (a scalar, or total and layers)
-        are not."""
+        """Keep one step: `host` numbers are known, `device` tensors (scalar, or total and layers) not yet."""
         names, values = [], []
         for signal, value in device.items():
             names += self._named(signal) if value.ndim else [signal]
