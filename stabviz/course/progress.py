@@ -7,6 +7,7 @@ name that says so, and the course goes on with an empty store: nothing is delete
 import os
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 from stabviz.files import dumps, loads, locked, write_atomically
@@ -92,7 +93,5 @@ def _beside(measured) -> str:
 
 
 def _free_name(path: Path) -> Path:
-    numbers = iter(range(1, 10_000))
-    while (aside := path.with_name(f"{path.stem}.damaged-{next(numbers)}{path.suffix}")).exists():
-        pass
-    return aside
+    names = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in count(1))
+    return next(name for name in names if not name.exists())

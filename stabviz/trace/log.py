@@ -124,7 +124,7 @@ def _lines(path: Path) -> tuple[dict, list[tuple[int, dict]]]:
             what = f"must be one JSON object; got {line[:60]!r}"
             raise ValueError(f"read_metrics: {path} line {number}: {what}") from error
     header = parsed[0][1]
-    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
-        got = header.get("schema") if isinstance(header, dict) else header
-        raise ValueError(f"read_metrics: {path} line 1: schema must be {SCHEMA!r}; got {got!r}")
+    schema = header.get("schema") if isinstance(header, dict) else header
+    if schema != SCHEMA:
+        raise ValueError(f"read_metrics: {path} line 1: schema must be {SCHEMA!r}; got {schema!r}")
     return header, parsed[1:]

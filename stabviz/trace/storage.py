@@ -47,13 +47,8 @@ def _header(trace: Trace) -> str:
 def _trace(path: Path, header: dict, steps, signals: dict) -> Trace:
     try:
         arrays = {name: np.asarray(signals[name], dtype=dtype) for name, dtype in header["signals"].items()}
-        return Trace(
-            steps=np.asarray(steps, dtype=np.int64),
-            signals=arrays,
-            runs=header["runs"],
-            config=header["config"],
-            events=header["events"],
-        )
+        plain = {name: header[name] for name in ("runs", "config", "events")}
+        return Trace(steps=np.asarray(steps, dtype=np.int64), signals=arrays, **plain)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"trace.load: {path} line 1: header must describe what follows ({error})") from error
 

@@ -1,9 +1,9 @@
 """Checkpoints on disk: whole or not at all, proved by hashes, and read without running any code.
 
-    folder/step-00000123/   NAME.safetensors ..., state.json, manifest.json (written last: sizes and sha256 of
-    the rest) folder/.writing-...     a checkpoint under way; one that a killed writer left is removed by the
-    next write folder/step-...replaced an earlier checkpoint of the same step, for the instant in which the
-    new one takes its name
+    folder/step-00000123/         NAME.safetensors ..., state.json, and manifest.json, written last:
+                                  sizes and sha256 of the rest
+    folder/.writing-...           one under way; what a killed writer left goes with the next write
+    folder/step-...replaced       an earlier one of the same step, while the new one takes its name
 
 A checkpoint gets its name only when every byte of it is on the disk, so a kill or a power cut at any instant
 leaves the one before it as it was. One process writes to a folder; any number may read.
