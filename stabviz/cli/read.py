@@ -5,9 +5,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+
+from stabviz.finetune.config import MaybeText
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +18,7 @@ class Evaluate:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
-    data: str | None = None
+    data: MaybeText = None
     """Other data with the same columns and labels; left out: the data of the run."""
     split: Literal["train", "validation", "test"] = "test"
     """Which split."""
@@ -32,7 +34,7 @@ class Predict:
     """Folder of the run, or of a model that a run has saved."""
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
     """The texts."""
-    file: Path | None = None
+    file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A file with one text a line; - is standard input."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
@@ -66,25 +68,24 @@ def evaluate(options: Evaluate) -> int:
     from stabviz.models.pretrained import load_tokenizer
 
     config = load_config(options.run)
-    if not (config.out / "best").is_dir():
+    if not (config.run.out / "best").is_dir():
         raise ValueError(
             f"evaluate: {options.run} must hold best/, which the first evaluation of a run writes"
         )
-    config = config.replace(
-        model=str(config.out / "best"),
+    best = config.replace(
+        model=str(config.run.out / "best"),
         from_scratch=False,
         device=options.device,
-        freeze=(),
-        data=options.data or config.data,
+        data=options.data or config.data.source,
     )
-    splits = read_splits(config)
-    known = json.loads((config.out / "best" / "stabviz.json").read_text(encoding="utf-8"))["labels"]
+    splits = read_splits(best.data, best.run.seed)
+    known = json.loads((config.run.out / "best" / "stabviz.json").read_text(encoding="utf-8"))["labels"]
     if list(splits.labels) != known:
         raise ValueError(
             f"evaluate: data must have the labels of the run, {known}; got {list(splits.labels)}"
         )
     found = evaluate_model(
-        config, splits, load_tokenizer(config.model), ProcessGroup.join(options.device), options.split
+        best, splits, load_tokenizer(best.model.name), ProcessGroup.join(options.device), options.split
     )
     for name, value in found.scores.items():
         if isinstance(value, float | int):

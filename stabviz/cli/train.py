@@ -3,11 +3,12 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from stabviz.cli.read import verdict_line, write_report
-from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.config import FinetuneConfig, MaybeInt
 from stabviz.finetune.pretrain.config import PretrainConfig
 
 
@@ -19,8 +20,8 @@ class Finetune:
     cores.
     """
 
-    run: tyro.conf.OmitArgPrefixes[FinetuneConfig]
-    config: Path | None = None
+    run: Annotated[tyro.conf.OmitArgPrefixes[FinetuneConfig], tyro.conf.arg(name="")]
+    config: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A JSON or TOML file of the settings below; a flag overrules it."""
 
 
@@ -32,7 +33,7 @@ class Pretrain:
     takes.
     """
 
-    run: tyro.conf.OmitArgPrefixes[PretrainConfig]
+    run: Annotated[tyro.conf.OmitArgPrefixes[PretrainConfig], tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +44,11 @@ class Resume:
     """Folder of the run."""
     force: bool = False
     """Go on although settings or data changed: no exact resume any more."""
-    steps: int | None = None
+    steps: MaybeInt = None
     """A new number of steps in all; changes the schedule, and so needs --force."""
-    workers: int | None = None
+    workers: MaybeInt = None
     """Processes that prepare batches."""
-    stop_after: int | None = None
+    stop_after: MaybeInt = None
     """Stop and save again after this many updates."""
 
 
@@ -69,12 +70,12 @@ def _pretrained(config: PretrainConfig, **how) -> int:
 
     made = make(config, **how)
     if not made.scores:
-        print(f"stopped and saved; go on with: python -m stabviz resume {config.out}")
+        print(f"stopped and saved; go on with: python -m stabviz resume {config.run.out}")
         return STOPPED
-    write_report([("pretraining", made.trace, None, config.as_dict())], config.out / "report.html")
+    write_report([("pretraining", made.trace, None, config.as_dict())], config.run.out / "report.html")
     print("\n".join(f"{name}: {value}" for name, value in made.scores.items()))
     print(verdict_line(made.trace, "pretraining"))
-    print(f"report: {config.out / 'report.html'}\ncheckpoint: {made.folder}")
+    print(f"report: {config.run.out / 'report.html'}\ncheckpoint: {made.folder}")
     return 0
 
 
@@ -96,7 +97,7 @@ def resume(options: Resume) -> int:
 
 
 def _resume_pretraining(folder: Path, options: Resume) -> int:
-    config = PretrainConfig.load(folder).replace(stop_after=options.stop_after)
+    config = PretrainConfig.of_folder(folder).replace(stop_after=options.stop_after)
     return _pretrained(config, resume=True, force=options.force)
 
 
@@ -109,19 +110,19 @@ def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
     print(scores_table(outcomes, found))
     begun = [o for o in outcomes if o.trace.n_steps]  # a run may be stopped before its first step
     for outcome in begun:
-        print(verdict_line(outcome.trace, f"seed {outcome.config.seed}"))
+        print(verdict_line(outcome.trace, f"seed {outcome.config.run.seed}"))
     if begun:
-        path = config.out / "report.html"
+        path = config.run.out / "report.html"
         write_report(
-            [(f"seed {o.config.seed}", o.trace, o.scores, o.config.as_dict()) for o in begun], path, found
+            [(f"seed {o.config.run.seed}", o.trace, o.scores, o.config.as_dict()) for o in begun], path, found
         )
         print(f"report: {path}")
     if outcomes[-1].finished:
-        print(f"best weights: {outcomes[-1].config.out / 'best'}")
+        print(f"best weights: {outcomes[-1].config.run.out / 'best'}")
         return 0
     print(
         f"stopped after {outcomes[-1].progress.updates} updates and saved; "
-        f"go on with: python -m stabviz resume {config.out}"
+        f"go on with: python -m stabviz resume {config.run.out}"
     )
     return STOPPED
 
@@ -140,7 +141,7 @@ def scores_table(outcomes: list, found: dict | None) -> str:
     ]
     rows = [
         {
-            "seed": o.config.seed,
+            "seed": o.config.run.seed,
             "updates": o.progress.updates,
             **{k: float(o.scores[k]) for k in keys},
             "failed": "yes" if o.scores["failed"] else "no",

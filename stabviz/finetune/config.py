@@ -1,93 +1,125 @@
-"""`FinetuneConfig`: the one definition of a run. The command line's flags and their help are made from it."""
+"""The settings of a run, nested as the work is; the command line's flags and their help come from them.
+
+    FinetuneConfig      data    DataConfig           what is learned from
+                        model   ModelConfig          what learns
+                        run     RunConfig            folder, seeds, logging
+                        train   TrainConfig          schedule and evaluation, and with them
+                                  .optimizer, .compute, .guard
+
+Each setting has a flat name as well, that of its flag: `FinetuneConfig.of(lr=1e-4)`, `as_dict`, config files
+and `config.replace(seed=1)` use these. What needs a part is handed that part, as `config.train.optimizer`.
+"""
 
 import dataclasses
 import difflib
+import functools
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
+
+from tyro.conf import arg as flag
 
 from stabviz.files import as_number, loads
-from stabviz.ops import SCHEDULES
 
 DATA = Path(__file__).resolve().parent.parent.parent / "data"
 """The project's own corpora, present in a clone."""
-MAY_CHANGE = (
-    "out",
-    "overwrite",
-    "save_every",
-    "keep",
-    "flush_every",
-    "tensorboard",
-    "workers",
-    "progress",
-    "stop_after",
-    "seeds",
-)
-"""Fields that a resumed run may set anew: they do not touch the mathematics of a step."""
+ScheduleName = Literal["constant", "warmup", "cosine", "inverse_sqrt", "linear"]
+MaybeInt = Annotated[int | None, flag(metavar="INT")]
+MaybeFloat = Annotated[float | None, flag(metavar="FLOAT")]
+MaybeText = Annotated[str | None, flag(metavar="STR")]
+
+
+def must(part: Any, names: str, holds: Callable[[Any], bool], constraint: str) -> None:
+    """Raise a ValueError that names the first of these settings for which the constraint does not hold."""
+    for name in names.split():
+        if not holds(value := getattr(part, name)):
+            raise ValueError(f"{type(part).__name__}: {name} must be {constraint}; got {value!r}")
+
+
+def at_least(least: int) -> tuple[Callable[[Any], bool], str]:
+    """Return a constraint for `must`: a number that is not below `least`."""
+    return lambda value: value >= least, f"at least {least}"
+
+
+def share(value: float) -> bool:
+    """Tell whether a number is in [0, 1)."""
+    return 0 <= value < 1
+
+
+def or_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Let a constraint hold for None as well."""
+    return lambda value: value is None or holds(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneConfig:
-    """One fine-tuning run, from text to a verdict. A number that is a length or a count is in rows or
-    steps."""
+class DataConfig:
+    """What is learned from: the rows, their splits, and their length in word pieces."""
 
-    data: str = "support-desk"
+    source: Annotated[str, flag(name="data")] = "support-desk"
     """support-desk, docstrings, a .csv, .jsonl, .json or .parquet file, a folder of them, or a Hugging Face
     id."""
-    data_config: str | None = None
-    """Configuration of a Hugging Face data set that has several."""
     text: str = "text"
     """Column of the text; with tags a list of words, or one string that is split at spaces."""
-    label: str | None = None
+    label: MaybeText = None
     """Column of the class. Left out with tags; the data set's own default otherwise."""
-    tags: str | None = None
+    tags: MaybeText = None
     """Column of BIO tags, one a word: named entities instead of classes."""
+    max_length: int = 128
+    """Longest text in word pieces, special tokens included."""
+    max_train_rows: MaybeInt = None
+    """Use only this many training rows, chosen by seed."""
+    data_config: MaybeText = None
+    """Configuration of a Hugging Face data set that has several."""
     validation_share: float = 0.1
     """Share of the training rows set aside where the data has no validation split: by seed, stratified by
     class."""
     test_share: float = 0.1
     """The same for a test split."""
-    max_train_rows: int | None = None
-    """Use only this many training rows, chosen by seed."""
     label_noise: float = 0.0
     """Share of training labels replaced by a wrong one, by seed. Validation and test stay clean."""
+    word_dropout: float = 0.0
+    """Share of word pieces replaced by the mask token, anew in each epoch: augmentation."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """An unknown label, empty text, ragged tags, a broken line: stop with file, row and column, or skip and
     count."""
-    max_length: int = 128
-    """Longest text in word pieces, special tokens included."""
 
-    model: str = "stabviz-mini"
+    def __post_init__(self):
+        must(self, "max_length", *at_least(1))
+        must(self, "max_train_rows", or_none(lambda n: n >= 1), "at least 1, or left out")
+        must(self, "validation_share test_share label_noise word_dropout", share, "in [0, 1)")
+        must(self, "label", lambda label: not (label and self.tags), "left out when tags is given")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What learns."""
+
+    name: Annotated[str, flag(name="model")] = "stabviz-mini"
     """stabviz-mini (the checkpoint in data/), minilm (see README), a folder, or a Hugging Face model id."""
     implementation: Literal["transformers", "stabviz"] = "transformers"
     """Who computes the model: transformers, or our own BERT on stabviz.ops (BERT checkpoints only)."""
     from_scratch: bool = False
     """Draw the weights anew, by seed, instead of loading them: what pretraining is worth."""
-    dropout: float | None = None
+    dropout: MaybeFloat = None
     """Dropout of hidden states and attention; None: as the checkpoint says."""
-    freeze: tuple[str, ...] = ()
-    """Parameters whose name contains one of these stay as they are, e.g. embeddings encoder.layer.0."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
-    word_dropout: float = 0.0
-    """Share of word pieces replaced by the mask token, anew in each epoch: augmentation."""
 
-    steps: int = 300
-    """Updates."""
-    batch: int = 32
-    """Rows of one update, over all micro-batches and all processes."""
-    micro_batch: int | None = None
-    """Rows that go through the model at once; None: the whole batch. Accumulation is exact, see README."""
-    lr: float = 1e-3
-    """Peak learning rate. The default suits the shipped model; 2e-5 to 5e-5 is usual for one of BERT-base
-    size."""
-    schedule: Literal["constant", "warmup", "cosine", "inverse_sqrt", "linear"] = "linear"
-    """Shape of the learning rate over the steps, a name in stabviz.ops.SCHEDULES."""
-    warmup_steps: int | None = None
-    """Steps over which the rate rises linearly; None: a tenth of the steps."""
-    optimizer: Literal["adamw", "adamw_fused"] = "adamw_fused"
+    def __post_init__(self):
+        must(self, "dropout", or_none(share), "in [0, 1), or left out")
+        must(self, "label_smoothing", share, "in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """How a gradient becomes an update, and which parameters take part."""
+
+    name: Annotated[Literal["adamw", "adamw_fused"], flag(name="optimizer")] = "adamw_fused"
     """adamw: ours, from stabviz.ops. adamw_fused: torch's, the same trajectory and faster."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; biases and layer norms are spared."""
     beta1: float = 0.9
     """Decay of Adam's first moment."""
     beta2: float = 0.999
@@ -96,20 +128,33 @@ class FinetuneConfig:
     """Adam's epsilon; a gradient far below it starves."""
     bias_correction: bool = True
     """False: the Adam of the first BERT code, see lesson 11. Needs optimizer adamw."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay; biases and layer norms are spared."""
     layer_decay: float = 1.0
     """Learning rate of a layer over that of the layer above it; 1: the same for all."""
-    clip_norm: float = 1.0
-    """Largest L2 norm of the gradient; inf is off."""
-    ema_decay: float = 0.0
-    """Decay of an average of the weights that is evaluated and kept in place of the last weights; 0 is
-    off."""
+    freeze: tuple[str, ...] = ()
+    """Parameters whose name contains one of these stay as they are, e.g. embeddings encoder.layer.0."""
 
+    def __post_init__(self):
+        object.__setattr__(self, "freeze", tuple(self.freeze))
+        must(self, "beta1 beta2", share, "in [0, 1)")
+        must(self, "eps weight_decay", lambda x: 0 <= x < math.inf, "at least 0 and finite")
+        must(self, "layer_decay", lambda x: 0 < x <= 1, "in (0, 1]")
+        if not self.bias_correction and self.name != "adamw":
+            raise ValueError(
+                "OptimizerConfig: optimizer must be 'adamw' when bias_correction is off; "
+                f"got {self.name!r}: torch's AdamW always corrects"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeConfig:
+    """Where and in which form a step is computed: speed and memory."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the forward and backward pass; weights and optimizer stay float32."""
-    loss_scale: float = 65536.0
-    """First loss scale with fp16; it adapts."""
+    micro_batch: MaybeInt = None
+    """Rows that go through the model at once; None: the whole batch. Accumulation is exact, see README."""
     activation_checkpointing: bool = False
     """Keep only the input of each layer and compute the rest again on the way back: less memory, more
     time."""
@@ -121,32 +166,23 @@ class FinetuneConfig:
     """Pad every batch to max_length instead of its longest text."""
     packing: bool = False
     """Put several texts into one row, each blind to the others. For tags."""
-    workers: int = 0
-    """Processes that prepare batches."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: a whole model in each process (DDP), or its weights shared out over all of them
     (FSDP2)."""
     deterministic: bool = False
     """Ask torch for deterministic kernels: the same bytes from the same seed, and slower on a GPU."""
+    loss_scale: float = 65536.0
+    """First loss scale with fp16; it adapts."""
 
-    evaluate_every: int = 50
-    """Steps between two evaluations on the validation split; the last step is always evaluated."""
-    patience: int | None = None
-    """Stop after this many evaluations without a better score; None: never."""
-    save_every: int = 100
-    """Steps between two checkpoints; 0: none but the last."""
-    keep: int = 2
-    """Checkpoints that are kept, the newest ones."""
-    flush_every: int = 10
-    """Steps whose signals stay on the device before they are written."""
-    signals_every: int = 10
-    """Steps between two measurements of the costly signals (update, moments, attention), by layer."""
-    tensorboard: bool = False
-    """Write TensorBoard events as well, to OUT/tensorboard."""
-    progress: bool = True
-    """Show a progress bar."""
+    def __post_init__(self):
+        must(self, "micro_batch", or_none(lambda n: n >= 1), "at least 1, or left out")
+        must(self, "loss_scale", lambda x: x > 0, "above 0")
+        must(self, "precision", lambda name: name in ("fp32", "bf16", "fp16"), "one of fp32, bf16, fp16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardConfig:
+    """When a step is dropped, and when the run goes back or stops."""
 
     max_bad_steps: int = 10
     """Non-finite steps in a row that stop the run. With fp16 the loss scale halves at each."""
@@ -160,106 +196,170 @@ class FinetuneConfig:
     max_rewinds: int = 3
     """Spikes and rewinds before the run stops."""
 
-    seed: int = 0
-    """Seed of everything random: splits, order, weights of the head, dropout, augmentation."""
-    seeds: int = 1
-    """How many runs, with seeds seed, seed + 1, ...; reported with their spread."""
-    stop_after: int | None = None
-    """Stop and save after this many updates, as if interrupted; None: never."""
-    out: Path = Path("runs/finetune")
-    """Folder of the run: config, metrics.jsonl, checkpoints, report.html."""
-    overwrite: bool = False
-    """Delete the run that is already in that folder."""
+    def __post_init__(self):
+        must(self, "max_bad_steps", *at_least(1))
+        must(self, "max_rewinds", *at_least(0))
+        must(self, "spike_sigmas", lambda x: x > 0, "above 0")
+        must(self, "spike_height", lambda x: 0 <= x < math.inf, "at least 0 and finite")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How long and how fast: schedule, batch, evaluations; a length is in updates."""
+
+    steps: int = 300
+    """Updates."""
+    batch: int = 32
+    """Rows of one update, over all micro-batches and all processes."""
+    lr: float = 1e-3
+    """Peak learning rate. The default suits the shipped model; 2e-5 to 5e-5 is usual for one of BERT-base
+    size."""
+    schedule: ScheduleName = "linear"
+    """Shape of the learning rate over the steps, a name in stabviz.ops.SCHEDULES."""
+    warmup_steps: MaybeInt = None
+    """Steps over which the rate rises linearly; None: a tenth of the steps."""
+    clip_norm: float = 1.0
+    """Largest L2 norm of the gradient; inf is off."""
+    ema_decay: float = 0.0
+    """Decay of an average of the weights that is evaluated and kept in place of the last weights; 0 is
+    off."""
+    evaluate_every: int = 50
+    """Steps between two evaluations on the validation split; the last step is always evaluated."""
+    patience: MaybeInt = None
+    """Stop after this many evaluations without a better score; None: never."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    compute: ComputeConfig = ComputeConfig()
+    guard: GuardConfig = GuardConfig()
 
     def __post_init__(self):
-        object.__setattr__(self, "out", Path(self.out))
-        object.__setattr__(self, "freeze", tuple(self.freeze))
-        for name in (
-            "steps",
-            "batch",
-            "max_length",
-            "evaluate_every",
-            "keep",
-            "flush_every",
-            "signals_every",
-            "max_bad_steps",
-            "seeds",
-        ):
-            self._must(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("save_every", "workers", "max_rewinds", "seed"):
-            self._must(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("micro_batch", "max_train_rows", "patience", "stop_after"):
-            self._must(
-                name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1, or left out"
-            )
-        for name in (
-            "validation_share",
-            "test_share",
-            "label_noise",
-            "label_smoothing",
-            "word_dropout",
-            "ema_decay",
-            "beta1",
-            "beta2",
-        ):
-            self._must(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("lr", "clip_norm", "loss_scale", "spike_sigmas"):
-            self._must(name, getattr(self, name) > 0, "above 0")
-        for name in ("eps", "weight_decay", "spike_height"):
-            self._must(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
-        self._must("lr", math.isfinite(self.lr), "finite")
-        self._must("layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
-        self._must("dropout", self.dropout is None or 0 <= self.dropout < 1, "in [0, 1), or left out")
-        self._must("schedule", self.schedule in SCHEDULES, f"one of {sorted(SCHEDULES)}")
-        self._must("precision", self.precision in ("fp32", "bf16", "fp16"), "one of fp32, bf16, fp16")
-        self._must(
-            "warmup_steps", 0 <= self.warmup <= self.steps, f"from 0 to steps = {self.steps}, or left out"
-        )
-        self._must("label", not (self.label and self.tags), "left out when tags is given")
-        if self.micro_batch is not None:
-            self._must("micro_batch", self.micro_batch <= self.batch, f"at most batch = {self.batch}")
-        if not self.bias_correction and self.optimizer != "adamw":
-            raise ValueError(
-                "FinetuneConfig: optimizer must be 'adamw' when bias_correction is off; "
-                f"got {self.optimizer!r}: torch's AdamW always corrects"
-            )
-
-    def _must(self, name: str, holds: bool, constraint: str) -> None:
-        if not holds:
-            raise ValueError(f"FinetuneConfig: {name} must be {constraint}; got {getattr(self, name)!r}")
+        must(self, "steps batch evaluate_every", *at_least(1))
+        must(self, "patience", or_none(lambda n: n >= 1), "at least 1, or left out")
+        must(self, "ema_decay", share, "in [0, 1)")
+        must(self, "lr clip_norm", lambda x: x > 0, "above 0")
+        must(self, "lr", math.isfinite, "finite")
+        names = get_args(ScheduleName)
+        must(self, "schedule", lambda name: name in names, f"one of {sorted(names)}")
+        in_range = 0 <= self.warmup <= self.steps
+        must(self, "warmup_steps", lambda _: in_range, f"from 0 to steps = {self.steps}, or left out")
+        must(self.compute, "micro_batch", or_none(lambda n: n <= self.batch), f"at most batch = {self.batch}")
 
     @property
     def warmup(self) -> int:
         """Steps of warm-up, `warmup_steps` or a tenth of the steps."""
         return self.steps // 10 if self.warmup_steps is None else self.warmup_steps
 
-    def replace(self, **changes) -> "FinetuneConfig":
-        """Return a copy with these fields set anew, checked again."""
-        return dataclasses.replace(self, **changes)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data that `files.dumps` can hold."""
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return plain | {"out": str(self.out), "freeze": list(self.freeze)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Where a run is kept, what it writes, and from which seed it comes."""
+
+    out: Path = Path("runs/finetune")
+    """Folder of the run: config, metrics.jsonl, checkpoints, report.html."""
+    seed: int = 0
+    """Seed of everything random: splits, order, weights of the head, dropout, augmentation."""
+    seeds: int = 1
+    """How many runs, with seeds seed, seed + 1, ...; reported with their spread."""
+    overwrite: bool = False
+    """Delete the run that is already in that folder."""
+    progress: bool = True
+    """Show a progress bar."""
+    save_every: int = 100
+    """Steps between two checkpoints; 0: none but the last."""
+    keep: int = 2
+    """Checkpoints that are kept, the newest ones."""
+    stop_after: MaybeInt = None
+    """Stop and save after this many updates, as if interrupted; None: never."""
+    workers: int = 0
+    """Processes that prepare batches."""
+    tensorboard: bool = False
+    """Write TensorBoard events as well, to OUT/tensorboard."""
+    signals_every: int = 10
+    """Steps between two measurements of the costly signals (update, moments, attention), by layer."""
+    flush_every: int = 10
+    """Steps whose signals stay on the device before they are written."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "out", Path(self.out))
+        must(self, "keep flush_every signals_every seeds", *at_least(1))
+        must(self, "save_every workers seed", *at_least(0))
+        must(self, "stop_after", or_none(lambda n: n >= 1), "at least 1, or left out")
+
+
+MAY_CHANGE = {field.name for field in dataclasses.fields(RunConfig)} - {"seed", "signals_every"}
+"""Settings that a resumed run may set anew: they do not touch the mathematics of a step, nor the log."""
+
+
+def paths(kind: Any) -> dict[str, tuple[str, ...]]:
+    """Return where each setting of a config is, by its flat name: beta1 -> train, optimizer, beta1."""
+    found: dict[str, tuple[str, ...]] = {}
+    hints = get_type_hints(kind, include_extras=True)
+    for name, hint in ((field.name, hints[field.name]) for field in dataclasses.fields(kind)):
+        if dataclasses.is_dataclass(hint):
+            found |= {flat: (name, *path) for flat, path in paths(hint).items()}
+        else:
+            named = (getattr(note, "name", None) for note in getattr(hint, "__metadata__", ()))
+            found[next(filter(None, named), name)] = (name,)
+    return found
+
+
+class LoopConfig:
+    """What every config of a run has: the parts that the loop needs, and flat names for all settings."""
+
+    __slots__ = ()
+    train: TrainConfig
+    run: RunConfig
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> "FinetuneConfig":
-        """Read what `as_dict` wrote, or a config file; an unknown name is an error that suggests the near
-        one."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in plain:
+    def of(cls, **settings: Any) -> Self:
+        """Make a config from settings by their flat names; the others have their defaults.
+
+        Raises: ValueError for a name that is no setting, and as the checks of the parts
+
+        >>> config = FinetuneConfig.of(data="docstrings", lr=1e-4, beta2=0.98)
+        >>> config.data.source, config.train.lr, config.train.optimizer.beta2
+        ('docstrings', 0.0001, 0.98)
+        """
+        return cls().replace(**settings)
+
+    def replace(self, **settings: Any) -> Self:
+        """Return a copy with these settings, by their flat names, checked again."""
+        known, changes = paths(type(self)), {}
+        for name, value in settings.items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"FinetuneConfig: {name!r} is no setting.{hint}")
-        numbers = {name: as_number(value) for name, value in plain.items()}
-        try:
-            return cls(**numbers)
-        except TypeError as error:
-            raise ValueError(f"FinetuneConfig: a value has the wrong type ({error})") from error
+                raise ValueError(f"{type(self).__name__}: {name!r} is no setting.{hint}")
+            changes[known[name]] = value
+        return _changed(self, changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data that `files.dumps` can hold, by flat names."""
+        plain: dict[str, Any] = {}
+        for name, path in paths(type(self)).items():
+            value: Any = functools.reduce(getattr, path, self)
+            value = list(value) if isinstance(value, tuple) else value
+            plain[name] = str(value) if isinstance(value, Path) else value
+        return plain
 
     @classmethod
-    def load(cls, path: str | Path) -> "FinetuneConfig":
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """Read what `as_dict` wrote, or a config file: flat names, which sections like "train" may group."""
+        sections = {name for path in paths(cls).values() for name in path[:-1]}
+
+        def flat(plain: Mapping[str, Any]) -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            for name, value in plain.items():
+                in_section = name in sections and isinstance(value, Mapping)
+                found |= flat(value) if in_section else {name: as_number(value)}
+            return found
+
+        try:
+            return cls.of(**flat(plain))
+        except TypeError as error:
+            raise ValueError(f"{cls.__name__}: a value has the wrong type ({error})") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
         """Read a JSON or TOML file of settings; what it leaves out has its default."""
         path = Path(path)
         try:
@@ -270,9 +370,35 @@ class FinetuneConfig:
             else:
                 plain = loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"FinetuneConfig.load: {path} must be JSON or TOML ({error})") from error
+            raise ValueError(f"{cls.__name__}.load: {path} must be JSON or TOML ({error})") from error
         if not isinstance(plain, dict):
             raise ValueError(
-                f"FinetuneConfig.load: {path} must hold settings by name; got a {type(plain).__name__}"
+                f"{cls.__name__}.load: {path} must hold settings by name; got a {type(plain).__name__}"
             )
         return cls.from_dict(plain)
+
+
+def _changed(part: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
+    """Copy a config with other values at these paths; each part is made once: its checks see all."""
+    own = {path[0]: value for path, value in changes.items() if len(path) == 1}
+    for name in dict.fromkeys(path[0] for path in changes if len(path) > 1):
+        inside = {path[1:]: value for path, value in changes.items() if path[0] == name}
+        own[name] = _changed(getattr(part, name), inside)
+    return dataclasses.replace(part, **own)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneConfig(LoopConfig):
+    """One fine-tuning run, from text to a verdict."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    run: RunConfig = RunConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self):
+        if self.train.compute.packing and not self.data.tags:
+            raise ValueError(
+                "FinetuneConfig: packing must be off for classes: their label stands on a whole text; "
+                "got packing=True"
+            )

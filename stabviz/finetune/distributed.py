@@ -70,17 +70,17 @@ class ProcessGroup:
         """
         if self.size == 1:
             return action()
-        told = [None, None]
+        result_and_error: list[Any] = [None, None]
         if self.leads:
             try:
-                told[0] = action()
+                result_and_error[0] = action()
             except Exception as error:
-                told[1] = error
-        dist.broadcast_object_list(told, src=0)
+                result_and_error[1] = error
+        dist.broadcast_object_list(result_and_error, src=0)
         dist.barrier()  # gloo's threads have let go of Python's objects by now: a process may end after this
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
+        if result_and_error[1] is not None:
+            raise result_and_error[1]
+        return result_and_error[0]
 
     def any(self, flag: bool) -> bool:
         """Tell every process whether the flag is up in one of them."""
@@ -127,7 +127,8 @@ def share(model: nn.Module, processes: ProcessGroup, parallel: str) -> nn.Module
     mesh = init_device_mesh(processes.device.type, (processes.size,))
     for layer in max(lists, key=len):
         fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # in place
+    return model
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -1,9 +1,10 @@
 """A whole run from its config: data, model, training, best weights, test scores; for several seeds too."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -50,26 +51,26 @@ def finetune(
 ) -> Outcome:
     """Train one model on one seed, keep its best weights, and score them on the test split.
 
-    The folder config.out then holds config.json, metrics.jsonl, timings.jsonl, checkpoints/, best/ and
+    The folder OUT then holds config.json, metrics.jsonl, timings.jsonl, checkpoints/, best/ and
     scores.json.
 
     Raises: ValueError (DataError for bad rows) for what is wrong before training; TrainingFailed when
             training cannot go on; OSError for a folder that cannot be written
     Lesson: 11-classification
     """
-    processes = ProcessGroup.join(config.device)
+    processes = ProcessGroup.join(config.train.compute.device)
     try:
-        splits = read_splits(config)
+        splits = read_splits(config.data, config.run.seed)
         setup, tokenizer = prepare(config, splits, processes)
         progress = train(setup, resume=resume, force=force, interrupt=interrupt)
         scores = None
         if progress.finished:
             scores = score_best(config, splits, tokenizer, processes)
             processes.first(
-                lambda: write_atomically(config.out / "scores.json", dumps(scores, indent=2) + "\n")
+                lambda: write_atomically(config.run.out / "scores.json", dumps(scores, indent=2) + "\n")
             )
         processes.wait()
-        trace = read_metrics(config.out / "metrics.jsonl")
+        trace = read_metrics(config.run.out / "metrics.jsonl")
         return Outcome(config=config, progress=progress, trace=trace, scores=scores)
     finally:
         processes.leave()
@@ -82,36 +83,36 @@ def build_model(config: FinetuneConfig, kind: Literal["classes", "tags"], labels
     Lesson: 11-classification
     """
     model = load_model(
-        config.model,
+        config.model.name,
         kind,
         labels,
         pad_id=tokenizer.pad_token_id,
-        seed=config.seed,
-        implementation=config.implementation,
-        from_scratch=config.from_scratch,
-        dropout=config.dropout,
+        seed=config.run.seed,
+        implementation=config.model.implementation,
+        from_scratch=config.model.from_scratch,
+        dropout=config.model.dropout,
     )
     longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and config.max_length > longest:
+    if longest and config.data.max_length > longest:
         raise ValueError(
-            f"finetune: max_length must be at most {longest}, the positions that {config.model} has; "
-            f"got {config.max_length}"
+            f"finetune: max_length must be at most {longest}, the positions that {config.model.name} has; "
+            f"got {config.data.max_length}"
         )
-    if config.activation_checkpointing:
+    if config.train.compute.activation_checkpointing:
         checkpoint_activations(model)
     return model
 
 
 def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> tuple[Setup, object]:
     """Load tokenizer and model and encode the rows; return what the loop needs, and the tokenizer."""
-    tokenizer = load_tokenizer(config.model, splits.kind)
+    tokenizer = load_tokenizer(config.model.name, splits.kind)
     model = build_model(config, splits.kind, splits.labels, tokenizer)
+    compute, max_length, pad_id = config.train.compute, config.data.max_length, tokenizer.pad_token_id
     encode = partial(
-        TokenRows, tokenizer=tokenizer, kind=splits.kind, max_length=config.max_length, seed=config.seed
+        TokenRows, tokenizer=tokenizer, kind=splits.kind, max_length=max_length, seed=config.run.seed
     )
-    rows = encode(splits.train, word_dropout=config.word_dropout)
+    rows = encode(splits.train, word_dropout=config.data.word_dropout)
     validation = encode(splits.validation)
-    pad_id = tokenizer.pad_token_id
 
     def score(model, check):
         return evaluate(
@@ -120,7 +121,7 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
             splits.labels,
             pad_id=pad_id,
             processes=processes,
-            autocast=partial(autocast, config, processes.device),
+            autocast=partial(autocast, compute.precision, processes.device),
             check=check,
         )
 
@@ -130,16 +131,14 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
         else:
             model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
-        described = {"kind": splits.kind, "labels": list(splits.labels), "max_length": config.max_length}
+        described = {"kind": splits.kind, "labels": list(splits.labels), "max_length": max_length}
         (folder / "stabviz.json").write_text(dumps(described, indent=2) + "\n", encoding="utf-8")
 
-    if config.packing and splits.kind != "tags":
-        raise ValueError(
-            "finetune: packing must be off for classes: their label stands on a whole text; got packing=True"
-        )
-    fixed = config.max_length if config.fixed_length else None
-    packed = partial(pack, max_length=config.max_length, pad_id=pad_id)
-    merge = packed if config.packing else partial(collate, pad_id=pad_id, fixed_length=fixed)
+    if compute.packing:
+        merge = partial(pack, max_length=max_length, pad_id=pad_id)
+    else:
+        fixed = max_length if compute.fixed_length else None
+        merge = partial(collate, pad_id=pad_id, fixed_length=fixed)
     setup = Setup(
         config=config,
         processes=processes,
@@ -147,7 +146,7 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
         rows=rows,
         evaluate=score,
         save_model=save_model,
-        objective=cross_entropy_objective(config.label_smoothing),
+        objective=cross_entropy_objective(config.model.label_smoothing),
         collate=merge,
         fingerprint=splits.fingerprint,
         row_numbers=splits.train["row"][:],
@@ -157,7 +156,7 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
 
 def score_best(config: FinetuneConfig, splits: Splits, tokenizer, processes: ProcessGroup) -> dict:
     """Score the run's best weights on the test split; with the predictions, and whether the run failed."""
-    best = config.replace(model=str(config.out / "best"), from_scratch=False)
+    best = config.replace(model=str(config.run.out / "best"), from_scratch=False)
     found = evaluate_model(best, splits, tokenizer, processes)
     labels = splits.test["label"][:] if splits.kind == "classes" else []
     majority = majority_share(labels) if splits.kind == "classes" else 0.0
@@ -167,7 +166,7 @@ def score_best(config: FinetuneConfig, splits: Splits, tokenizer, processes: Pro
         "score_name": headline(found.scores)[0],
         "majority_share": majority,
         "failed": failed(found.scores, majority),
-        "seed": config.seed,
+        "seed": config.run.seed,
         "predictions": found.predictions,
         "labels": list(splits.labels),
         "skipped_rows": splits.skipped,
@@ -179,30 +178,30 @@ def evaluate_model(
 ) -> Evaluation:
     """Score the model that the config names on a split of the data."""
     model = build_model(config, splits.kind, splits.labels, tokenizer).to(processes.device)
-    rows = TokenRows(getattr(splits, split), tokenizer, kind=splits.kind, max_length=config.max_length)
+    rows = TokenRows(getattr(splits, split), tokenizer, kind=splits.kind, max_length=config.data.max_length)
     return evaluate(
         model,
         rows,
         splits.labels,
         pad_id=tokenizer.pad_token_id,
         processes=processes,
-        autocast=partial(autocast, config, processes.device),
+        autocast=partial(autocast, config.train.compute.precision, processes.device),
     )
 
 
 def finetune_seeds(
     config: FinetuneConfig, *, resume: bool = False, force: bool = False, interrupt: Interrupt | None = None
 ) -> tuple[list[Outcome], dict | None]:
-    """Run config.seeds runs into OUT/seed-N, and summarise: mean, spread, failed runs, churn between seeds.
+    """Run `seeds` runs into OUT/seed-N, and summarise: mean, spread, failed runs, churn between seeds.
 
     A run that was stopped ends the series; with `resume` the finished runs are taken from their folders.
 
     Lesson: 11-classification
     """
-    if config.seeds == 1:
+    if config.run.seeds == 1:
         outcome = finetune(config, resume=resume, force=force, interrupt=interrupt)
         return [outcome], summary([outcome]) if outcome.finished else None
-    processes = ProcessGroup.join(config.device)  # one group of processes for the whole series
+    processes = ProcessGroup.join(config.train.compute.device)  # one group of processes for the whole series
     try:
         if not resume:
             processes.first(lambda: start_series(config))
@@ -214,42 +213,40 @@ def finetune_seeds(
 def _series(
     config: FinetuneConfig, processes: ProcessGroup, *, resume: bool, force: bool, interrupt: Interrupt | None
 ):
-    outcomes, interrupt = (
-        [],
-        interrupt or Interrupt(),
-    )  # one for all: a request in the last save of a run ends the series too
-    for seed in range(config.seed, config.seed + config.seeds):
+    outcomes: list[Outcome] = []
+    interrupt = interrupt or Interrupt()  # one for all: a request in the last save of a run ends the series
+    for seed in range(config.run.seed, config.run.seed + config.run.seeds):
         if interrupt.requested:
             return outcomes, None
-        one = config.replace(seed=seed, seeds=1, out=config.out / f"seed-{seed}")
-        done = one.out / "scores.json"
-        again = resume and (one.out / "config.json").exists()
+        one = config.replace(seed=seed, seeds=1, out=config.run.out / f"seed-{seed}")
+        done = one.run.out / "scores.json"
+        again = resume and (one.run.out / "config.json").exists()
         if again and done.exists():
-            outcomes.append(load_outcome(one.out))
+            outcomes.append(load_outcome(one.run.out))
             continue
         outcomes.append(finetune(one, resume=again, force=force, interrupt=interrupt))
         if not outcomes[-1].finished:
             return outcomes, None
     found = summary(outcomes)
-    processes.first(lambda: write_atomically(config.out / "summary.json", dumps(found, indent=2) + "\n"))
+    processes.first(lambda: write_atomically(config.run.out / "summary.json", dumps(found, indent=2) + "\n"))
     return outcomes, found
 
 
 def start_series(config: FinetuneConfig) -> None:
     """Make the folder of several runs, and note in series.json what they are, for a resume."""
-    path = config.out / "series.json"
-    if path.exists() and not config.overwrite:
+    path = config.run.out / "series.json"
+    if path.exists() and not config.run.overwrite:
         raise ValueError(
-            f"finetune: out must not hold runs already; {config.out} does. Resume them "
-            f"(python -m stabviz resume {config.out}), choose another folder, or --overwrite"
+            f"finetune: out must not hold runs already; {config.run.out} does. Resume them "
+            f"(python -m stabviz resume {config.run.out}), choose another folder, or --overwrite"
         )
-    config.out.mkdir(parents=True, exist_ok=True)
+    config.run.out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, dumps({"config": config.as_dict()}, indent=2) + "\n")
 
 
 def summary(outcomes: list[Outcome]) -> dict:
     """Mean, spread and failed runs of the test score, and the churn between seeds."""
-    scores = [outcome.scores for outcome in outcomes]
+    scores = [outcome.scores for outcome in outcomes if outcome.scores is not None]
     name = scores[0]["score_name"]
     found = {
         "score_name": name,
@@ -310,10 +307,9 @@ def predict(folder: str | Path, texts: list[str], *, device: str = "auto") -> li
             raise ValueError(f"predict: texts must not be empty; got text {i + 1} = {text!r}")
     known = loads((folder / "stabviz.json").read_text(encoding="utf-8"))
     processes = ProcessGroup.join(device)
-    config = FinetuneConfig(model=str(folder), max_length=known["max_length"], data=".", device=device)
     tokenizer = load_tokenizer(str(folder))
     labels, kind = tuple(known["labels"]), known["kind"]
-    model = build_model(config, kind, labels, tokenizer).to(processes.device)
+    model = load_model(str(folder), kind, labels, pad_id=tokenizer.pad_token_id).to(processes.device)
     if kind == "classes":
         table = {"row": range(len(texts)), "text": texts, "label": [0] * len(texts)}
     else:
@@ -321,11 +317,7 @@ def predict(folder: str | Path, texts: list[str], *, device: str = "auto") -> li
         table = {"row": range(len(texts)), "words": words, "tags": [[0] * len(w) for w in words]}
     rows = TokenRows(Dataset.from_dict(table), tokenizer, kind=kind, max_length=known["max_length"])
     found = predict_logits(
-        model,
-        rows,
-        pad_id=tokenizer.pad_token_id,
-        processes=processes,
-        autocast=partial(autocast, config, processes.device),
+        model, rows, pad_id=tokenizer.pad_token_id, processes=processes, autocast=nullcontext
     )
     logits = [torch.from_numpy(row) for row, _ in found]
     if kind == "classes":
@@ -346,7 +338,7 @@ def _class(probabilities: list[float], labels: tuple[str, ...]) -> dict:
 
 def _entities(words: list[str], tags: list[str]) -> dict:
     tags = tags + ["O"] * (len(words) - len(tags))
-    entities = []
+    entities: list[dict[str, Any]] = []
     for word, tag in zip(words, tags, strict=True):
         kind = tag[2:]
         if tag.startswith("I-") and entities and entities[-1]["open"] and entities[-1]["type"] == kind:

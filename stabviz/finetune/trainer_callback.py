@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.config import OptimizerConfig, RunConfig
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.train.optimizer import trained_parameters
 from stabviz.finetune.train.telemetry import AttentionProbe, Telemetry
@@ -83,18 +83,19 @@ class StabilityCallback(TrainerCallback):
                 return inner(model, inputs, num_items_in_batch)
             return self._observe(inner, model, inputs, num_items_in_batch)
 
-        trainer.training_step = training_step
+        trainer.training_step = training_step  # type: ignore[method-assign]
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
         return self
 
-    def on_train_begin(self, args, state, control, model: nn.Module, optimizer, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
         """Open the log, or go on with that of the run that is resumed."""
         if self.trainer is None:
             raise ValueError(
                 "StabilityCallback: watch must be called before training; "
                 "say StabilityCallback(out).watch(trainer), which also adds it to the Trainer"
             )
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
         self.trace, self.log, self._micro = None, None, []
         if not state.is_world_process_zero:
             return
@@ -107,14 +108,9 @@ class StabilityCallback(TrainerCallback):
             "betas": (args.adam_beta1, args.adam_beta2),
             "eps": args.adam_epsilon,
         } | optimizer.param_groups[0]
-        config = FinetuneConfig(
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
-            signals_every=self.signals_every,
-            flush_every=self.flush_every,
-        )
-        self.telemetry = Telemetry(trained_parameters(model, config), config, processes, self.log)
+        adam = OptimizerConfig(beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"])
+        run = RunConfig(out=self.out, signals_every=self.signals_every, flush_every=self.flush_every)
+        self.telemetry = Telemetry(trained_parameters(model, adam), adam, run, processes, self.log)
         self.probe = AttentionProbe(model)
         self.classifies = type(model).__name__.endswith(_CLASSIFIES)
 
@@ -147,6 +143,7 @@ class StabilityCallback(TrainerCallback):
         return loss
 
     def _loss_scale(self) -> float:
+        assert self.trainer is not None
         scaler = self.trainer.accelerator.scaler
         return float(scaler.get_scale()) if scaler is not None else 1.0
 

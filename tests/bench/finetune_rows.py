@@ -83,18 +83,19 @@ def config_of(folder: Path, **settings) -> FinetuneConfig:
         "dropout": 0.0,
         "rewind": False,
     }
-    return FinetuneConfig(**(defaults | settings))
+    return FinetuneConfig.of(**(defaults | settings))
 
 
 def run_ours(config: FinetuneConfig, *, same_order: bool = False) -> tuple[list[float], list[float]]:
     """Train without evaluation; return losses and seconds by step."""
-    splits, processes = read_splits(config), ProcessGroup.join(config.device)
+    splits = read_splits(config.data, config.run.seed)
+    processes = ProcessGroup.join(config.train.compute.device)
     training = Training(prepare(config, splits, processes)[0], resume=False, force=False)
     training.evaluate = lambda interrupt: setattr(training.progress, "finished", "all steps")
     training.run(Interrupt())
-    lines = (config.out / "timings.jsonl").read_text().splitlines()
+    lines = (config.run.out / "timings.jsonl").read_text().splitlines()
     return (
-        read_metrics(config.out / "metrics.jsonl")["loss_nats"][0].tolist(),
+        read_metrics(config.run.out / "metrics.jsonl")["loss_nats"][0].tolist(),
         [json.loads(line)["ms"] / 1e3 for line in lines],
     )
 
@@ -109,9 +110,10 @@ class _Clock(TrainerCallback):
 
 def run_theirs(config: FinetuneConfig, *, same_order: bool = False) -> tuple[list[float], list[float]]:
     """Train transformers' Trainer; return losses and seconds by step (its first step has none)."""
-    splits, processes = read_splits(config), ProcessGroup.join(config.device)
+    splits = read_splits(config.data, config.run.seed)
+    processes = ProcessGroup.join(config.train.compute.device)
     clock = _Clock()
-    trainer = trainer_of(config, splits, processes, config.out.parent / "theirs", same_order=same_order)
+    trainer = trainer_of(config, splits, processes, config.run.out.parent / "theirs", same_order=same_order)
     trainer.add_callback(clock)
     losses = losses_of(trainer)
     return losses, np.diff(clock.at).tolist()
@@ -201,7 +203,7 @@ def memory_row(folder: Path) -> Row:
 def saving_rows(folder: Path):
     """Seconds of a checkpoint's write, of its verified read, and of a whole resume, against its bytes."""
     config = config_of(folder, steps=4, stop_after=2)
-    splits, processes = read_splits(config), ProcessGroup.join("cpu")
+    splits, processes = read_splits(config.data, config.run.seed), ProcessGroup.join("cpu")
     train(prepare(config, splits, processes)[0])
     training = Training(
         prepare(config.replace(overwrite=False), splits, processes)[0], resume=True, force=False
@@ -243,7 +245,7 @@ def saving_rows(folder: Path):
             ratio=quiet(seconds) / quiet(plain),
             note="shipped model with moments",
         )
-    shutil.rmtree(config.out, ignore_errors=True)
+    shutil.rmtree(config.run.out, ignore_errors=True)
     torch.manual_seed(0)
 
 

@@ -37,7 +37,7 @@ RATES = {"stabviz-mini": 1e-3, "minilm": 1e-4}
 
 def config_of(model: str, task: str, seed: int, steps: int, folder: Path) -> FinetuneConfig:
     """The same settings for both sides; the last weights are scored, so that none is chosen."""
-    return FinetuneConfig(
+    return FinetuneConfig.of(
         model=model,
         seed=seed,
         steps=steps,
@@ -60,20 +60,20 @@ def ours(config: FinetuneConfig) -> float:
 def theirs(config: FinetuneConfig) -> float:
     """Test score of transformers' Trainer with the same settings and rates, in its own order of rows."""
     splits, processes, tokenizer = (
-        read_splits(config),
-        ProcessGroup.join(config.device),
-        load_tokenizer(config.model),
+        read_splits(config.data, config.run.seed),
+        ProcessGroup.join(config.train.compute.device),
+        load_tokenizer(config.model.name),
     )
-    trainer = trainer_of(config, splits, processes, config.out.parent / "theirs", same_order=False)
+    trainer = trainer_of(config, splits, processes, config.run.out.parent / "theirs", same_order=False)
     trainer.train()
-    rows = TokenRows(splits.test, tokenizer, kind=splits.kind, max_length=config.max_length)
+    rows = TokenRows(splits.test, tokenizer, kind=splits.kind, max_length=config.data.max_length)
     return evaluate(
         trainer.model,
         rows,
         splits.labels,
         pad_id=tokenizer.pad_token_id,
         processes=processes,
-        autocast=partial(autocast, config, processes.device),
+        autocast=partial(autocast, config.train.compute.precision, processes.device),
     ).score
 
 

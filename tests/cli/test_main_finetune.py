@@ -8,13 +8,13 @@ import random
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from stabviz.cli.main import main
-from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.config import FinetuneConfig, paths
 from stabviz.finetune.train.interrupt import STOPPED
 from stabviz.trace import Trace, save
 from stabviz.trace.log import read_metrics
@@ -171,11 +171,30 @@ def test_help_says_what_a_command_does_and_ends_well(command):
 
 def test_help_of_finetune_is_made_from_the_config():
     text = re.sub(r"[\s│]+", " ", call("finetune", "--help").out)
-    for field in fields(FinetuneConfig):
-        flag = field.name.replace("_", "-")
-        assert re.search(rf"--(no-)?{flag}\b", text), field.name
+    for name in paths(FinetuneConfig):
+        assert re.search(rf"--(no-)?{name.replace('_', '-')}\b", text), name
     assert "Peak learning rate." in text
     assert "--schedule {constant,warmup,cosine,inverse_sqrt,linear}" in text
+    assert "{None}" not in text
+
+
+@pytest.mark.parametrize("command", ["finetune", "pretrain"])
+def test_help_comes_in_groups_of_at_most_a_dozen_flags(command):
+    groups = re.split(r"\s(\S+) options\s+\n", call(command, "--help").out)[1:]
+    flags = {
+        title: len(re.findall(r"^.? +--[a-z]", text, re.MULTILINE))
+        for title, text in zip(groups[::2], groups[1::2], strict=True)
+    }
+    assert {"run", "train", "train.optimizer", "train.compute", "train.guard"} < set(flags)
+    assert 5 <= flags["train.guard"] <= max(flags.values()) <= 12
+
+
+@pytest.mark.parametrize("command", [["--help"], ["diagnose", "--help"], ["finetune", "--help"]])
+def test_help_does_not_wait_for_torch(command):
+    code = "import sys; from stabviz.cli.main import main; main(sys.argv[1:])"
+    listed = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
+    result = subprocess.run([sys.executable, "-c", listed, *command], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "False"
 
 
 def test_finetune_trains_and_fills_the_folder(run):

@@ -147,7 +147,7 @@ def config_of(desk, tiny_bert_folder):
             "deterministic": True,
             "out": out,
         }
-        return FinetuneConfig(**(defaults | settings))
+        return FinetuneConfig.of(**(defaults | settings))
 
     return make
 
@@ -200,12 +200,12 @@ def go():
     from stabviz.finetune.train.loop import train
 
     def train_run(config, **options):
-        processes = ProcessGroup.join(config.device)
+        processes = ProcessGroup.join(config.train.compute.device)
         torch.manual_seed(
             torch.seed() % 1000
         )  # what earlier code left in the global generator must not matter
         try:
-            return train(prepare(config, read_splits(config), processes)[0], **options)
+            return train(prepare(config, read_splits(config.data, config.run.seed), processes)[0], **options)
         finally:
             torch.use_deterministic_algorithms(False)
 

@@ -32,31 +32,31 @@ class OneRow(torch.utils.data.Dataset):
 
 def arguments_of(config, folder, **more) -> TrainingArguments:
     """The settings of a config, in the Trainer's names."""
-    micro = config.micro_batch or config.batch
+    micro = config.train.compute.micro_batch or config.train.batch
     return TrainingArguments(
         output_dir=str(folder),
-        max_steps=config.steps,
+        max_steps=config.train.steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=math.ceil(config.batch / micro),
-        learning_rate=config.lr,
-        lr_scheduler_type=_SCHEDULES[config.schedule],
-        warmup_steps=config.warmup,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.beta1,
-        adam_beta2=config.beta2,
-        adam_epsilon=config.eps,
-        max_grad_norm=config.clip_norm,
+        gradient_accumulation_steps=math.ceil(config.train.batch / micro),
+        learning_rate=config.train.lr,
+        lr_scheduler_type=_SCHEDULES[config.train.schedule],
+        warmup_steps=config.train.warmup,
+        weight_decay=config.train.optimizer.weight_decay,
+        adam_beta1=config.train.optimizer.beta1,
+        adam_beta2=config.train.optimizer.beta2,
+        adam_epsilon=config.train.optimizer.eps,
+        max_grad_norm=config.train.clip_norm,
         optim="adamw_torch_fused",
-        seed=config.seed,
+        seed=config.run.seed,
         logging_steps=1,
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        bf16=config.precision == "bf16",
-        fp16=config.precision == "fp16",
-        use_cpu=config.device == "cpu",
+        bf16=config.train.compute.precision == "bf16",
+        fp16=config.train.compute.precision == "fp16",
+        use_cpu=config.train.compute.device == "cpu",
         remove_unused_columns=False,
-        label_smoothing_factor=config.label_smoothing,
+        label_smoothing_factor=config.model.label_smoothing,
         **more,
     )
 
@@ -71,7 +71,9 @@ class SameRate(Trainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         c, optimizer = self.config, optimizer or self.optimizer
-        multiplier = partial(SCHEDULES[c.schedule], total_steps=c.steps, warmup_steps=c.warmup)
+        multiplier = partial(
+            SCHEDULES[c.train.schedule], total_steps=c.train.steps, warmup_steps=c.train.warmup
+        )
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(multiplier(step)))
         return self.lr_scheduler
 
@@ -93,7 +95,7 @@ def trainer_of(config, splits, processes, folder, *, same_order: bool, **more) -
     """Make a Trainer with the model and the rows that our loop would have for this config."""
     setup, tokenizer = prepare(config, splits, processes)
     model = build_model(config, splits.kind, splits.labels, tokenizer)
-    fixed = config.max_length if config.fixed_length else None
+    fixed = config.data.max_length if config.train.compute.fixed_length else None
 
     def merge(rows):
         batch = collate(

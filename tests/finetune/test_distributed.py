@@ -111,8 +111,8 @@ def setup(base, processes, name, *, kind="classes", faults=None, **settings):
         "clip_norm": 0.5,
         "signals_every": 4,
     } | settings
-    config = FinetuneConfig(**settings)
-    tokenizer, labels = load_tokenizer(config.model), CLASSES if kind == "classes" else TAGS
+    config = FinetuneConfig.of(**settings)
+    tokenizer, labels = load_tokenizer(config.model.name), CLASSES if kind == "classes" else TAGS
     validation = data(kind, tokenizer, 41, seed=1)
     if kind == "tags":
         validation.tags = [

@@ -27,7 +27,7 @@ from stabviz.trace.readers import from_tensorboard
 @pytest.fixture
 def config(tiny_bert_folder, tmp_path):
     """A run of a few steps on a few rows of the support desk."""
-    return FinetuneConfig(
+    return FinetuneConfig.of(
         model=str(tiny_bert_folder),
         steps=6,
         batch=8,
@@ -45,7 +45,7 @@ def config(tiny_bert_folder, tmp_path):
 def test_finetune_leaves_a_folder_that_says_everything(config):
     outcome = finetune(config)
     assert outcome.finished
-    assert {path.name for path in config.out.iterdir()} == {
+    assert {path.name for path in config.run.out.iterdir()} == {
         "config.json",
         "metrics.jsonl",
         "timings.jsonl",
@@ -55,19 +55,21 @@ def test_finetune_leaves_a_folder_that_says_everything(config):
     }
     assert outcome.trace.n_steps == 6
     assert np.isfinite(outcome.trace["validation_score"][0, [2, 5]]).all()
-    scores = json.loads((config.out / "scores.json").read_text())
+    scores = json.loads((config.run.out / "scores.json").read_text())
     assert scores["score"] == scores["accuracy"]
     assert len(scores["predictions"]) == 600
-    again = load_outcome(config.out)
+    again = load_outcome(config.run.out)
     assert again.trace.equals(outcome.trace)
     assert again.scores["accuracy"] == outcome.scores["accuracy"]
-    assert load_config(config.out) == config
+    assert load_config(config.run.out) == config
 
 
 def test_the_test_score_is_that_of_the_best_weights(config):
     outcome = finetune(config)
-    best = config.replace(model=str(config.out / "best"))
-    again = evaluate_model(best, read_splits(best), load_tokenizer(best.model), ProcessGroup.join("cpu"))
+    best = config.replace(model=str(config.run.out / "best"))
+    again = evaluate_model(
+        best, read_splits(best.data, best.run.seed), load_tokenizer(best.model.name), ProcessGroup.join("cpu")
+    )
     assert again.scores["accuracy"] == outcome.scores["accuracy"]
     assert again.predictions == outcome.scores["predictions"]
 
@@ -76,7 +78,7 @@ def test_the_test_score_is_that_of_the_best_weights(config):
 def test_both_implementations_train_and_are_loaded_again(config, implementation):
     config = config.replace(implementation=implementation)
     assert finetune(config).finished
-    said = predict(config.out, ["where is my order", "please cancel it"])
+    said = predict(config.run.out, ["where is my order", "please cancel it"])
     assert [set(one) for one in said] == [{"label", "probability", "probabilities"}] * 2
     assert sum(said[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert said[0]["probability"] == max(said[0]["probabilities"].values())
@@ -88,7 +90,7 @@ def test_the_implementations_follow_the_same_losses(config):
         first = finetune(
             config.replace(
                 implementation="transformers",
-                out=config.out / "head",
+                out=config.run.out / "head",
                 steps=1,
                 warmup_steps=0,
                 lr=1e-12,
@@ -96,17 +98,18 @@ def test_the_implementations_follow_the_same_losses(config):
             )
         )
         start = config.replace(
-            model=str(first.config.out / "best"),
+            model=str(first.config.run.out / "best"),
             implementation=implementation,
-            out=config.out / implementation,
+            out=config.run.out / implementation,
         )
         losses.append(finetune(start).trace["loss_nats"])
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)  # float32, sums in another order
 
 
 def test_from_scratch_draws_other_weights(config):
-    drawn = finetune(config.replace(from_scratch=True, out=config.out / "scratch")).trace["param_norm"][0, 0]
-    loaded = finetune(config.replace(out=config.out / "loaded")).trace["param_norm"][0, 0]
+    scratch = config.replace(from_scratch=True, out=config.run.out / "scratch")
+    drawn = finetune(scratch).trace["param_norm"][0, 0]
+    loaded = finetune(config.replace(out=config.run.out / "loaded")).trace["param_norm"][0, 0]
     assert drawn != loaded
 
 
@@ -114,15 +117,15 @@ def test_tags_are_scored_by_entities_and_predicted_by_word(config):
     config = config.replace(tags="tags", text="words")
     outcome = finetune(config)
     assert outcome.scores["score"] == outcome.scores["f1"]
-    said = predict(config.out, ["please call Anna in Berlin"])
+    said = predict(config.run.out, ["please call Anna in Berlin"])
     assert said[0]["words"] == ["please", "call", "Anna", "in", "Berlin"]
     assert len(said[0]["tags"]) == 5
 
 
 def test_packing_changes_no_loss(config):
     tagged = config.replace(tags="tags", text="words", bucket=False)
-    plain = finetune(tagged.replace(out=config.out / "plain")).trace
-    packed = finetune(tagged.replace(out=config.out / "packed", packing=True, micro_batch=2)).trace
+    plain = finetune(tagged.replace(out=config.run.out / "plain")).trace
+    packed = finetune(tagged.replace(out=config.run.out / "packed", packing=True, micro_batch=2)).trace
     np.testing.assert_array_equal(plain["targets"], packed["targets"])
     np.testing.assert_allclose(plain["loss_nats"], packed["loss_nats"], rtol=0, atol=1e-5)
 
@@ -135,22 +138,22 @@ def test_packing_of_classes_is_refused(config):
 def test_several_seeds_are_summarised_and_taken_up_again(config):
     series = config.replace(seeds=2)
     outcomes, found = finetune_seeds(series)
-    assert [o.config.seed for o in outcomes] == [0, 1]
+    assert [o.config.run.seed for o in outcomes] == [0, 1]
     assert found["runs"] == 2
     assert found["mean"] == pytest.approx(np.mean([o.scores["accuracy"] for o in outcomes]))
     assert 0 <= found["churn"] <= 1
-    assert json.loads((config.out / "summary.json").read_text()) == found
+    assert json.loads((config.run.out / "summary.json").read_text()) == found
     with pytest.raises(ValueError, match="must not hold runs already"):
         finetune_seeds(series)
-    (config.out / "seed-1" / "scores.json").unlink()  # as if the second seed had been cut off at its end
-    again, same = finetune_seeds(load_config(config.out), resume=True)
+    (config.run.out / "seed-1" / "scores.json").unlink()  # as if the second seed had been cut off at its end
+    again, same = finetune_seeds(load_config(config.run.out), resume=True)
     assert same == found
     assert again[1].trace.equals(outcomes[1].trace)
 
 
 def test_a_series_that_is_stopped_goes_on_where_it_was(config):
-    whole, found = finetune_seeds(config.replace(seeds=2, out=config.out / "whole"))
-    parts = config.replace(seeds=2, out=config.out / "parts")
+    whole, found = finetune_seeds(config.replace(seeds=2, out=config.run.out / "whole"))
+    parts = config.replace(seeds=2, out=config.run.out / "parts")
     outcomes, nothing = finetune_seeds(parts.replace(stop_after=4))
     assert nothing is None
     assert not outcomes[-1].finished
@@ -163,7 +166,7 @@ def test_a_request_at_the_end_of_a_seed_ends_the_series(config, monkeypatch):
     interrupt, write = Interrupt(), checkpoint.prune_checkpoints
 
     def ask_at_the_end(*args, **options):  # what comes during a run's last save
-        if (config.out / "seed-0" / "metrics.jsonl").read_text().count('"values"') == 6:
+        if (config.run.out / "seed-0" / "metrics.jsonl").read_text().count('"values"') == 6:
             interrupt.ask()
         return write(*args, **options)
 
@@ -177,7 +180,7 @@ def test_tensorboard_holds_what_the_log_holds_also_after_a_resume(config):
     watched = config.replace(tensorboard=True, save_every=0)
     finetune(watched.replace(stop_after=4))
     outcome = finetune(watched, resume=True)
-    seen = from_tensorboard(config.out / "tensorboard")
+    seen = from_tensorboard(config.run.out / "tensorboard")
     np.testing.assert_array_equal(seen.steps, outcome.trace.steps)
     for name in ("loss_nats", "grad_norm_preclip/layer0", "validation_score"):
         np.testing.assert_allclose(seen[name], outcome.trace[name], rtol=1e-6)  # events hold float32
@@ -190,7 +193,10 @@ def test_without_tensorboard_one_line_says_what_to_install(config, monkeypatch):
 
 
 def test_label_noise_touches_training_alone(config):
-    clean, noisy = read_splits(config), read_splits(config.replace(label_noise=0.25))
+    clean, noisy = (
+        read_splits(config.data, config.run.seed),
+        read_splits(config.replace(label_noise=0.25).data),
+    )
     changed = np.mean(np.array(clean.train["label"][:]) != np.array(noisy.train["label"][:]))
     assert changed == pytest.approx(0.25, abs=0.01)
     assert clean.test["label"][:] == noisy.test["label"][:]
@@ -213,7 +219,7 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(config, se
     with pytest.raises(ValueError, match=message) as caught:
         finetune(config.replace(**settings))
     assert "\n" not in str(caught.value)
-    assert not (config.out / "checkpoints").exists()
+    assert not (config.run.out / "checkpoints").exists()
 
 
 def test_our_implementation_asks_for_a_folder(config, tiny_tokenizer):
@@ -233,4 +239,4 @@ def test_predict_refuses_what_it_cannot_answer(config, tmp_path):
         predict(tmp_path, ["help"])
     finetune(config.replace(steps=1))
     with pytest.raises(ValueError, match="texts must not be empty; got text 2"):
-        predict(config.out, ["help", "  "])
+        predict(config.run.out, ["help", "  "])

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.config import LoopConfig
 from stabviz.finetune.data.batches import plan_epoch
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.seeds import generator
@@ -28,16 +28,17 @@ class Rows(Protocol):
 class Loader:
     """The endless stream of batches of a run: a position has the same batch whenever it is asked for."""
 
-    def __init__(self, rows: Rows, collate: Callable, config: FinetuneConfig, processes: ProcessGroup):
-        self.rows, self.collate, self.config, self.processes = rows, collate, config, processes
+    def __init__(self, rows: Rows, collate: Callable, config: LoopConfig, processes: ProcessGroup):
+        self.rows, self.collate, self.processes = rows, collate, processes
+        self.train, self.run = config.train, config.run
         self._epoch, self._plan = -1, list[list[int]]()
         self.per_epoch = len(self._planned(0))
         if not self.per_epoch:
             raise ValueError("finetune: data must hold at least one training row; got 0")
-        if processes.size > config.batch:
+        if processes.size > self.train.batch:
             raise ValueError(
                 f"finetune: batch must be at least {processes.size}, the number of processes; "
-                f"got {config.batch}"
+                f"got {self.train.batch}"
             )
 
     def batches(self, position: int, left_out: set[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -46,9 +47,9 @@ class Loader:
             _Positioned(self.rows),
             batch_sampler=_Sampler(self, position, frozenset(left_out)),
             collate_fn=partial(_collate, self.collate),
-            num_workers=self.config.workers,
+            num_workers=self.run.workers,
             # a generator of its own: the default one belongs to dropout
-            generator=generator(self.config.seed, "workers"),
+            generator=generator(self.run.seed, "workers"),
             worker_init_fn=_leave_signals_alone,
             pin_memory=self.processes.device.type == "cuda",
         )
@@ -61,9 +62,12 @@ class Loader:
 
     def _planned(self, epoch: int) -> list[list[int]]:
         if epoch != self._epoch:
-            c = self.config
             self._plan = plan_epoch(
-                self.rows.lengths, batch=c.batch, seed=c.seed, epoch=epoch, bucket=c.bucket
+                self.rows.lengths,
+                batch=self.train.batch,
+                seed=self.run.seed,
+                epoch=epoch,
+                bucket=self.train.compute.bucket,
             )
             self._epoch = epoch
         return self._plan

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stabviz.finetune.config import DATA, FinetuneConfig
+from stabviz.finetune.config import DATA, DataConfig
 from stabviz.finetune.data.docstrings import docstring_modules, split_docstrings
 from stabviz.finetune.data.rows import Row, checked_rows, class_names, known_rows
 from stabviz.finetune.data.sources import (
@@ -48,45 +48,45 @@ class Splits:
     """Hash of labels and rows: the same data read by the same settings."""
 
 
-def read_splits(config: FinetuneConfig) -> Splits:
+def read_splits(data: DataConfig, seed: int = 0) -> Splits:
     """Read, check and divide the data of a run; the same settings give the same rows.
 
-    Raises: DataError that names file, row and column, unless config.bad_rows is "skip"
+    Raises: DataError that names file, row and column, unless data.bad_rows is "skip"
     """
-    complaints = Complaints(skip=config.bad_rows == "skip")
-    sources, columns = _open(config, complaints)
+    complaints = Complaints(skip=data.bad_rows == "skip")
+    sources, columns = _open(data, seed, complaints)
     checked = {
-        split: checked_rows(source, columns, complaints, tagged=bool(config.tags))
+        split: checked_rows(source, columns, complaints, tagged=bool(data.tags))
         for split, source in sources.items()
     }
     if not checked["train"]:
         raise DataError(sources["train"].file, None, None, "no training row is left")
-    labels = _labels(checked["train"], sources["train"], columns, config)
+    labels = _labels(checked["train"], sources["train"], columns, data)
     for split in SPLITS[1:]:
         if split in checked:
             checked[split] = known_rows(
-                checked[split], sources[split], labels, columns[1], complaints, tagged=bool(config.tags)
+                checked[split], sources[split], labels, columns[1], complaints, tagged=bool(data.tags)
             )
-    checked = _with_made_splits(checked, sources["train"].file, config)
-    train = _chosen(checked["train"], config)
-    checked["train"] = _with_noise(train, labels, config) if config.label_noise else train
+    checked = _with_made_splits(checked, sources["train"].file, data, seed)
+    train = _chosen(checked["train"], data, seed)
+    checked["train"] = _with_noise(train, labels, data, seed) if data.label_noise else train
     if complaints.skipped:
         log.warning(
             "read_splits: %d bad rows left out, the first: %s", len(complaints.skipped), complaints.skipped[0]
         )
-    return _as_splits(checked, labels, config, complaints.skipped)
+    return _as_splits(checked, labels, data, complaints.skipped)
 
 
-def _open(config: FinetuneConfig, complaints: Complaints) -> tuple[dict[str, Source], tuple[str, str]]:
+def _open(data: DataConfig, seed: int, complaints: Complaints) -> tuple[dict[str, Source], tuple[str, str]]:
     """Find the sources of the splits, and the names of the content column and of the label or tag column."""
-    path, columns = Path(config.data), (config.text, config.tags or config.label or "label")
-    if config.data == "docstrings":
-        return _docstrings(config), columns
-    if config.data == "support-desk":
+    path, columns = Path(data.source), (data.text, data.tags or data.label or "label")
+    if data.source == "docstrings":
+        return _docstrings(data, seed), columns
+    if data.source == "support-desk":
         path = DATA / "support-desk"
         columns = (
-            "words" if config.tags and config.text == "text" else config.text,
-            config.tags or config.label or "intent",
+            "words" if data.tags and data.text == "text" else data.text,
+            data.tags or data.label or "intent",
         )
         if not path.is_dir():
             raise DataError(
@@ -97,26 +97,26 @@ def _open(config: FinetuneConfig, complaints: Complaints) -> tuple[dict[str, Sou
                 "run from a clone, or give data of your own",
             )
     if path.suffix in SUFFIXES and not path.exists():
-        raise DataError(config.data, None, None, "no such file")
+        raise DataError(data.source, None, None, "no such file")
     if path.is_file():
         return {"train": read_source(path, columns, complaints)}, columns
     if path.is_dir() and not any(
         (path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")
     ):
         return read_folder(path, columns, complaints), columns
-    return read_hub(config.data, config.data_config, columns), columns
+    return read_hub(data.source, data.data_config, columns), columns
 
 
-def _docstrings(config: FinetuneConfig) -> dict[str, Source]:
-    if config.tags:
-        raise DataError("docstrings", None, config.tags, "docstrings have classes, no tags")
+def _docstrings(data: DataConfig, seed: int) -> dict[str, Source]:
+    if data.tags:
+        raise DataError("docstrings", None, data.tags, "docstrings have classes, no tags")
     packages = docstring_modules()
     if len(packages) < 2:
         raise DataError(
             "docstrings", None, None, "this Python has no standard library in source form to read"
         )
     rows = split_docstrings(
-        packages, validation_share=config.validation_share, test_share=config.test_share, seed=config.seed
+        packages, validation_share=data.validation_share, test_share=data.test_share, seed=seed
     )
     return {
         split: Source(
@@ -127,11 +127,9 @@ def _docstrings(config: FinetuneConfig) -> dict[str, Source]:
     }
 
 
-def _labels(
-    rows: list[Row], source: Source, columns: tuple[str, str], config: FinetuneConfig
-) -> tuple[str, ...]:
+def _labels(rows: list[Row], source: Source, columns: tuple[str, str], data: DataConfig) -> tuple[str, ...]:
     """Return the labels that training knows: B- and I- of every type, or at least two classes."""
-    if config.tags:
+    if data.tags:
         types = sorted({tag[2:] for row in rows for tag in row.label if tag != "O"})
         if not types:
             raise DataError(source.file, None, columns[1], "has no entity in training, only O")
@@ -146,11 +144,13 @@ def _labels(
     return tuple(sorted(found, key=int) if numeric else sorted(found))
 
 
-def _with_made_splits(rows: dict[str, list[Row]], file: str, config: FinetuneConfig) -> dict[str, list[Row]]:
+def _with_made_splits(
+    rows: dict[str, list[Row]], file: str, data: DataConfig, seed: int
+) -> dict[str, list[Row]]:
     """Set rows of training aside for each split that is missing: shares of the training rows as they were
     read."""
     rest, total, made = rows["train"], len(rows["train"]), dict(rows)
-    for split, share in (("test", config.test_share), ("validation", config.validation_share)):
+    for split, share in (("test", data.test_share), ("validation", data.validation_share)):
         if rows.get(split):
             continue
         wanted = round(share * total)
@@ -162,7 +162,7 @@ def _with_made_splits(rows: dict[str, list[Row]], file: str, config: FinetuneCon
                 f"there is no {split} split and {split}_share = {share} of {total} rows "
                 "makes none; raise it or add a file",
             )
-        order = np.random.default_rng(integer(config.seed, "split", split)).permutation(len(rest))
+        order = np.random.default_rng(integer(seed, "split", split)).permutation(len(rest))
         chosen = _stratified([_stratum(row) for row in rest], order, wanted)
         made[split] = [row for i, row in enumerate(rest) if i in chosen]
         rest = [row for i, row in enumerate(rest) if i not in chosen]
@@ -194,35 +194,35 @@ def _stratified(strata: list[str], order: np.ndarray, wanted: int) -> set[int]:
     return {candidates[int(step)] for step in steps}
 
 
-def _chosen(rows: list[Row], config: FinetuneConfig) -> list[Row]:
+def _chosen(rows: list[Row], data: DataConfig, seed: int) -> list[Row]:
     """Keep max_train_rows of the rows in their order; a smaller number keeps a part of what a larger one
     keeps."""
-    if config.max_train_rows is None or config.max_train_rows >= len(rows):
+    if data.max_train_rows is None or data.max_train_rows >= len(rows):
         return rows
-    order = np.random.default_rng(integer(config.seed, "chosen rows")).permutation(len(rows))
-    return [rows[i] for i in sorted(order[: config.max_train_rows])]
+    order = np.random.default_rng(integer(seed, "chosen rows")).permutation(len(rows))
+    return [rows[i] for i in sorted(order[: data.max_train_rows])]
 
 
-def _with_noise(rows: list[Row], labels: tuple[str, ...], config: FinetuneConfig) -> list[Row]:
+def _with_noise(rows: list[Row], labels: tuple[str, ...], data: DataConfig, seed: int) -> list[Row]:
     """Give round(label_noise * n) of the n labels, or of the n entities, another class or type, drawn
     evenly."""
-    rng = np.random.default_rng(integer(config.seed, "label noise"))
-    rows = [dataclasses.replace(row, label=list(row.label) if config.tags else row.label) for row in rows]
-    names = sorted({label[2:] for label in labels if label != "O"}) if config.tags else list(labels)
+    rng = np.random.default_rng(integer(seed, "label noise"))
+    rows = [dataclasses.replace(row, label=list(row.label) if data.tags else row.label) for row in rows]
+    names = sorted({label[2:] for label in labels if label != "O"}) if data.tags else list(labels)
     if len(names) < 2:
-        raise DataError(config.data, None, config.tags, "label_noise needs at least 2 entity types")
-    if config.tags:
+        raise DataError(data.source, None, data.tags, "label_noise needs at least 2 entity types")
+    if data.tags:
         units = [
             (i, j) for i, row in enumerate(rows) for j, tag in enumerate(row.label) if tag.startswith("B-")
         ]
     else:
         units = [(i, 0) for i in range(len(rows))]
-    for unit in sorted(rng.permutation(len(units))[: round(config.label_noise * len(units))]):
+    for unit in sorted(rng.permutation(len(units))[: round(data.label_noise * len(units))]):
         i, j = units[unit]
         label = rows[i].label
-        old = label[j][2:] if config.tags else label
+        old = label[j][2:] if data.tags else label
         new = names[(names.index(old) + 1 + int(rng.integers(len(names) - 1))) % len(names)]
-        if not config.tags:
+        if not data.tags:
             rows[i].label = new
             continue
         label[j] = f"B-{new}"
@@ -233,19 +233,19 @@ def _with_noise(rows: list[Row], labels: tuple[str, ...], config: FinetuneConfig
 
 
 def _as_splits(
-    rows: dict[str, list[Row]], labels: tuple[str, ...], config: FinetuneConfig, skipped: list
+    rows: dict[str, list[Row]], labels: tuple[str, ...], data: DataConfig, skipped: list
 ) -> Splits:
     import datasets
 
     ids = {name: i for i, name in enumerate(labels)}
-    content, target = ("words", "tags") if config.tags else ("text", "label")
+    content, target = ("words", "tags") if data.tags else ("text", "label")
     features = datasets.Features(
         {
             "row": datasets.Value("int64"),
             "words": datasets.List(datasets.Value("string")),
             "tags": datasets.List(datasets.Value("int64")),
         }
-        if config.tags
+        if data.tags
         else {
             "row": datasets.Value("int64"),
             "text": datasets.Value("string"),
@@ -258,14 +258,12 @@ def _as_splits(
         columns = {
             "row": [row.row for row in rows[split]],
             content: [row.content for row in rows[split]],
-            target: [
-                [ids[tag] for tag in row.label] if config.tags else ids[row.label] for row in rows[split]
-            ],
+            target: [[ids[tag] for tag in row.label] if data.tags else ids[row.label] for row in rows[split]],
         }
         digest.update(json.dumps([split, columns]).encode())
         made[split] = datasets.Dataset.from_dict(columns, features=features)
     return Splits(
-        kind="tags" if config.tags else "classes",
+        kind="tags" if data.tags else "classes",
         labels=labels,
         skipped=skipped,
         fingerprint=digest.hexdigest(),

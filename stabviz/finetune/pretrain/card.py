@@ -47,9 +47,9 @@ def model_card(
     """Return the card as Markdown; every number in it was measured in the run."""
     sections = {
         "# A small BERT, pretrained for a course": (
-            f"{parameters:,} parameters: {config.layers} layers of width {config.width}, "
-            f"{config.heads} heads, "
-            f"{config.vocab_size:,} lower-case word pieces, {config.max_length} positions. In "
+            f"{parameters:,} parameters: {config.shape.layers} layers of width {config.shape.width}, "
+            f"{config.shape.heads} heads, "
+            f"{config.text.vocab_size:,} lower-case word pieces, {config.text.max_length} positions. In "
             "transformers' format: "
             "`AutoModel.from_pretrained` loads it, and so does `stabviz.models.Bert.from_folder`."
         ),
@@ -61,7 +61,7 @@ def model_card(
             f"({scores['pieces']:,} "
             f"pieces); next sentence {scores['next_sentence_loss_nats']:.3f} nats and "
             f"{scores['next_sentence_accuracy']:.1%} right ({scores['pairs']:,} pairs). A uniform guess "
-            f"costs {np.log(config.vocab_size):.3f} and 0.693 nats."
+            f"costs {np.log(config.text.vocab_size):.3f} and 0.693 nats."
         ),
         "## Limits": (
             "It has read about half a million word pieces on Python, and made-up support messages: "
@@ -81,7 +81,7 @@ def _data(config: PretrainConfig, documents: Sequence[Document], lengths: np.nda
     sources = "\n".join(f"- {counts[name]:,} {words}" for name, words in _SOURCES.items() if counts[name])
     return (
         f"{sources}\n\nNear duplicates and lines of code were left out: {len(lengths):,} passages, "
-        f"{int(lengths.sum()):,} word pieces. {config.held_out:.0%} of the documents, by seed, were "
+        f"{int(lengths.sum()):,} word pieces. {config.text.held_out:.0%} of the documents, by seed, were "
         "held out. The "
         f"text of the standard library is that of Python {platform.python_version()}, under its own "
         "licence (PSF)."
@@ -89,21 +89,22 @@ def _data(config: PretrainConfig, documents: Sequence[Document], lengths: np.nda
 
 
 def _training(config: PretrainConfig, trace: Trace, progress: Progress) -> str:
+    c = config.train
     flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in _changed(config).items())
     told = [
         (step + 1, trace["loss_nats"][0, max(0, i - 49) : i + 1].mean())
         for i, step in enumerate(trace.steps)
-        if (step + 1) % max(1, config.steps // 8) == 0
+        if (step + 1) % max(1, c.steps // 8) == 0
     ]
     rows = "\n".join(f"| {updates:,} | {loss:.3f} |" for updates, loss in told)
     return (
-        f"Masked language model ({config.mask_share:.0%} of the pieces, 80/10/10) and next-sentence "
+        f"Masked language model ({config.text.mask_share:.0%} of the pieces, 80/10/10) and next-sentence "
         "prediction: "
-        f"{progress.updates:,} updates of {config.batch} rows, AdamW, peak rate {config.lr:g}, "
-        f"{config.warmup_steps} warm-up steps, then linear decay; seed {config.seed}, {config.precision}, on "
-        f"{device_name(config.device)} with {config.threads} thread of torch {torch.__version__} "
+        f"{progress.updates:,} updates of {c.batch} rows, AdamW, peak rate {c.lr:g}, "
+        f"{c.warmup} warm-up steps, {c.schedule} schedule; seed {config.run.seed}, {c.compute.precision}, on "
+        f"{device_name(c.compute.device)} with {config.threads} thread of torch {torch.__version__} "
         f"(transformers {transformers.__version__}):\n\n"
-        f"    python -m stabviz pretrain{flags} --out {config.out}\n\n"
+        f"    python -m stabviz pretrain{flags} --out {config.run.out}\n\n"
         f"| updates | training loss in nats, mean of 50 steps |\n|---|---|\n{rows}\n\n"
         "The embeddings are stored at the size that they began with, the vocabulary head's layer "
         "norm takes up the "

@@ -30,6 +30,7 @@ from stabviz.finetune.train.micro_batches import autocast
 from stabviz.finetune.train.progress import Progress
 from stabviz.finetune.train.setup import Setup
 from stabviz.methods.objective import model_inputs
+from stabviz.models.pretrained import checkpoint_activations
 from stabviz.ops import cross_entropy
 from stabviz.seeds import integer
 from stabviz.trace import Trace
@@ -103,11 +104,11 @@ def small_bert(vocab_size: int, config: PretrainConfig, *, dropout: float) -> Be
     model."""
     return BertConfig(
         vocab_size=vocab_size,
-        hidden_size=config.width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        intermediate_size=4 * config.width,
-        max_position_embeddings=config.max_length,
+        hidden_size=config.shape.width,
+        num_hidden_layers=config.shape.layers,
+        num_attention_heads=config.shape.heads,
+        intermediate_size=4 * config.shape.width,
+        max_position_embeddings=config.text.max_length,
         pad_token_id=0,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
@@ -163,7 +164,7 @@ class Pretrained:
     def folder(self) -> Path:
         """The checkpoint that fine-tuning starts from, in transformers' format; best/ has all weights as
         trained."""
-        return self.config.out / "pretrained"
+        return self.config.run.out / "pretrained"
 
 
 def pretrain(
@@ -184,33 +185,33 @@ def pretrain(
     Raises: ValueError for what is wrong before training, and as `stabviz.finetune.train.loop.train`
     Lesson: 09-pretraining
     """
+    out = config.run.out
     torch.set_num_threads(config.threads)
-    processes = ProcessGroup.join(config.device)
+    processes = ProcessGroup.join(config.train.compute.device)
     try:
-        documents = pretraining_documents(config.messages) if documents is None else list(documents)
-        training, held_out = hold_out(documents, share=config.held_out, seed=config.seed)
+        documents = pretraining_documents(config.text.messages) if documents is None else list(documents)
+        training, held_out = hold_out(documents, share=config.text.held_out, seed=config.run.seed)
         tokenizer = train_tokenizer(
             (s for document in training for s in document.sentences),
-            vocab_size=config.vocab_size,
-            max_length=config.max_length,
+            vocab_size=config.text.vocab_size,
+            max_length=config.text.max_length,
         )
         setup = prepare(config, tokenizer, training, held_out, processes)
-        if processes.leads and (resume or config.overwrite or not (config.out / "config.json").exists()):
-            config.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(config.out / "pretrain.json", dumps(config.as_dict(), indent=2) + "\n")
+        if processes.leads and (resume or config.run.overwrite or not (out / "config.json").exists()):
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / "pretrain.json", dumps(config.as_dict(), indent=2) + "\n")
         progress = train(setup, resume=resume, force=force, interrupt=interrupt)
-        trace, scores = read_metrics(config.out / "metrics.jsonl"), None
+        trace, scores = read_metrics(out / "metrics.jsonl"), None
         if progress.finished:
-            best = MaskedBert.from_pretrained(config.out / "best", dtype=torch.float32).to(processes.device)
+            best = MaskedBert.from_pretrained(out / "best", dtype=torch.float32)
+            best.to(processes.device)  # type: ignore[arg-type]  # transformers hides the type of its wrapper
             scores = setup.evaluate(best, lambda: None).scores
             if processes.leads:
-                write_atomically(config.out / "scores.json", dumps(scores, indent=2) + "\n")
+                write_atomically(out / "scores.json", dumps(scores, indent=2) + "\n")
                 card = model_card(
                     config, training, setup.rows.lengths, best.num_parameters(), trace, scores, progress
                 )
-                replace_folder(
-                    config.out / "pretrained", partial(_write_checkpoint, config.out / "best", card)
-                )
+                replace_folder(out / "pretrained", partial(_write_checkpoint, out / "best", card))
         processes.wait()
         return Pretrained(config=config, progress=progress, trace=trace, scores=scores)
     finally:
@@ -257,24 +258,26 @@ def prepare(
 ) -> Setup:
     """Draw a model, encode the documents and return what the loop needs."""
     transformers.utils.logging.disable_progress_bar()
-    processes = ProcessGroup.join(config.device) if processes is None else processes
+    processes = ProcessGroup.join(config.train.compute.device) if processes is None else processes
     rows, measuring = (
         PretrainingRows(
             part,
             tokenizer,
-            max_length=config.max_length,
-            seed=config.seed,
-            share=config.mask_share,
-            random_next=config.random_next,
+            max_length=config.text.max_length,
+            seed=config.run.seed,
+            share=config.text.mask_share,
+            random_next=config.text.random_next,
         )
         for part in (training, held_out)
     )
-    torch.manual_seed(integer(config.seed, "initial weights"))
-    model = MaskedBert(small_bert(len(tokenizer), config, dropout=config.dropout))
+    torch.manual_seed(integer(config.run.seed, "initial weights"))
+    model = MaskedBert(small_bert(len(tokenizer), config, dropout=config.shape.dropout))
     start_with_sinusoids(model)
+    if config.train.compute.activation_checkpointing:
+        checkpoint_activations(model)
 
     def save_model(model: nn.Module, folder: Path, weights: dict[str, Tensor]) -> None:
-        shape = small_bert(len(tokenizer), config, dropout=config.checkpoint_dropout)
+        shape = small_bert(len(tokenizer), config, dropout=config.shape.checkpoint_dropout)
         with torch.random.fork_rng():
             plain = BertForPreTraining(shape)  # under the name by which transformers knows it
         plain.save_pretrained(folder, state_dict=weights)
@@ -284,9 +287,10 @@ def prepare(
     for part in (rows, measuring):
         for document, sentences in part.passages:
             text.update(repr((document, sentences)).encode())
-    padded = partial(collate, pad_id=tokenizer.pad_token_id)
+    fixed = config.text.max_length if config.train.compute.fixed_length else None
+    padded = partial(collate, pad_id=tokenizer.pad_token_id, fixed_length=fixed)
     return Setup(
-        config=config.loop(),
+        config=config,
         processes=processes,
         model=model,
         objective=masked_lm_objective,
@@ -299,7 +303,7 @@ def prepare(
             rows=measuring,
             collate=padded,
             device=processes.device,
-            autocast=partial(autocast, config.loop(), processes.device),
+            autocast=partial(autocast, config.train.compute.precision, processes.device),
         ),
     )
 

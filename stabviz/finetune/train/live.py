@@ -26,8 +26,8 @@ def watch(setup: Setup, *, cancelled: Callable[[], bool] | None = None, wait: fl
         except BaseException as error:  # handed to whoever watches
             errors.append(error)
 
-    log = setup.config.out / "metrics.jsonl"
-    log.unlink(missing_ok=True) if setup.config.overwrite else None
+    log = setup.config.run.out / "metrics.jsonl"
+    log.unlink(missing_ok=True) if setup.config.run.overwrite else None
     thread, seen = threading.Thread(target=work, daemon=True), 0
     thread.start()
     try:

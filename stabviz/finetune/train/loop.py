@@ -63,23 +63,23 @@ class Training:
     """One run under way."""
 
     def __init__(self, setup: Setup, *, resume: bool, force: bool):
-        c, processes = setup.config, setup.processes
-        self.setup, self.config, self.processes = setup, c, processes
-        if c.deterministic:
+        c, compute, processes = setup.config.train, setup.config.train.compute, setup.processes
+        self.setup, self.config, self.processes = setup, setup.config, processes
+        if compute.deterministic:
             torch.use_deterministic_algorithms(True)
-        trained_parameters(setup.model, c)  # freezes before the model is wrapped
-        self.model = share(setup.model, processes, c.parallel)
+        trained_parameters(setup.model, c.optimizer)  # freezes before the model is wrapped
+        self.model = share(setup.model, processes, compute.parallel)
         self.model.train()  # from_pretrained hands models over in evaluation mode, without dropout
-        self.parameters = trained_parameters(bare(self.model), c)
-        self.optimizer = OPTIMIZERS[c.optimizer](self.parameters, c)
+        self.parameters = trained_parameters(bare(self.model), c.optimizer)
+        self.optimizer = OPTIMIZERS[c.optimizer.name](self.parameters, c.optimizer)
         self.average = WeightAverage(self.parameters, c.ema_decay) if c.ema_decay else None
         self.schedule = SCHEDULES[c.schedule]
-        self.loader = Loader(setup.rows, setup.collate, c, processes)
+        self.loader = Loader(setup.rows, setup.collate, setup.config, processes)
         self.batches: Iterator | None = None
         rows_here = math.ceil(c.batch / processes.size)
         self.progress = Progress(
-            micro_batch=min(c.micro_batch or rows_here, rows_here),
-            loss_scale=c.loss_scale if c.precision == "fp16" else 1.0,
+            micro_batch=min(compute.micro_batch or rows_here, rows_here),
+            loss_scale=compute.loss_scale if compute.precision == "fp16" else 1.0,
         )
         self.folder = RunFolder(setup)
         if resume:
@@ -88,21 +88,21 @@ class Training:
             processes.first(lambda: self.folder.clear(self.model, self.parameters))
             log_bytes = None
         processes.first(lambda: self.folder.open_log(self.progress.attempts, log_bytes))
-        self.telemetry = Telemetry(self.parameters, c, processes, self.folder.log)
+        self.telemetry = Telemetry(self.parameters, c.optimizer, setup.config.run, processes, self.folder.log)
         self.micro_batches = MicroBatches(setup, self.model, self.parameters, self.folder)
-        if c.compile:
+        if compute.compile:
             self.model.compile(dynamic=True)
 
     def run(self, interrupt: Interrupt) -> Progress:
         """Train until the run is finished or is to stop, and save what was reached."""
-        c, p = self.config, self.progress
+        run, p = self.config.run, self.progress
         self.bar = tqdm(
-            total=c.steps,
+            total=self.config.train.steps,
             initial=p.updates,
-            desc=f"seed {c.seed}",
+            desc=f"seed {run.seed}",
             unit="step",
             mininterval=0.2,
-            disable=not (c.progress and self.processes.leads),
+            disable=not (run.progress and self.processes.leads),
         )
         try:
             with interrupt:
@@ -120,7 +120,7 @@ class Training:
 
     def go_on(self, interrupt: Interrupt) -> None:
         """Evaluate, step and save by turns, until the run is finished or asked to stop."""
-        c = self.config
+        c, run = self.config.train, self.config.run
         if not self.progress.scheduled:
             # what a first spike goes back to; and a disk that cannot be written shows now
             self.save(due=True)
@@ -129,14 +129,14 @@ class Training:
             if p.evaluated_at < p.updates and (p.updates % c.evaluate_every == 0 or p.updates >= c.steps):
                 self.evaluate(interrupt)
                 continue  # it may have ended the run
-            if self.processes.any(interrupt.requested) or taken == c.stop_after:
+            if self.processes.any(interrupt.requested) or taken == run.stop_after:
                 break
             began = time.perf_counter()
             position, batch = self.next_batch(interrupt)
             self.step(position, batch)
             taken, p = taken + 1, self.progress
             self.folder.time(p.attempts - 1, batch, time.perf_counter() - began)
-            if c.save_every and p.updates and p.updates % c.save_every == 0 and p.bad_steps == 0:
+            if run.save_every and p.updates and p.updates % run.save_every == 0 and p.bad_steps == 0:
                 self.save(due=True)
 
     def next_batch(self, interrupt: Interrupt) -> tuple[int, dict[str, Tensor]]:
@@ -149,24 +149,25 @@ class Training:
 
     def step(self, position: int, batch: dict[str, Tensor]) -> None:
         """One training step on one batch; see the head of this module."""
-        c, p = self.config, self.progress
+        c, p = self.config.train, self.progress
+        fp16 = c.compute.precision == "fp16"
         lr = c.lr * float(self.schedule(p.updates, total_steps=c.steps, warmup_steps=c.warmup))
         due = self.telemetry.due(p.attempts)
 
         done = self.micro_batches.gradient(position, batch, p, measure=due)
         gradients = [x.tensor.grad for x in self.parameters]
         grads = [local(g) for g in gradients if g is not None]
-        if c.precision == "fp16":
+        if fp16:
             torch._foreach_mul_(grads, 1 / p.loss_scale)
         norms = self.telemetry.norms(gradients)
         # the one wait for the device in a step
         loss, norm = torch.stack([done.loss_nats.float(), norms[0].to(done.loss_nats.device)]).tolist()
-        recent = p.recent_losses if c.rewind else []
-        outcome = judge(loss, norm, recent, sigmas=c.spike_sigmas, height=c.spike_height)
+        recent = p.recent_losses if c.guard.rewind else []
+        outcome = judge(loss, norm, recent, sigmas=c.guard.spike_sigmas, height=c.guard.spike_height)
 
         known = {"lr": lr, "loss_nats": loss, "updates": p.updates, "targets": done.targets}
         known["clipped"] = float(norm > c.clip_norm)
-        if c.precision == "fp16":
+        if fp16:
             known["loss_scale"] = p.loss_scale
         measured = {"grad_norm_preclip": norms, **done.measured}
         p.position = position + 1
@@ -184,7 +185,7 @@ class Training:
             self.bar.update(1)
             self.bar.set_postfix_str(f"loss {loss:.3f}  grad norm {norm:.3f}  lr {lr:.2g}", refresh=False)
         self.telemetry.record(p.attempts, known, measured)
-        if c.precision == "fp16":
+        if fp16:
             p.adapt_loss_scale(outcome != "not_finite")
         p.attempts += 1
         drop_gradients(self.parameters)
@@ -207,19 +208,19 @@ class Training:
 
     def after_not_finite(self, loss: float, position: int, done: Accumulated) -> None:
         """Log a step that was not finite, with the rows to suspect; too many in a row stop the run."""
-        p, c, step = self.progress, self.config, self.progress.attempts - 1
+        p, c, step = self.progress, self.config.train, self.progress.attempts - 1
         p.bad_steps += 1
         bad_rows = [row for rows in self.processes.gather(done.bad_rows()) for row in rows]
         in_use = [row for row in self.loader.indices(position) if row not in p.left_out]
         suspects = self.setup.numbers(bad_rows or in_use)
         # in fp16 a gradient too large for the loss scale is the scale's business, and no fault of the run
-        overflow = c.precision == "fp16" and math.isfinite(loss)
+        overflow = c.compute.precision == "fp16" and math.isfinite(loss)
         self.event(
             "overflow" if overflow else "non_finite",
             rows=suspects,
             signal="loss_nats" if bad_rows or not math.isfinite(loss) else "grad_norm_preclip",
         )
-        if respond("not_finite", p, c.max_bad_steps, c.max_rewinds) == "stop":
+        if respond("not_finite", p, c.guard.max_bad_steps, c.guard.max_rewinds) == "stop":
             raise self.folder.failure(
                 f"{p.bad_steps} steps in a row were not finite, up to step {step} (rows {shown(suspects)})",
                 "Look at those rows, lower lr, or lengthen warmup_steps",
@@ -229,7 +230,8 @@ class Training:
         """Log a spike, which has not reached the weights, and leave out its rows, or go back."""
         p, step, rows = self.progress, self.progress.attempts - 1, self.loader.indices(position)
         p.spikes += 1
-        response = respond("spike", p, self.config.max_bad_steps, self.config.max_rewinds)
+        guard = self.config.train.guard
+        response = respond("spike", p, guard.max_bad_steps, guard.max_rewinds)
         p.last_spike = step
         numbers = self.setup.numbers(rows)
         self.event("spike", rows=numbers, loss_nats=loss, usual=usual_loss(p.recent_losses)[0])
@@ -255,7 +257,7 @@ class Training:
 
     def evaluate(self, interrupt: Interrupt) -> None:
         """Score the validation split, keep the best weights; where a stop ends it, a resume does it again."""
-        p, c, alone = self.progress, self.config, self.processes.size == 1
+        p, c, alone = self.progress, self.config.train, self.processes.size == 1
         self.telemetry.flush()
         if self.average:
             self.average.swap()
@@ -280,7 +282,7 @@ class Training:
         would not have it.
         """
         if due:
-            self.progress.count_checkpoint(self.config.keep)
+            self.progress.count_checkpoint(self.config.run.keep)
         self.telemetry.flush()
         tensors = {"model": whole_weights(self.model), "optimizer": save_moments(self.optimizer)}
         if self.average:

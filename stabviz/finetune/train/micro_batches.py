@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import count_targets, row_indices, split_batch
 from stabviz.finetune.distributed import bare, without_sync
 from stabviz.finetune.train.optimizer import Parameter, drop_gradients
@@ -38,20 +37,19 @@ class Accumulated(NamedTuple):
         return [index for rows in bad for index in row_indices(rows)]
 
 
-def autocast(config: FinetuneConfig, device: torch.device):
+def autocast(precision: str, device: torch.device):
     """Context in which the model computes in the run's precision."""
-    if config.precision == "fp32":
+    if precision == "fp32":
         return nullcontext()
-    return torch.autocast(
-        device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
-    )
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 class MicroBatches:
     """Takes batches through forward and backward pass."""
 
     def __init__(self, setup: Setup, model: nn.Module, parameters: list[Parameter], folder: RunFolder):
-        self.config, self.processes, self.objective = setup.config, setup.processes, setup.objective
+        self.compute, self.seed = setup.config.train.compute, setup.config.run.seed
+        self.processes, self.objective = setup.processes, setup.objective
         self.model, self.parameters, self.folder = model, parameters, folder
         self.probe = AttentionProbe(bare(model))
 
@@ -84,8 +82,8 @@ class MicroBatches:
         self, position: int, batch: dict[str, Tensor], progress: Progress, *, measure: bool
     ) -> Accumulated:
         """Add up the gradients of a batch's micro-batches of `progress.micro_batch` rows."""
-        c, processes = self.config, self.processes
-        micro_batches = split_batch(batch, progress.micro_batch, trim=not c.fixed_length)
+        processes = self.processes
+        micro_batches = split_batch(batch, progress.micro_batch, trim=not self.compute.fixed_length)
         counts = processes.table(count_targets(batch), len(micro_batches))
         total, n_passes = float(sum(targets for targets, _ in counts)), max(n for _, n in counts)
         zero = torch.zeros((), device=processes.device)
@@ -100,14 +98,14 @@ class MicroBatches:
             if not targets and processes.size == 1:
                 continue
             # Dropout is keyed to the seed and the position, not to a running generator: a resume draws alike.
-            torch.manual_seed(integer(c.seed, "dropout", position, m, processes.rank))
+            torch.manual_seed(integer(self.seed, "dropout", position, m, processes.rank))
             share = targets / total if total else 0.0
             loss, measured = self._pass(
                 micro_batch,
                 # DDP and FSDP take the mean over the processes: times their number it is the sum again
                 weight=share * processes.size * progress.loss_scale,
                 last=m == n_passes - 1,
-                look=measure and m == 0 and not c.compile,
+                look=measure and m == 0 and not self.compute.compile,
             )
             if targets:
                 micro_losses.append((loss, micro_batch["rows"]))
@@ -130,7 +128,7 @@ class MicroBatches:
         micro_batch = {name: x.to(device, non_blocking=True) for name, x in micro_batch.items()}
         bare(self.model).measure = look  # type: ignore[assignment]  # a plain flag, which our own BERT reads
         with without_sync(self.model, last):
-            with autocast(self.config, device), self.probe if look else nullcontext():
+            with autocast(self.compute.precision, device), self.probe if look else nullcontext():
                 loss, measured = self.objective(self.model, micro_batch)
             (loss * weight).backward()
         if look:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.config import OptimizerConfig
 from stabviz.finetune.distributed import assign, local, whole
 from stabviz.ops import adam_init, adamw_step
 
@@ -42,7 +42,7 @@ def layer_of(name: str) -> str:
     return "embeddings" if _EMBEDDINGS.search(name.lower()) else "head"
 
 
-def trained_parameters(model: nn.Module, config: FinetuneConfig) -> list[Parameter]:
+def trained_parameters(model: nn.Module, config: OptimizerConfig) -> list[Parameter]:
     """List what is trained, with its layer, its share of the learning rate and its weight decay; freeze the
     rest.
 
@@ -97,7 +97,7 @@ def _depths(layers: set[str]) -> dict[str, int]:
 class AdamW:
     """Our AdamW, `stabviz.ops.adamw_step` on one tensor after another, the result copied over the old."""
 
-    def __init__(self, parameters: list[Parameter], config: FinetuneConfig):
+    def __init__(self, parameters: list[Parameter], config: OptimizerConfig):
         self.parameters, self.config = parameters, config
         self.states = {p.name: adam_init(local(p.tensor.detach())) for p in parameters}
 
@@ -134,7 +134,7 @@ class AdamW:
 class FusedAdamW:
     """torch.optim.AdamW(fused=True) on the same groups."""
 
-    def __init__(self, parameters: list[Parameter], config: FinetuneConfig):
+    def __init__(self, parameters: list[Parameter], config: OptimizerConfig):
         self.parameters = parameters
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for p in parameters:
@@ -144,7 +144,7 @@ class FusedAdamW:
                 {"params": tensors, "lr_factor": factor, "weight_decay": decay}
                 for (factor, decay), tensors in groups.items()
             ],
-            lr=config.lr,
+            lr=0.0,  # set anew at each step
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             fused=True,

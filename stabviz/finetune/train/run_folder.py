@@ -47,11 +47,12 @@ _CONTENT = (
 
 
 class RunFolder:
-    """Reads and writes the folder `config.out`."""
+    """Reads and writes the folder `run.out` of a config."""
 
     def __init__(self, setup: Setup):
         self.config, self.fingerprint, self.save_model = setup.config, setup.fingerprint, setup.save_model
-        self.checkpoints = setup.config.out / "checkpoints"
+        self.run = setup.config.run
+        self.checkpoints = self.run.out / "checkpoints"
         self.log: MetricsLog | None = None
         """Open in the leading process."""
         self._timings: list[dict] = []
@@ -64,9 +65,9 @@ class RunFolder:
         Raises: ValueError if it holds a run, and `overwrite` is off; OSError if it cannot be written, or is
                 too small: before any time is spent
         """
-        out = self.config.out
+        out = self.run.out
         there = [out / name for name in _CONTENT if (out / name).exists()]
-        if there and not self.config.overwrite:
+        if there and not self.run.overwrite:
             raise ValueError(
                 f"finetune: out must not hold a run already; {out} does. Resume it "
                 f"(python -m stabviz resume {out}), choose another folder, or --overwrite"
@@ -76,9 +77,10 @@ class RunFolder:
         out.mkdir(parents=True, exist_ok=True)
         weights = 4 * sum(x.numel() for x in bare(model).parameters())
         trained = 4 * sum(x.tensor.numel() for x in parameters)
-        checkpoint = weights + (3 if self.config.ema_decay else 2) * trained  # two moments, and an average
+        copies = 3 if self.config.train.ema_decay else 2  # two moments, and an average
+        checkpoint = weights + copies * trained
         # one more than is kept, while the next is written; best/ likewise, with its successor
-        check_room(out, (self.config.keep + 1) * checkpoint + 2 * weights)
+        check_room(out, (self.run.keep + 1) * checkpoint + 2 * weights)
 
     def to_resume(self, force: bool) -> Path:
         """Return the newest whole checkpoint, after a look at whether the run is the same.
@@ -95,7 +97,7 @@ class RunFolder:
 
     def _check_same(self, force: bool) -> None:
         """Refuse a resume under other settings or on other data, unless forced."""
-        out = self.config.out
+        out = self.run.out
         try:
             before = loads((out / "config.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -104,7 +106,8 @@ class RunFolder:
         changed = [
             f"{name} was {old.get(name)!r}, is {value!r}"
             for name, value in self.config.as_dict().items()
-            if name not in MAY_CHANGE and old.get(name) != value
+            # a name that an older version did not write yet is no change
+            if name in old and name not in MAY_CHANGE and old[name] != value
         ]
         if before["data_fingerprint"] != self.fingerprint:
             changed.append("the data are others")
@@ -116,14 +119,13 @@ class RunFolder:
 
     def open_log(self, attempts: int, keep_bytes: int | None) -> None:
         """Write config.json, and open the log: a new one, or where a checkpoint at `attempts` left it."""
-        c = self.config
-        described = {"config": c.as_dict(), "data_fingerprint": self.fingerprint, "torch": torch.__version__}
-        write_atomically(c.out / "config.json", dumps(described, indent=2) + "\n")
+        plain = self.config.as_dict()
+        described = {"config": plain, "data_fingerprint": self.fingerprint, "torch": torch.__version__}
+        write_atomically(self.run.out / "config.json", dumps(described, indent=2) + "\n")
         # What may change from resume to resume is no part of the header: the same run, the same bytes.
-        settings = {name: value for name, value in c.as_dict().items() if name not in MAY_CHANGE}
-        settings["clip_norm"] = c.clip_norm
-        path = c.out / "metrics.jsonl"
-        if c.tensorboard:
+        settings = {name: value for name, value in plain.items() if name not in MAY_CHANGE}
+        path = self.run.out / "metrics.jsonl"
+        if self.run.tensorboard:
             self.log = TensorBoardLog(path, settings, keep_bytes=keep_bytes, first_step=attempts)
         else:
             self.log = MetricsLog(path, settings, keep_bytes=keep_bytes)
@@ -135,7 +137,7 @@ class RunFolder:
         if self.log:
             self.log.event(step, kind, **details)
             self.log.flush()
-            if self.config.progress and kind != "overflow":  # fp16 overflows now and then by design
+            if self.run.progress and kind != "overflow":  # fp16 overflows now and then by design
                 tqdm.write(
                     f"step {step}: {kind}  " + "  ".join(f"{k} {shown(v)}" for k, v in details.items())
                 )
@@ -145,7 +147,7 @@ class RunFolder:
         if self.log:
             self.log.evaluation(progress.attempts - 1, values)
             self.log.flush()
-            if self.config.progress:
+            if self.run.progress:
                 best = " (best)" if progress.best_at == progress.updates else ""
                 score = values["validation_score"]
                 tqdm.write(f"step {progress.updates}: validation score {score:.4f}{best}")
@@ -170,13 +172,13 @@ class RunFolder:
         state = {"progress": asdict(progress), "log_bytes": self.log.sync()}
         write_checkpoint(self.checkpoints, progress.attempts, tensors, state)
         prune_checkpoints(self.checkpoints, 1, also=progress.scheduled)
-        with open(self.config.out / "timings.jsonl", "a", encoding="utf-8") as file:
+        with open(self.run.out / "timings.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in self._timings)
         self._timings = []
 
     def keep_best(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
         """Put a model in the place of the best one so far."""
-        replace_folder(self.config.out / "best", lambda folder: self.save_model(model, folder, weights))
+        replace_folder(self.run.out / "best", lambda folder: self.save_model(model, folder, weights))
 
     def failure(self, what: str, hint: str) -> TrainingFailed:
         """Return the error that ends a run, which says where it can be taken up again."""

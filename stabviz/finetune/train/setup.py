@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.config import LoopConfig
 from stabviz.finetune.data.loader import Rows
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation
@@ -17,12 +17,11 @@ from stabviz.methods.objective import Objective
 class Setup:
     """What a run is made of; `stabviz.finetune.run.prepare` makes it from a config."""
 
-    config: FinetuneConfig
+    config: LoopConfig
     processes: ProcessGroup
     model: nn.Module
     objective: Objective
     rows: Rows
-    """`rows[(epoch, index)]` is an encoded row; `rows.lengths` holds their lengths."""
     collate: Callable[[list], dict[str, Tensor]]
     evaluate: Callable[[nn.Module, Callable[[], None]], Evaluation]
     """evaluate(model, check): calls check() between batches, which may raise StopRequested."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.config import OptimizerConfig, RunConfig
 from stabviz.finetune.distributed import ProcessGroup, local
 from stabviz.finetune.train.optimizer import Parameter
 from stabviz.ops import adam_direction_from, bias_corrected, global_norm, second_moment_ratio
@@ -135,17 +135,18 @@ class Telemetry:
     def __init__(
         self,
         parameters: list[Parameter],
-        config: FinetuneConfig,
+        optimizer: OptimizerConfig,
+        run: RunConfig,
         processes: ProcessGroup,
         log: MetricsLog | None,
     ):
-        self.parameters, self.config, self.log = parameters, config, log
+        self.parameters, self.adam, self.run, self.log = parameters, optimizer, run, log
         self.norms = Norms(parameters, processes)
         self._pending: list[tuple[int, dict[str, float], list[str], Tensor]] = []
 
     def due(self, step: int) -> bool:
         """Tell whether this step measures the costly signals."""
-        return step % self.config.signals_every == 0
+        return step % self.run.signals_every == 0
 
     def _named(self, signal: str) -> list[str]:
         return [signal, *(f"{signal}/{layer}" for layer in self.norms.layers)]
@@ -157,7 +158,7 @@ class Telemetry:
         Shapes: -> name: (1 + layers,), over everything first
         Units:  update_rms in lr (of the layer); weight decay is not counted
         """
-        c, sizes = self.config, self._sizes()
+        c, sizes = self.adam, self._sizes()
         directions: list[Tensor | None] = []
         ratios: list[Tensor | None] = []
         for p in self.parameters:
@@ -197,7 +198,7 @@ class Telemetry:
             values.append(value.detach().float().reshape(-1))
         vector = torch.cat(values) if values else torch.empty(0)
         self._pending.append((step, host, names, vector))
-        if len(self._pending) >= self.config.flush_every:
+        if len(self._pending) >= self.run.flush_every:
             self.flush()
 
     def flush(self) -> None:

@@ -33,7 +33,7 @@ def collate(rows):
 
 def loader(rank=0, size=1, rows=None, **settings):
     processes = dataclasses.replace(PROCESSES, rank=rank, size=size)
-    return Loader(rows or Rows(), collate, FinetuneConfig(**{"batch": BATCH} | settings), processes)
+    return Loader(rows or Rows(), collate, FinetuneConfig.of(**{"batch": BATCH} | settings), processes)
 
 
 def taken(made, position, count, left_out=()):

@@ -26,7 +26,8 @@ def write(path, content):
 
 
 def read(path, **settings):
-    return read_splits(FinetuneConfig(data=str(path), **settings))
+    config = FinetuneConfig.of(data=str(path), **settings)
+    return read_splits(config.data, config.run.seed)
 
 
 def rows_of(splits):

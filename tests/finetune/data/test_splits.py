@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.config import DataConfig, FinetuneConfig
 from stabviz.finetune.data.splits import DataError, read_splits
 
 SPLITS = ("train", "validation", "test")
@@ -16,7 +16,8 @@ def write(path, rows):
 
 
 def read(path, **settings):
-    return read_splits(FinetuneConfig(data=str(path), **settings))
+    config = FinetuneConfig.of(data=str(path), **settings)
+    return read_splits(config.data, config.run.seed)
 
 
 def classes(n=60, label=lambda i: "abc"[i % 3]):
@@ -32,7 +33,7 @@ def tagged(n=40):
 
 def test_support_desk_reads_intent_sentiment_and_tags():
     intent, sentiment, tags = (
-        read_splits(FinetuneConfig(**chosen)) for chosen in ({}, {"label": "sentiment"}, {"tags": "tags"})
+        read_splits(DataConfig(**chosen)) for chosen in ({}, {"label": "sentiment"}, {"tags": "tags"})
     )
     assert [len(getattr(intent, split)) for split in SPLITS] == [3600, 600, 600]
     assert len(intent.labels) == 10
@@ -58,16 +59,16 @@ def test_support_desk_reads_intent_sentiment_and_tags():
 def test_support_desk_outside_a_clone_says_where_it_is(monkeypatch, tmp_path):
     monkeypatch.setattr("stabviz.finetune.data.splits.DATA", tmp_path)
     with pytest.raises(DataError, match="the corpus is in the repository, not in the installed package"):
-        read_splits(FinetuneConfig())
+        read_splits(DataConfig())
 
 
 def test_docstrings_are_classified_by_package():
-    splits = read_splits(FinetuneConfig(data="docstrings"))
+    splits = read_splits(DataConfig(source="docstrings"))
     assert {"asyncio", "email", "logging", "xml"} <= set(splits.labels)
     assert len(splits.train) > 1000
     assert min(len(splits.validation), len(splits.test)) > 100
     with pytest.raises(DataError, match="docstrings have classes, no tags"):
-        read_splits(FinetuneConfig(data="docstrings", tags="tags"))
+        read_splits(DataConfig(source="docstrings", tags="tags"))
 
 
 BAD_CLASSES = {

@@ -73,14 +73,14 @@ def documents():
 
 @pytest.fixture(scope="module")
 def trained(documents, tmp_path_factory):
-    return pretrain(PretrainConfig(out=tmp_path_factory.mktemp("run") / "a", **TINY), documents=documents)
+    return pretrain(PretrainConfig.of(out=tmp_path_factory.mktemp("run") / "a", **TINY), documents=documents)
 
 
 def random_bert(kind=BertForPreTraining, vocab_size=101):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         shape = small_bert(
-            vocab_size, PretrainConfig(width=16, layers=2, heads=2, max_length=31), dropout=0.0
+            vocab_size, PretrainConfig.of(width=16, layers=2, heads=2, max_length=31), dropout=0.0
         )
         return kind(shape).eval()
 
@@ -194,7 +194,7 @@ def test_pretrain_lowers_the_loss_and_records_a_trace(trained):
 
 def test_pretrain_scores_the_documents_that_were_held_out(trained):
     scores = trained.scores
-    assert json.loads((trained.config.out / "scores.json").read_text()) == scores
+    assert json.loads((trained.config.run.out / "scores.json").read_text()) == scores
     assert scores["pieces"] >= 10
     assert scores["pairs"] >= 1
     best_at = trained.progress.best_at
@@ -215,7 +215,7 @@ def test_pretrain_leaves_a_checkpoint_that_transformers_loads_under_its_own_name
         model, report = family.from_pretrained(trained.folder, output_loading_info=True)
         assert all("pooler" in name or name.startswith("classifier") for name in report["missing_keys"])
         assert torch.isfinite(model(**batch)[0]).all()
-    complete = AutoModel.from_pretrained(trained.config.out / "best", output_loading_info=True)[1]
+    complete = AutoModel.from_pretrained(trained.config.run.out / "best", output_loading_info=True)[1]
     assert not complete["missing_keys"]
 
 
@@ -234,10 +234,10 @@ def test_pretrain_writes_a_card_with_what_was_measured(trained):
 
 
 def test_pretrain_stopped_and_resumed_equals_the_run_that_was_not(trained, documents, tmp_path):
-    config = PretrainConfig(out=tmp_path / "b", stop_after=11, **TINY)
+    config = PretrainConfig.of(out=tmp_path / "b", stop_after=11, **TINY)
     first = pretrain(config, documents=documents)
     assert (first.progress.updates, first.progress.finished, first.scores) == (11, "", None)
-    loaded = PretrainConfig.load(tmp_path / "b")
+    loaded = PretrainConfig.of_folder(tmp_path / "b")
     assert loaded == config
     again = pretrain(loaded.replace(stop_after=None), documents=documents, resume=True)
     assert again.trace["loss_nats"].tolist() == trained.trace["loss_nats"].tolist()
@@ -246,10 +246,10 @@ def test_pretrain_stopped_and_resumed_equals_the_run_that_was_not(trained, docum
 
 
 def test_pretrain_refuses_a_folder_that_holds_a_run_and_leaves_its_config_alone(trained, documents):
-    before = (trained.config.out / "pretrain.json").read_text()
+    before = (trained.config.run.out / "pretrain.json").read_text()
     with pytest.raises(ValueError, match="holds? a run"):
         pretrain(trained.config.replace(lr=1e-4), documents=documents)
-    assert (trained.config.out / "pretrain.json").read_text() == before
+    assert (trained.config.run.out / "pretrain.json").read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -265,16 +265,16 @@ def test_pretrain_refuses_a_folder_that_holds_a_run_and_leaves_its_config_alone(
 )
 def test_pretrain_config_names_what_is_wrong(field, value, message):
     with pytest.raises(ValueError, match=message):
-        PretrainConfig(**{field: value})
+        PretrainConfig.of(**{field: value})
 
 
 def test_pretrain_config_load_names_a_folder_without_a_run(tmp_path):
     with pytest.raises(ValueError, match="folder of a pretraining run"):
-        PretrainConfig.load(tmp_path)
+        PretrainConfig.of_folder(tmp_path)
 
 
 def tiny_setup(documents, out, **changes):
-    config = PretrainConfig(out=out, **TINY | changes)
+    config = PretrainConfig.of(out=out, **TINY | changes)
     tokenizer = train_tokenizer([s for d in documents for s in d.sentences], vocab_size=300, max_length=61)
     return prepare(config, tokenizer, *hold_out(documents, share=0.2, seed=0))
 

@@ -28,7 +28,7 @@ from tests.finetune.reference import gradient_norms_of, losses_of, trainer_of
     ids=["classes", "cosine, smoothing", "tags", "accumulated"],
 )
 def test_losses_equal_the_trainers(tiny_bert_folder, tmp_path, settings):
-    config = FinetuneConfig(
+    config = FinetuneConfig.of(
         **(
             {
                 "model": str(tiny_bert_folder),
@@ -48,14 +48,14 @@ def test_losses_equal_the_trainers(tiny_bert_folder, tmp_path, settings):
             | settings
         )
     )
-    splits, processes = read_splits(config), ProcessGroup.join("cpu")
+    splits, processes = read_splits(config.data, config.run.seed), ProcessGroup.join("cpu")
     setup, _ = prepare(config, splits, processes)
     train(setup)
-    ours = read_metrics(config.out / "metrics.jsonl")
+    ours = read_metrics(config.run.out / "metrics.jsonl")
     trainer = trainer_of(
-        config, splits, processes, tmp_path / "theirs", same_order=config.micro_batch is None
+        config, splits, processes, tmp_path / "theirs", same_order=config.train.compute.micro_batch is None
     )
-    if config.micro_batch is not None:
+    if config.train.compute.micro_batch is not None:
         trainer = _fed(trainer, list(_in_micro_batches(setup, config)))
     theirs = losses_of(trainer)
     assert len(theirs) == 50
@@ -69,9 +69,12 @@ def test_losses_equal_the_trainers(tiny_bert_folder, tmp_path, settings):
 
 def _in_micro_batches(setup, config):
     loader = Loader(setup.rows, partial(collate, pad_id=0), config, setup.processes)
-    for position in range(config.steps):
+    for position in range(config.train.steps):
         rows = loader.indices(position)
-        yield from (rows[i : i + config.micro_batch] for i in range(0, len(rows), config.micro_batch))
+        yield from (
+            rows[i : i + config.train.compute.micro_batch]
+            for i in range(0, len(rows), config.train.compute.micro_batch)
+        )
 
 
 def _fed(trainer, order):

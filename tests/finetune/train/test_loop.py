@@ -65,7 +65,7 @@ def setup_of(tiny_bert_folder, tiny_tokenizer, tmp_path):
             "bucket": False,
             "overwrite": True,
         }
-        config = FinetuneConfig(**(defaults | settings))
+        config = FinetuneConfig.of(**(defaults | settings))
         processes = ProcessGroup.join("cpu")
         rows = rows_of(tiny_tokenizer)
 
@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_but_the_log(setup_of, bad, op
     run_steps(training, 1)
     assert not same_bits(before, snapshot(training))
     training.telemetry.flush()
-    trace = read_metrics(setup.config.out / "metrics.jsonl")
+    trace = read_metrics(setup.config.run.out / "metrics.jsonl")
     raw = trace["loss_nats"][0, 3]
     assert not math.isfinite(raw)
     event = next(e for e in trace.events if e["kind"] == "non_finite")
@@ -189,7 +189,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_caught(setup_of):
     run_steps(training, 1)
     assert same_bits(before, snapshot(training))
     training.telemetry.flush()
-    trace = read_metrics(training.config.out / "metrics.jsonl")
+    trace = read_metrics(training.config.run.out / "metrics.jsonl")
     assert math.isfinite(trace["loss_nats"][0, 2])
     assert math.isnan(trace["grad_norm_preclip"][0, 2])
     assert trace.events[-1]["signal"] == "grad_norm_preclip"
@@ -201,7 +201,7 @@ def test_too_many_bad_steps_stop_the_run_and_name_the_last_good_checkpoint(setup
         TrainingFailed, match=r"3 steps in a row were not finite, up to step 7 .*step-00000004"
     ):
         train(setup)
-    assert newest_checkpoint(setup.config.out / "checkpoints")[0].name == "step-00000004"
+    assert newest_checkpoint(setup.config.run.out / "checkpoints")[0].name == "step-00000004"
 
 
 def test_bad_steps_that_are_not_in_a_row_do_not_stop_the_run(setup_of):
@@ -215,7 +215,7 @@ def test_bad_steps_that_are_not_in_a_row_do_not_stop_the_run(setup_of):
 def test_a_single_spike_is_dropped_and_its_rows_are_left_out(setup_of):
     setup = setup_of(planted([24], lambda loss: loss + 50), steps=40)
     progress = train(setup)
-    trace = read_metrics(setup.config.out / "metrics.jsonl")
+    trace = read_metrics(setup.config.run.out / "metrics.jsonl")
     spike = next(e for e in trace.events if e["kind"] == "spike")
     assert progress.finished == "all steps"
     assert spike["step"] == 24
@@ -229,7 +229,7 @@ def test_a_single_spike_is_dropped_and_its_rows_are_left_out(setup_of):
 def test_a_second_spike_in_a_row_goes_back_to_a_checkpoint_from_before(setup_of):
     setup = setup_of(planted([24, 25], lambda loss: loss + 50), steps=40, save_every=8, keep=4)
     progress = train(setup)
-    trace = read_metrics(setup.config.out / "metrics.jsonl")
+    trace = read_metrics(setup.config.run.out / "metrics.jsonl")
     rewind = next(e for e in trace.events if e["kind"] == "rewind")
     assert rewind["to"] == "step-00000016"  # step-00000024 is too near: its weights may be bad already
     assert rewind["updates"] == 16
@@ -381,7 +381,7 @@ def test_same_seed_writes_the_same_bytes_and_another_seed_does_not(setup_of, tmp
 
 def test_clipping_is_recorded_and_the_norm_is_the_one_before_it(setup_of):
     train(setup_of(clip_norm=0.01))
-    trace = read_metrics(setup_of().config.out / "metrics.jsonl")
+    trace = read_metrics(setup_of().config.run.out / "metrics.jsonl")
     assert (trace["clipped"] == 1).all()
     assert (trace["grad_norm_preclip"] > 0.01).all()
 
@@ -395,7 +395,7 @@ def test_weight_averages_are_what_is_evaluated_and_kept(setup_of):
         return setup.evaluate(model, check)
 
     train(dataclasses.replace(setup, evaluate=score))
-    tensors, _ = read_checkpoint(newest_checkpoint(setup.config.out / "checkpoints")[0])
+    tensors, _ = read_checkpoint(newest_checkpoint(setup.config.run.out / "checkpoints")[0])
     name = "classifier.weight"
     assert torch.equal(seen[name], tensors["average"][name])
     assert not torch.equal(tensors["model"][name], tensors["average"][name])
@@ -427,7 +427,7 @@ def test_frozen_parameters_stay_to_the_bit(setup_of):
     setup = setup_of(freeze=("embeddings", "encoder.layer.0"))
     before = {n: p.detach().clone() for n, p in setup.model.named_parameters()}
     train(setup)
-    after = final_weights(setup.config.out)
+    after = final_weights(setup.config.run.out)
     moved = {n for n in before if not torch.equal(before[n], after[n])}
     assert moved
     assert not any("embeddings" in n or "encoder.layer.0" in n for n in moved)
@@ -437,14 +437,14 @@ def test_frozen_parameters_stay_to_the_bit(setup_of):
 def test_short_formats_learn_and_keep_float32_weights(setup_of, precision):
     setup = setup_of(precision=precision, loss_scale=1024.0)
     assert train(setup).finished == "all steps"
-    assert {t.dtype for t in final_weights(setup.config.out).values() if t.is_floating_point()} == {
+    assert {t.dtype for t in final_weights(setup.config.run.out).values() if t.is_floating_point()} == {
         torch.float32
     }
-    trace = read_metrics(setup.config.out / "metrics.jsonl")
+    trace = read_metrics(setup.config.run.out / "metrics.jsonl")
     assert ("loss_scale" in trace) == (precision == "fp16")
-    calm = setup_of(out=setup.config.out.parent / "fp32")
+    calm = setup_of(out=setup.config.run.out.parent / "fp32")
     train(calm)
-    wide = read_metrics(calm.config.out / "metrics.jsonl")
+    wide = read_metrics(calm.config.run.out / "metrics.jsonl")
     np.testing.assert_allclose(trace["loss_nats"], wide["loss_nats"], atol=0.05)  # bf16: 8 significant bits
     np.testing.assert_allclose(
         trace["grad_norm_preclip"], wide["grad_norm_preclip"], rtol=0.1
@@ -454,7 +454,7 @@ def test_short_formats_learn_and_keep_float32_weights(setup_of, precision):
 def test_an_overflow_halves_the_loss_scale_and_skips_the_step(setup_of):
     setup = setup_of(precision="fp16", loss_scale=2.0**40, max_bad_steps=60)
     progress = train(setup)
-    trace = read_metrics(setup.config.out / "metrics.jsonl")
+    trace = read_metrics(setup.config.run.out / "metrics.jsonl")
     overflows = [e for e in trace.events if e["kind"] == "overflow"]
     assert overflows
     assert progress.updates == 12
@@ -483,4 +483,4 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(setup_of):
     train(setup_of(steps=2))
     with pytest.raises(ValueError, match="must not hold a run already"):
         train(setup_of(steps=2, overwrite=False))
-    assert read_metrics(setup_of().config.out / "metrics.jsonl").n_steps == 2
+    assert read_metrics(setup_of().config.run.out / "metrics.jsonl").n_steps == 2

@@ -218,7 +218,9 @@ def test_a_rewind_after_a_resume_goes_where_it_would_have_gone(
 
     def trained(out, **settings):
         config = config_of(out, steps=30, save_every=10, lr=1e-3, max_rewinds=4)
-        setup, _ = prepare(config.replace(**settings), read_splits(config), ProcessGroup.join("cpu"))
+        setup, _ = prepare(
+            config.replace(**settings), read_splits(config.data, config.run.seed), ProcessGroup.join("cpu")
+        )
         poisoned = torch.tensor(
             [
                 row

@@ -14,7 +14,7 @@ from transformers import (
     GPT2Model,
 )
 
-from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.config import FinetuneConfig, OptimizerConfig
 from stabviz.finetune.data.splits import read_splits
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.run import prepare
@@ -69,9 +69,10 @@ def batch():
 
 def made(model=None, **settings):
     model = model or bert()
-    config = FinetuneConfig(**{"optimizer": "adamw", "weight_decay": 0.0, "layer_decay": 0.5} | settings)
-    parameters, log = trained_parameters(model, config), Lines()
-    return model, parameters, config, log, Telemetry(parameters, config, PROCESSES, log)
+    config = FinetuneConfig.of(**{"optimizer": "adamw", "weight_decay": 0.0, "layer_decay": 0.5} | settings)
+    adam = config.train.optimizer
+    parameters, log = trained_parameters(model, adam), Lines()
+    return model, parameters, adam, log, Telemetry(parameters, adam, config.run, PROCESSES, log)
 
 
 def backward(model, seed=0):
@@ -132,7 +133,8 @@ def test_norms_of_millions_of_elements_are_right():
     """One running float32 sum of squares would lose the small ones."""
     tensor = torch.full((3_000_000,), 1e-3)
     tensor[0] = 30.0
-    parameter = trained_parameters(torch.nn.ModuleDict({"head": torch.nn.Linear(1, 1)}), FinetuneConfig())[:1]
+    model = torch.nn.ModuleDict({"head": torch.nn.Linear(1, 1)})
+    parameter = trained_parameters(model, OptimizerConfig())[:1]
     found = Norms(parameter, PROCESSES)([tensor])
     # in its own piece the large one still swallows some of 2^18 small ones: 2e-5 here, and 1e-3 over all at
     # once
@@ -144,8 +146,8 @@ def test_norms_of_millions_of_elements_are_right():
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw_fused"])
 def test_update_rms_is_the_change_of_the_weights_over_lr(kind):
-    model, parameters, config, _, telemetry = made(optimizer=kind)
-    optimizer, lr = OPTIMIZERS[kind](parameters, config), 0.5
+    model, parameters, adam, _, telemetry = made(optimizer=kind)
+    optimizer, lr = OPTIMIZERS[kind](parameters, adam), 0.5
     for step in range(4):
         backward(model, seed=step)
         before = [p.tensor.detach().clone() for p in parameters]
@@ -160,8 +162,8 @@ def test_update_rms_is_the_change_of_the_weights_over_lr(kind):
 
 
 def test_update_rms_without_bias_correction():
-    model, parameters, config, _, telemetry = made(bias_correction=False)
-    optimizer = OPTIMIZERS["adamw"](parameters, config)
+    model, parameters, adam, _, telemetry = made(bias_correction=False)
+    optimizer = OPTIMIZERS["adamw"](parameters, adam)
     backward(model)
     before = [p.tensor.detach().clone() for p in parameters]
     optimizer.step(0.5)
@@ -173,8 +175,8 @@ def test_update_rms_without_bias_correction():
 
 
 def test_second_moment_ratio_is_that_of_gradients_kept_by_hand():
-    model, parameters, config, _, telemetry = made()
-    optimizer = OPTIMIZERS["adamw"](parameters, config)
+    model, parameters, adam, _, telemetry = made()
+    optimizer = OPTIMIZERS["adamw"](parameters, adam)
     second = [torch.zeros_like(p.tensor, dtype=torch.float64) for p in parameters]
     for step in range(3):
         backward(model, seed=step)
@@ -189,8 +191,8 @@ def test_second_moment_ratio_is_that_of_gradients_kept_by_hand():
 
 
 def test_what_has_no_gradient_does_not_thin_the_mean():
-    model, parameters, config, _, telemetry = made()
-    optimizer = OPTIMIZERS["adamw"](parameters, config)
+    model, parameters, adam, _, telemetry = made()
+    optimizer = OPTIMIZERS["adamw"](parameters, adam)
     backward(model)
     for p in parameters:
         if "attention" in p.name:
@@ -287,7 +289,9 @@ def test_record_keeps_until_a_flush_and_keeps_nan():
 
 
 def training(config):
-    made = Training(prepare(config, read_splits(config), PROCESSES)[0], resume=False, force=False)
+    made = Training(
+        prepare(config, read_splits(config.data, config.run.seed), PROCESSES)[0], resume=False, force=False
+    )
     made.bar = type(
         "Bar", (), {"update": lambda *_: None, "set_postfix_str": lambda *_, **__: None, "n": 0}
     )()
@@ -312,7 +316,7 @@ def test_gradient_norms_of_a_step_are_those_before_clipping(config_of, tmp_path)
     output = other.model(**{k: v for k, v in one.items() if k not in ("labels", "rows")})
     loss = torch.nn.functional.cross_entropy(output.logits, one["labels"])
     loss.backward()
-    trace = read_metrics(config.out / "metrics.jsonl")
+    trace = read_metrics(config.run.out / "metrics.jsonl")
     grads = [p.tensor.grad for p in other.parameters]
     for name, part in zip(NAMES, by_layer(other.parameters, grads), strict=True):
         assert trace[f"grad_norm_preclip{name}"][0, 0] == pytest.approx(float(global_norm(part)), rel=1e-5)
@@ -332,7 +336,7 @@ def test_the_log_is_the_same_whatever_flush_every_is(config_of, go, tmp_path):
     for flush_every in (1, 5, 99):
         config = config_of(tmp_path / str(flush_every), flush_every=flush_every, steps=8)
         go(config)
-        logs.append((config.out / "metrics.jsonl").read_bytes())
+        logs.append((config.run.out / "metrics.jsonl").read_bytes())
     assert logs[0] == logs[1] == logs[2]
     assert logs[0].count(b'"values"') == 8
 
