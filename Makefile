@@ -48,6 +48,7 @@ quick: lint test-fast test-notebooks
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 doctor: $(STAMP)
 	$(BIN)/python -m stabviz doctor
