@@ -147,8 +147,7 @@ def _labels(rows: list[Row], source: Source, columns: tuple[str, str], data: Dat
 def _with_made_splits(
     rows: dict[str, list[Row]], file: str, data: DataConfig, seed: int
 ) -> dict[str, list[Row]]:
-    """Set rows of training aside for each split that is missing: shares of the training rows as they were
-    read."""
+    """Set rows of training aside for each split that is missing: shares of the rows as they were read."""
     rest, total, made = rows["train"], len(rows["train"]), dict(rows)
     for split, share in (("test", data.test_share), ("validation", data.validation_share)):
         if rows.get(split):
@@ -179,8 +178,7 @@ def _stratum(row: Row) -> str:
 
 
 def _stratified(strata: list[str], order: np.ndarray, wanted: int) -> set[int]:
-    """Choose `wanted` rows, every class in proportion; the first row of each class in `order` always
-    stays."""
+    """Choose `wanted` rows, every class in proportion; each class keeps its first row in `order`."""
     seen: set[str] = set()
     candidates = []
     for i in order:
@@ -195,8 +193,7 @@ def _stratified(strata: list[str], order: np.ndarray, wanted: int) -> set[int]:
 
 
 def _chosen(rows: list[Row], data: DataConfig, seed: int) -> list[Row]:
-    """Keep max_train_rows of the rows in their order; a smaller number keeps a part of what a larger one
-    keeps."""
+    """Keep max_train_rows rows in order; a smaller number keeps a part of what a larger one keeps."""
     if data.max_train_rows is None or data.max_train_rows >= len(rows):
         return rows
     order = np.random.default_rng(integer(seed, "chosen rows")).permutation(len(rows))
@@ -204,8 +201,7 @@ def _chosen(rows: list[Row], data: DataConfig, seed: int) -> list[Row]:
 
 
 def _with_noise(rows: list[Row], labels: tuple[str, ...], data: DataConfig, seed: int) -> list[Row]:
-    """Give round(label_noise * n) of the n labels, or of the n entities, another class or type, drawn
-    evenly."""
+    """Give round(label_noise * n) of n labels or entities another class or type, drawn evenly."""
     rng = np.random.default_rng(integer(seed, "label noise"))
     rows = [dataclasses.replace(row, label=list(row.label) if data.tags else row.label) for row in rows]
     names = sorted({label[2:] for label in labels if label != "O"}) if data.tags else list(labels)

@@ -66,8 +66,7 @@ class ShapeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig(LoopConfig):
-    """One pretraining run: a tokenizer and a small BERT, from text alone. The defaults made
-    data/stabviz-mini."""
+    """A tokenizer and a small BERT, from text alone. The defaults made data/stabviz-mini."""
 
     text: TextConfig = TextConfig()
     shape: ShapeConfig = ShapeConfig()

@@ -1,5 +1,4 @@
-"""`stabviz pretrain`: a small BERT from nothing but text: masked language model and next-sentence
-prediction."""
+"""`stabviz pretrain`: a small BERT from text alone, by masked words and next-sentence prediction."""
 
 import hashlib
 import shutil
@@ -38,8 +37,7 @@ from stabviz.trace.log import read_metrics
 
 
 class MaskedBert(BertForPreTraining):
-    """transformers' BertForPreTraining that can compute the vocabulary's logits at the predicted pieces
-    alone.
+    """transformers' BertForPreTraining that can compute logits at the predicted pieces alone.
 
     Same weights, same names; with 15 % of the pieces predicted the head costs 15 % of its time and memory.
 
@@ -63,8 +61,7 @@ class MaskedBert(BertForPreTraining):
 
 
 def masked_lm_objective(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the masked language model's loss plus next-sentence prediction's, each a mean over its own
-    targets.
+    """Return the loss of masked words plus that of next sentences, each a mean over its own targets.
 
     Rows without a second sentence (next_sentence_label -100) teach the language model alone; a batch without
     any pair adds 0.
@@ -100,8 +97,7 @@ def masked_lm_objective(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[
 
 
 def small_bert(vocab_size: int, config: PretrainConfig, *, dropout: float) -> BertConfig:
-    """Return the shape of the model in transformers' terms; feed-forward layers are four times as wide as the
-    model."""
+    """Return the model's shape in transformers' terms; feed-forward layers are four times the width."""
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=config.shape.width,
@@ -117,8 +113,7 @@ def small_bert(vocab_size: int, config: PretrainConfig, *, dropout: float) -> Be
 
 @torch.no_grad()
 def start_with_sinusoids(model: BertForPreTraining) -> None:
-    """Let the position embeddings start as sines and cosines of the size that random ones would have; they
-    are learned.
+    """Start the learned position embeddings as sines and cosines of the size that random ones would have.
 
     One projection then finds a neighbour at every position, where random embeddings need to learn it for
     each.
@@ -135,8 +130,7 @@ def start_with_sinusoids(model: BertForPreTraining) -> None:
 
 
 def with_small_embeddings(weights: Mapping[str, Tensor], std: float) -> dict[str, Tensor]:
-    """Return weights that compute the same with word embeddings of standard deviation `std`, as large as at
-    the start.
+    """Return weights that compute the same with word embeddings of standard deviation `std`, as at the start.
 
     Pretraining makes the embeddings several times larger. A layer norm follows them, so that their size means
     nothing, but Adam's steps have a fixed length: large embeddings hardly move in fine-tuning. The vocabulary
@@ -162,8 +156,7 @@ class Pretrained:
 
     @property
     def folder(self) -> Path:
-        """The checkpoint that fine-tuning starts from, in transformers' format; best/ has all weights as
-        trained."""
+        """The checkpoint to fine-tune, in transformers' format; best/ has all weights as trained."""
         return self.config.run.out / "pretrained"
 
 
@@ -175,8 +168,7 @@ def pretrain(
     force: bool = False,
     interrupt: Interrupt | None = None,
 ) -> Pretrained:
-    """Train a tokenizer and a BERT on text alone, with the loop that fine-tunes; OUT/pretrained is the
-    checkpoint.
+    """Train a tokenizer and a BERT on text alone, by the loop that fine-tunes; writes OUT/pretrained.
 
     `documents` None: the standard library's prose and the messages that the config names. The run folder is
     that of `finetune`, and pretrain.json in it holds the config; a stopped run is resumed with the same
@@ -318,8 +310,7 @@ def _held_out_scores(
     autocast: Callable,
     batch: int = 64,
 ) -> Evaluation:
-    """Measure on documents that were held out, with the masks and pairs of epoch 0: the same ones every
-    time."""
+    """Measure on held-out documents with the masks and pairs of epoch 0: the same ones every time."""
     order, was_training = np.argsort(rows.lengths, kind="stable").tolist(), model.training
     sums = dict.fromkeys(
         ("masked_lm_loss_nats", "accuracy", "next_sentence_loss_nats", "next_sentence_accuracy"), 0.0

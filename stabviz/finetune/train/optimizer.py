@@ -1,5 +1,4 @@
-"""AdamW for a whole model, ours or torch's fused one: the same groups, the same trajectory, the same saved
-names.
+"""AdamW for a whole model, ours or torch's fused one: the same groups, trajectory and saved names.
 
 Groups: biases and layer norms are not decayed; with `layer_decay` a layer below the head learns more slowly
 than the one above it; frozen parameters take no part.
@@ -43,12 +42,10 @@ def layer_of(name: str) -> str:
 
 
 def trained_parameters(model: nn.Module, config: OptimizerConfig) -> list[Parameter]:
-    """List what is trained, with its layer, its share of the learning rate and its weight decay; freeze the
-    rest.
+    """List what is trained, with layer, share of the learning rate and weight decay; freeze the rest.
 
     Raises: ValueError if a word of `freeze` matches no parameter, or nothing is left to train
     Source: layer-wise rates: Howard and Ruder 2018, arXiv:1801.06146
-    Lesson: 11-classification
     """
     named = list(model.named_parameters())
     for word in config.freeze:
