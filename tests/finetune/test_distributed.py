@@ -198,7 +198,8 @@ FAULTS = {
     "failing": lambda: {planned(p)[1]: lambda loss: loss * math.nan for p in (3, 4)},
 }
 SCENARIOS = {
-    "classes": {"micro_batch": 3},  # micro-batches of 3 and 1 rows here, of 3 there
+    # micro-batches of 3 and 1 rows here, of 3 there; a seed that has learned after 12 steps
+    "classes": {"micro_batch": 3, "seed": 2},
     "tags": {"kind": "tags", "batch": 4, "micro_batch": 1},
     "nan": {"faults": "nan", "micro_batch": 2},
     "spike": {"faults": "spike", "steps": 28},

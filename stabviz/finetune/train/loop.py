@@ -120,11 +120,10 @@ class Training:
 
     def go_on(self, interrupt: Interrupt) -> None:
         """Evaluate, step and save by turns, until the run is finished or asked to stop."""
-        c, run = self.config.train, self.config.run
+        c, run, taken = self.config.train, self.config.run, 0
         if not self.progress.scheduled:
             # what a first spike goes back to; and a disk that cannot be written shows now
             self.save(due=True)
-        taken = 0
         while not (p := self.progress).finished:  # a rewind puts another Progress in its place
             if p.evaluated_at < p.updates and (p.updates % c.evaluate_every == 0 or p.updates >= c.steps):
                 self.evaluate(interrupt)
@@ -158,7 +157,7 @@ class Training:
         gradients = [x.tensor.grad for x in self.parameters]
         grads = [local(g) for g in gradients if g is not None]
         if fp16:
-            torch._foreach_mul_(grads, 1 / p.loss_scale)
+            torch._foreach_mul_(grads, 1 / p.loss_scale)  # clip_norm is meant for the true gradient
         norms = self.telemetry.norms(gradients)
         # the one wait for the device in a step
         loss, norm = torch.stack([done.loss_nats.float(), norms[0].to(done.loss_nats.device)]).tolist()
@@ -170,12 +169,12 @@ class Training:
         if fp16:
             known["loss_scale"] = p.loss_scale
         measured = {"grad_norm_preclip": norms, **done.measured}
-        p.position = position + 1
+        p.position = position + 1  # whatever comes of the step: a bad batch is not tried again
         if outcome == "good":
             if norm > c.clip_norm:
                 torch._foreach_mul_(grads, clip_scale(norms[0], c.clip_norm))
             if due:
-                measured["param_norm"] = self.telemetry.param_norms()
+                measured["param_norm"] = self.telemetry.param_norms()  # of the weights that gave this loss
             self.update(lr)
             if due:
                 measured |= self.telemetry.update_signals(self.optimizer)
@@ -188,7 +187,7 @@ class Training:
         if fp16:
             p.adapt_loss_scale(outcome != "not_finite")
         p.attempts += 1
-        drop_gradients(self.parameters)
+        drop_gradients(self.parameters)  # None, not 0: a layer without gradient is not measured
         if outcome == "not_finite":
             self.after_not_finite(loss, position, done)
         elif outcome == "spike":

@@ -68,6 +68,7 @@ def trained_parameters(model: nn.Module, config: OptimizerConfig) -> list[Parame
         if not tensor.requires_grad:
             continue
         layer = layer_of(name)
+        # decay pulls towards 0, which would shut the gain of a norm; a bias has no scale to restrain
         plain = name in undecayed or name.endswith("bias")
         chosen.append(
             Parameter(
@@ -118,6 +119,7 @@ class AdamW:
                 bias_correction=c.bias_correction,
                 measure=False,
             )
+            # into the old memory: the model and what wraps it hold these very tensors
             param.copy_(updated)
             for name, value in state.items():
                 value.copy_(fresh[name])
@@ -156,6 +158,7 @@ class FusedAdamW:
     def step(self, lr: float) -> None:
         """Update every parameter from its gradient."""
         for group in self.optimizer.param_groups:
+            # by hand: the schedule's clock counts updates, and a dropped step is none
             group["lr"] = lr * group["lr_factor"]
         self.optimizer.step()
 

@@ -186,6 +186,7 @@ class Telemetry:
     def _sizes(self) -> Tensor:
         counts = dict.fromkeys(self.norms.layers, 0)
         for p in self.parameters:
+            # what took no part in the step must not thin the mean
             counts[p.layer] += p.tensor.numel() if p.tensor.grad is not None else 0
         roots = [math.sqrt(sum(counts.values())), *(math.sqrt(max(n, 1)) for n in counts.values())]
         return torch.tensor(roots, device=self.parameters[0].tensor.device)
@@ -193,6 +194,7 @@ class Telemetry:
     def record(self, step: int, host: dict[str, float], device: dict[str, Tensor]) -> None:
         """Keep one step: `host` numbers are known, `device` tensors (scalar, or total and layers) not yet."""
         names, values = [], []
+        # one vector a step: a flush is then one transfer, and no step waits for the device
         for signal, value in device.items():
             names += self._named(signal) if value.ndim else [signal]
             values.append(value.detach().float().reshape(-1))
