@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from stabviz.lab.curvature import Curvature
 from stabviz.lab.experiment import KNOBS, Run, numeric_knobs
 from stabviz.lab.functions import YourClip, YourOptimizer, examine, made_up
+from stabviz.lab.fuse import fuse
 from stabviz.lab.problems import Batch, problem_of
 from stabviz.lab.rates import Plateau, rates
 from stabviz.lab.replay import Action, record
@@ -136,7 +137,8 @@ class RunBatch:
         elif self.steps_done < WRITTEN_STEPS:
             self._commit(*self._step())
         elif self.replay is None:
-            self.replay, self.outcome = record(self._step, (self.params_RP, *self.state.values()))
+            changing = (self.params_RP, *self.state.values())
+            self.replay, self.outcome = record(self._step, changing, rewrite=fuse)
             self._commit(*self.outcome)
         else:
             with torch.no_grad():

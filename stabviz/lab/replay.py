@@ -12,7 +12,7 @@ be edited in place, and nothing may branch on the value of a tensor.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,7 @@ class NotReplayable(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
+class Call:
     """One operation as it was called."""
 
     function: torch._ops.OpOverload
@@ -46,16 +46,20 @@ class _Call:
     """Tensors among the inputs that the operation writes to."""
     writer: Callable | None
     """What computes the same into `out`, if there is such a thing."""
+    leaves: tuple = field(init=False)
+    """All that stands in `inputs`: tensors, numbers and the rest."""
+    reads: tuple[Tensor, ...] = field(init=False)
 
-    @property
-    def reads(self) -> list[Tensor]:
-        return [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
+    def __post_init__(self):
+        leaves = tuple(tree_leaves(self.inputs))
+        object.__setattr__(self, "leaves", leaves)
+        object.__setattr__(self, "reads", tuple(x for x in leaves if isinstance(x, Tensor)))
 
 
 class _Recorder(TorchDispatchMode):
     """Sees every operation below autograd and vmap, with the tensors that it really works on."""
 
-    calls: list[_Call]
+    calls: list[Call]
     writers: dict[Any, Callable | None]
 
     def __init__(self):
@@ -81,7 +85,7 @@ class _Recorder(TorchDispatchMode):
         if function not in self.writers:
             self.writers[function] = None if mutates else _writer(function, *inputs, results)
         self.calls.append(
-            _Call(
+            Call(
                 function=function,
                 inputs=inputs,
                 results=results,
@@ -102,42 +106,53 @@ def _written(function, args, kwargs) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def _memory(x: Tensor) -> int:
+def memory_of(x: Tensor) -> int:
     """The number of a tensor's storage; its views share it."""
     return x.untyped_storage()._cdata
 
 
-def record(step: Callable[[], Any], changing: Iterable[Tensor]) -> tuple[list[Action], Any]:
+def record(
+    step: Callable[[], Any],
+    changing: Iterable[Tensor],
+    rewrite: Callable[[list[Call], set[int]], list[Call]] = lambda calls, keep: calls,
+) -> tuple[list[Action], Any]:
     """Do one step; return the calls that repeat it, and its result, whose tensors each repetition overwrites.
 
     `changing` are the tensors that change between repetitions by other hands than the step's own.
+    `rewrite(calls, keep)` may put others in the place of calls, if they write the same results.
 
     Raises: NotReplayable if the step hands the value of a tensor to Python; the step itself is then half done
     """
+    calls, returned = recorded_calls(step, changing)
+    keep = {memory_of(x) for x in tree_leaves(returned) if isinstance(x, Tensor)}
+    with torch.no_grad():
+        calls = rewrite(calls, keep)
+        plan = MemoryPlan(calls, keep)
+        return [_action(call, plan) for call in calls], tree_map_only(Tensor, torch.Tensor.detach, returned)
+
+
+def recorded_calls(step: Callable[[], Any], changing: Iterable[Tensor]) -> tuple[list[Call], Any]:
+    """Do one step; return the calls that have to be repeated, and its result."""
     with _Recorder() as recorder:
         returned = step()
     calls = [call for call in recorder.calls if call.mutates or (call.results and not _is_view(call))]
-    calls = _without_constants(calls, {_memory(x) for x in changing})
-    plan = MemoryPlan(calls, keep={_memory(x) for x in tree_leaves(returned) if isinstance(x, Tensor)})
-    with torch.no_grad():
-        actions = [_action(call, plan) for call in calls]
-    return actions, tree_map_only(Tensor, torch.Tensor.detach, returned)
+    return _without_constants(calls, {memory_of(x) for x in changing}), returned
 
 
-def _is_view(call: _Call) -> bool:
+def _is_view(call: Call) -> bool:
     # A view computes nothing: the call that reads it is handed its shape, strides and offset.
-    read = {_memory(x) for x in call.reads}
-    return all(_memory(x) in read for x in call.results)
+    read = {memory_of(x) for x in call.reads}
+    return all(memory_of(x) in read for x in call.results)
 
 
-def _without_constants(calls: list[_Call], changing: set[int]) -> list[_Call]:
+def _without_constants(calls: list[Call], changing: set[int]) -> list[Call]:
     """Leave out what comes out equal at every step, such as a causal mask: it is kept instead."""
-    changing = changing | {_memory(x) for call in calls for x in call.mutates}
+    changing = changing | {memory_of(x) for call in calls for x in call.mutates}
     kept = []
     for call in calls:
-        results = {_memory(x) for x in call.results}
+        results = {memory_of(x) for x in call.results}
         looks_at_shape_alone = call.function.overloadpacket in _READS_NO_VALUES
-        reads = set() if looks_at_shape_alone else {_memory(x) for x in call.reads}
+        reads = set() if looks_at_shape_alone else {memory_of(x) for x in call.reads}
         if changing & (results | reads):
             changing |= results
             kept.append(call)
@@ -153,15 +168,15 @@ class MemoryPlan:
     did not make (parameters, constants).
     """
 
-    def __init__(self, calls: list[_Call], keep: set[int]):
+    def __init__(self, calls: list[Call], keep: set[int]):
         self.storage_of: dict[int, torch.UntypedStorage] = {}
         self._placed: dict[tuple, Tensor] = {}
-        passing = [{_memory(x) for x in _made_by(call)} - keep for call in calls]
+        passing = [{memory_of(x) for x in _made_by(call)} - keep for call in calls]
         dying = self._deaths(calls, set().union(*passing))
         free: dict[int, list[torch.UntypedStorage]] = {}  # by size: only an equal one is reused
         for call, dead in zip(calls, dying, strict=True):
             for x in _made_by(call):
-                if (memory := _memory(x)) not in keep and memory not in self.storage_of:
+                if (memory := memory_of(x)) not in keep and memory not in self.storage_of:
                     size = x.untyped_storage().nbytes()
                     self.storage_of[memory] = (
                         free[size].pop() if free.get(size) else torch.UntypedStorage(size)
@@ -171,11 +186,11 @@ class MemoryPlan:
                 free.setdefault(self.storage_of[memory].nbytes(), []).append(self.storage_of[memory])
 
     @staticmethod
-    def _deaths(calls: list[_Call], passing: set[int]) -> list[list[int]]:
+    def _deaths(calls: list[Call], passing: set[int]) -> list[list[int]]:
         """For each call, the results that nothing reads after it."""
         last_use: dict[int, int] = {}
         for index, call in enumerate(calls):
-            last_use.update({_memory(x): index for x in (*call.reads, *call.results)})
+            last_use.update({memory_of(x): index for x in (*call.reads, *call.results)})
         dying: list[list[int]] = [[] for _ in calls]
         for (
             memory
@@ -186,22 +201,22 @@ class MemoryPlan:
 
     def place(self, x: Tensor) -> Tensor:
         """Return the tensor that stands for x: in its place if x is a passing result, else x itself."""
-        storage = self.storage_of.get(_memory(x))
+        storage = self.storage_of.get(memory_of(x))
         if storage is None:
             return x
-        key = (_memory(x), x.dtype, x.storage_offset(), x.shape, x.stride())
+        key = (memory_of(x), x.dtype, x.storage_offset(), x.shape, x.stride())
         if key not in self._placed:
             empty = torch.empty(0, dtype=x.dtype)
             self._placed[key] = empty.set_(storage, x.storage_offset(), x.shape, x.stride())
         return self._placed[key]
 
 
-def _made_by(call: _Call) -> tuple[Tensor, ...]:
+def _made_by(call: Call) -> tuple[Tensor, ...]:
     """The tensors that a call brings into being; what an operation in place returns was there before."""
     return () if call.mutates else call.results
 
 
-def _action(call: _Call, plan: MemoryPlan) -> Action:
+def _action(call: Call, plan: MemoryPlan) -> Action:
     """The call, writing its result to its place; an operation that cannot is followed by a copy."""
     args, kwargs = tree_map_only(Tensor, plan.place, call.inputs)
     if call.mutates:

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from stabviz.lab import engine, grid, train
+from stabviz.lab import fuse as fuse_module
+from stabviz.lab.fuse import fuse
 from stabviz.lab.replay import NotReplayable, record
 
 KNOBS = {
@@ -48,13 +52,99 @@ KNOBS = {
 @pytest.mark.parametrize("measure", [True, False])
 def test_replayed_steps_equal_written_ones_to_the_bit(monkeypatch, knobs, measure):
     experiment = grid(**{"task": "markov"} | KNOBS | knobs)
+    monkeypatch.setattr(engine, "fuse", lambda calls, keep: calls)
     replayed = train(experiment, measure=measure)
-    monkeypatch.setattr(engine, "record", lambda step, changing: (None, step()))
     monkeypatch.setattr(engine.RunBatch, "step", lambda self: self._commit(*self._step()))
     written = train(experiment, measure=measure)
     assert written.signals.keys() == replayed.signals.keys()
     for name in written.signals:
         assert np.array_equal(written[name], replayed[name], equal_nan=True), name
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{}, {"model": "lstm"}, {"norm": "post"}, {"softcap": [5.0, np.inf]}, {"context": 24, "qk_norm": True}],
+)
+def test_fused_steps_equal_written_ones_but_for_rounding(monkeypatch, knobs):
+    experiment = grid(**{"task": "markov", "dtype": "float64"} | KNOBS | knobs)
+    fused = train(experiment)
+    monkeypatch.setattr(engine.RunBatch, "step", lambda self: self._commit(*self._step()))
+    written = train(experiment)
+    for name in written.signals:
+        # float64: the kernels sum in another order, and nine steps pass it on
+        np.testing.assert_allclose(fused[name], written[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def recorded_step(**knobs):
+    """The calls of one step of a transformer before and after they were fused."""
+    seen = {}
+
+    def look(calls, keep):
+        seen["before"], seen["after"] = calls, fuse(calls, keep)
+        return seen["after"]
+
+    with pytest.MonkeyPatch.context() as patch, torch.enable_grad():
+        patch.setattr(engine, "fuse", look)
+        batch = engine.RunBatch(list(grid("markov", **KNOBS | knobs).runs), torch.device("cpu"), True)
+        for _ in range(4):
+            batch.step()
+    return seen["before"], seen["after"]
+
+
+def kernels(calls):
+    return sorted(
+        call.writer.__name__
+        for call in calls
+        if call.writer is not None and call.writer.__module__ == fuse.__module__
+    )
+
+
+def test_fuse_finds_every_softmax_and_gelu_of_the_step_and_every_narrow_product():
+    before, after = recorded_step(layers=2)
+    found = kernels(after)
+    assert found.count("_softmax") == found.count("_softmax_backward") == 2
+    assert found.count("_gelu") == found.count("_gelu_backward") == 2
+    narrow = [c for c in before if c.function is torch.ops.aten.bmm.default and c.results[0].shape[-1] == 4]
+    assert found.count("transposed_product") >= len(narrow) == 6
+    # a softmax and its gradient are 13 calls, a GELU and its own 15; each pair becomes two
+    assert len(before) - len(after) == 2 * (11 + 13)
+
+
+def test_fuse_leaves_a_chain_that_something_else_reads():
+    x = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    for also in (False, True):
+
+        def step(also=also):
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                exponentials = (leaf - leaf.detach().amax(dim=-1, keepdim=True)).exp()
+                weights = exponentials / exponentials.sum(dim=-1, keepdim=True)
+                seen = exponentials.detach() * 2 if also else leaf.detach() * 2
+                return seen, *torch.autograd.grad((weights.square()).sum(), leaf)
+
+        actions, results = record(step, (x,), rewrite=fuse)
+        names = [getattr(action, "func", action).__name__ for action in actions]
+        assert ("_softmax" in names) is not also
+        wanted = step()
+        for action in actions:
+            action()
+        for ours, theirs in zip(results, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_fuse_refuses_a_kernel_that_gives_other_values(monkeypatch):
+    def wrong(x, *, out):
+        return out.copy_(x)
+
+    before, after = recorded_step()
+    assert "_gelu" in kernels(after)
+    kernel = replace(fuse_module.KERNELS[1], forward=wrong)
+    monkeypatch.setattr(fuse_module, "KERNELS", (fuse_module.KERNELS[0], kernel))
+    _, after = recorded_step()
+    assert kernels(after).count("_softmax") == 2
+    assert not {"wrong", "_gelu_backward"} & {
+        call.writer.__name__ for call in after if hasattr(call.writer, "__name__")
+    }
 
 
 def test_record_repeats_a_step_and_reuses_places():
