@@ -2,6 +2,9 @@
 
     trace = train(grid("text", lr=[1e-3, 1e-2], seed=range(4), steps=200))
 
+`grid` takes functions of your own for optimizer, clip, attention, loss and schedule (`lab.functions`);
+`ablate` tells which change takes away how much of a gap.
+
 The only room in which the run axis R exists. Imports ops, models and trace.
 """
 
