@@ -198,6 +198,7 @@ class RunBatch:
         loss_R, measured = self.losses(leaves, batch)
         objective_R = loss_R * self._poison() if any(run.poison_step >= 0 for run in self.runs) else loss_R
         second = self.curvature is not None  # the Hessian is a derivative of the gradient
+        # The sum: no run's loss depends on another's parameters, so its gradient is each run's own.
         grads = torch.autograd.grad(objective_R.sum(), list(leaves.values()), create_graph=second)
         grads_RP = torch.cat([grad.reshape(len(self.runs), -1) for grad in grads], dim=1)
         if self.curvature is not None:
@@ -219,6 +220,7 @@ class RunBatch:
         return torch.where(self.step_index == at, scale, torch.ones_like(scale)).expand(len(self.runs))
 
     def _rate(self, objective_R: Tensor) -> Tensor:
+        # The step is a tensor: a number would be the same at every replay.
         lr_R = self.lr_SR.index_select(0, self.step_index[None])[0]
         if self.plateau is not None:
             lr_R = lr_R * self.plateau.multiplier(objective_R, self.step_index)
@@ -259,6 +261,7 @@ class RunBatch:
             return torch.zeros_like(norm_R)
         if self.clip is not None or _on(self.knob["clip_adaptive"]) or _on(self.knob["clip_value"]):
             return (clipped_RP != grads_RP).any(dim=1).to(norm_R.dtype)
+        # Not norm > limit: the rule changes a gradient whose norm is NaN, too.
         return (~(norm_R <= self._each("clip_norm"))).to(norm_R.dtype)
 
     def _each(self, name: str) -> Tensor:
@@ -313,6 +316,7 @@ class RunBatch:
 
     def _judge(self, finite_R: Tensor) -> Tensor:
         """Count the step, and return which runs take it: not the frozen ones, nor a step that is skipped."""
+        # After the row was written: the step at which a run dies shows what it died of.
         rule = self.runs[0].on_non_finite
         goes_R = self.alive_R & (finite_R | (rule == "apply"))
         if rule == "freeze":

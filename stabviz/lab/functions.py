@@ -124,6 +124,7 @@ class YourOptimizer:
     def step(self, param, grad, state, *, lr, measure, **knobs):
         """Call the function, check what it returns, and measure the update from the parameters."""
         count = state["step"] + 1
+        # A copy of the dict: what a function puts into it must not reach the state before the step is taken.
         sources = {"param": param, "grad": grad, "state": dict(state), "t": count, "step": count, "lr": lr}
         result = self.yours(sources | {f"moment {name}": state[name] for name in self.moments} | knobs)
         new, after, seen = self._taken_apart(result, param, state)

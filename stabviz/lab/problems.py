@@ -131,7 +131,7 @@ class SequenceProblem(Problem):
     def batches(self, runs, device):
         batch, context, steps = self.run.batch, self.run.context, self.run.steps
         if self.corpus is None:
-
+            # All steps at once, a byte a token: a batch is then an indexed read, which a replay can repeat.
             def draw_rows(run):
                 return copy_tokens(steps, batch, context, generator(run.seed, "data")).to(torch.uint8)
 

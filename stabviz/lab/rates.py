@@ -5,7 +5,7 @@ from torch import Tensor
 
 from stabviz.lab.experiment import Run
 from stabviz.lab.functions import your_multipliers
-from stabviz.ops import SCHEDULES, plateau_state, reduce_on_plateau
+from stabviz.ops import SCHEDULES, cosine, plateau_state, reduce_on_plateau
 
 PLATEAU_EVERY = 10
 """Steps between two looks of the "plateau" schedule at the mean loss since the last look."""
@@ -15,13 +15,12 @@ def rates(run: Run) -> Tensor:
     """Return the rate of every step, (S,) float64; for "plateau" the rate before any cut."""
     if callable(run.schedule):
         return run.lr * your_multipliers(run.schedule, run)
-    schedule = SCHEDULES["warmup" if run.schedule == "plateau" else run.schedule]
     step_S = torch.arange(run.steps, dtype=torch.float64)
-    share_S = schedule(step_S, total_steps=run.steps, warmup_steps=min(run.warmup_steps, run.steps))
-    if run.schedule == "cosine" and run.final_lr_share:
-        after_S = step_S >= run.warmup_steps
-        share_S = torch.where(after_S, run.final_lr_share + (1 - run.final_lr_share) * share_S, share_S)
-    return run.lr * share_S
+    warmup_steps = min(run.warmup_steps, run.steps)  # a run shorter than its warm-up ends at the peak
+    if run.schedule == "cosine":
+        return run.lr * cosine(step_S, run.steps, warmup_steps, run.final_lr_share)
+    schedule = SCHEDULES["warmup" if run.schedule == "plateau" else run.schedule]
+    return run.lr * schedule(step_S, total_steps=run.steps, warmup_steps=warmup_steps)
 
 
 class Plateau:

@@ -105,6 +105,7 @@ def _stream(experiment, every, cancelled, device, measure, batches: list) -> Ite
         raise ValueError(f"stream: every must be at least 1; got {every!r}")
     where = _device(device)
     steps = experiment.runs[0].steps
+    # A panel's worker thread, or a caller inside no_grad, may have gradients switched off.
     with torch.enable_grad(), Threads(None if where.type == "cpu" else 1) as threads:
         for rows in _groups(experiment, where):
             batches.append((rows, RunBatch([experiment.runs[r] for r in rows], where, measure)))
