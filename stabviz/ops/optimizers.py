@@ -172,8 +172,11 @@ def bias_corrected(
     """
     if bias_correction is False:
         return moment
-    beta = beta.double() if isinstance(beta, Tensor) else beta
-    filled = 1 - beta ** step.double()  # float64: 1 - 0.999 keeps only three digits in float32's 1 - x
+    # 1 - beta^t as -expm1(t log beta): float32's 1 - x would keep three digits of 1 - 0.999, and not every
+    # device has float64. beta = 0 has the logarithm -inf, and is filled at once.
+    log_beta = torch.log(beta) if isinstance(beta, Tensor) else math.log(beta) if beta else -math.inf
+    t = step.to(torch.promote_types(moment.dtype, torch.float32))
+    filled = -torch.expm1(t * log_beta)
     if bias_correction is not True:
         filled = torch.where(bias_correction, filled, 1.0)
     return moment / filled.to(moment.dtype)
@@ -193,7 +196,7 @@ def adam_direction(
     Source: Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1
 
     >>> adam_direction(torch.tensor([-7.0]), adam_init(torch.zeros(1)))[0]     # at first the sign alone
-    tensor([-1.])
+    tensor([-1.0000])
     """
     t = state["step"] + 1
     m = beta1 * state["first_moment"] + (1 - beta1) * grad
