@@ -92,13 +92,14 @@ def cross_entropy(
     _check_logits("cross_entropy", logits_NV, targets_N)
     keep_N = targets_N != ignore_index
     target_N1 = torch.where(keep_N, targets_N, 0).unsqueeze(-1)  # an ignored target is no class number
-    log_p_NV = log_softmax(logits_NV)
-    log_p_target_N = log_p_NV.gather(-1, target_N1).squeeze(-1)
-    log_z_N = logits_NV.gather(-1, target_N1).squeeze(-1) - log_p_target_N  # as log p = logit - log Z
+    largest_N1 = logits_NV.detach().amax(dim=-1, keepdim=True)
+    shifted_NV = logits_NV - largest_N1  # exp cannot overflow, and log Z rounds away no small loss
+    log_sum_N = shifted_NV.exp().sum(dim=-1).log()
+    log_z_N = largest_N1.squeeze(-1) + log_sum_N
 
-    loss_N = -log_p_target_N
+    loss_N = log_sum_N - shifted_NV.gather(-1, target_N1).squeeze(-1)  # log Z - logit[target], both shifted
     if _is_on(label_smoothing):  # the target is (1 - e) one-hot + e/V
-        loss_N = (1 - label_smoothing) * loss_N - label_smoothing * log_p_NV.mean(dim=-1)
+        loss_N = (1 - label_smoothing) * loss_N + label_smoothing * (log_sum_N - shifted_NV.mean(dim=-1))
     if _is_on(z_loss):
         loss_N = loss_N + z_loss * log_z_N.square()
     kept = keep_N.sum()

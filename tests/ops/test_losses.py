@@ -397,3 +397,17 @@ def test_losses_under_vmap_equal_loop(objective):
     expected = torch.autograd.grad(loop.sum(), x_RNV)[0]
     torch.testing.assert_close(torch.autograd.grad(losses_R.sum(), x_RNV)[0], expected, **CLOSE)
     torch.testing.assert_close(vmap(grad(objective))(x_RNV, y_RNV), expected, **CLOSE)
+
+
+def test_cross_entropy_of_an_impossible_class_spoils_no_other_row_and_no_measure():
+    logits = torch.tensor([[-math.inf, 1.0, 2.0], [0.5, 1.0, 2.0]], requires_grad=True)
+    loss, measures = cross_entropy(logits, torch.tensor([-100, 2]), z_loss=1e-4)
+    (grad_NV,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(
+        grad_NV, cross_entropy_grad(logits.detach(), torch.tensor([-100, 2]), z_loss=1e-4)
+    )
+    assert bool((grad_NV[0] == 0).all())
+    # a target that cannot be: the loss is infinite, log Z is what it is
+    loss, measures = cross_entropy(logits, torch.tensor([0, -100]))
+    assert loss.item() == math.inf
+    assert measures.log_z.item() == pytest.approx(math.log(math.e + math.e**2))
