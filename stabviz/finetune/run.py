@@ -221,7 +221,7 @@ def _series(
         one = config.replace(seed=seed, seeds=1, out=config.run.out / f"seed-{seed}")
         done = one.run.out / "scores.json"
         again = resume and (one.run.out / "config.json").exists()
-        if again and done.exists():
+        if again and done.exists() and not force:
             outcomes.append(load_outcome(one.run.out))
             continue
         outcomes.append(finetune(one, resume=again, force=force, interrupt=interrupt))

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import random
+import shutil
 import re
 import subprocess
 import sys
@@ -353,6 +354,18 @@ def test_resume_refuses_what_it_cannot_go_on_with(run, tmp_path):
     folder, _ = run
     assert "holds no config.json" in refused("resume", tmp_path)
     assert "is finished; --force with --steps trains on" in refused("resume", folder)
+
+
+def test_resume_of_a_finished_run_trains_on_to_more_steps(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    before = read_metrics(folder / "metrics.jsonl")
+    steps = before.n_steps + 4
+    said = call("resume", folder, "--force", "--steps", steps)
+    assert said.code == 0, said.error
+    after = read_metrics(folder / "metrics.jsonl")
+    assert after.n_steps == steps
+    assert after["loss_nats"][:, : before.n_steps].tolist() == before["loss_nats"].tolist()
 
 
 def test_evaluate_gives_the_scores_of_the_run(run):

@@ -84,6 +84,8 @@ class Training:
         self.folder = RunFolder(setup)
         if resume:
             log_bytes = self.restore(processes.first(lambda: self.folder.to_resume(force)))["log_bytes"]
+            if self.progress.finished == "all steps" and self.progress.updates < c.steps:
+                self.progress.finished = ""  # it was: now there are more of them
         else:
             processes.first(lambda: self.folder.clear(self.model, self.parameters))
             log_bytes = None
