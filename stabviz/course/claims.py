@@ -31,16 +31,12 @@ def claim(statement: str, holds, *, measured) -> None:
     if not isinstance(statement, str) or not statement.strip() or "\n" in statement:
         raise ValueError(f"claim: statement must be one line of text; got {statement!r}")
     if not isinstance(holds, bool | np.bool_):
-        raise ValueError(
-            f"claim: holds must be True or False; got {holds!r}. "
-            f"Reduce it with .all() or .any(), whichever is meant, and bool()."
-        )
+        hint = "Reduce it with .all() or .any(), whichever is meant, and bool()."
+        raise ValueError(f"claim: holds must be True or False; got {holds!r}. {hint}")
     shown = _as_text(measured)
-    if _has_nan(measured):
-        raise ClaimFailed(
-            f"claim: {statement}\n  measured: {shown}\n"
-            f"  NaN was measured, and a comparison with NaN says nothing"
-        )
+    if any(isinstance(each, Real) and math.isnan(each) for each in _single_values(measured)):
+        reason = "NaN was measured, and a comparison with NaN says nothing"
+        raise ClaimFailed(f"claim: {statement}\n  measured: {shown}\n  {reason}")
     if not holds:
         raise ClaimFailed(f"claim does not hold here: {statement}\n  measured: {shown}")
     print(f"✓ claim: {statement}\n  measured: {shown}", flush=True)
@@ -58,10 +54,6 @@ def _single_values(measured):
             yield from _single_values(each)
     else:
         yield measured
-
-
-def _has_nan(measured) -> bool:
-    return any(isinstance(each, Real) and math.isnan(each) for each in _single_values(measured))
 
 
 def _as_text(measured) -> str:

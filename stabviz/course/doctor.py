@@ -21,7 +21,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ROOM_WANTED_GB = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the report."""
 
@@ -65,7 +65,7 @@ def report(findings: list[Finding]) -> str:
 
 def _python() -> Finding:
     version, system = platform.python_version(), platform.platform(terse=True)
-    return Finding(level="ok", subject="python", text=f"{version} on {system}, in {sys.prefix}")
+    return Finding("ok", "python", f"{version} on {system}, in {sys.prefix}")
 
 
 def _packages(requirements: list[str] | None) -> Iterator[Finding]:
@@ -74,132 +74,106 @@ def _packages(requirements: list[str] | None) -> Iterator[Finding]:
         try:
             requirements = metadata.requires("stabviz") or []
         except metadata.PackageNotFoundError:
-            missing = "stabviz is not installed"
-            yield Finding(level="fail", subject="packages", text=missing, advice="run: pip install -e .")
+            yield Finding("fail", "packages", "stabviz is not installed", "run: pip install -e .")
             return
     fitting = []
     for requirement in map(Requirement, requirements):
         marker = requirement.marker
         extras = [e for e in ("course", "test") if marker is None or marker.evaluate({"extra": e})]
-        if not extras:
+        if not extras:  # another platform's, or of an extra that the course does without
             continue
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
             version = None
+        # a local build such as 2.13.0+cpu or 2.14.0.dev counts: who installed it meant it
         if version is not None and requirement.specifier.contains(version, prereleases=True):
             fitting.append(f"{requirement.name} {version}")
             continue
         wanted = requirement.specifier or "any version"
-        use = " (only the tests need it)" if extras == ["test"] else ""
-        yield Finding(
-            level="warn" if extras == ["test"] else "fail",
-            subject="packages",
-            text=f"{requirement.name} {version or 'is missing'}; wanted {wanted}{use}",
-            advice="run: make setup, or: pip install -r requirements.txt",
-        )
-    yield Finding(level="ok", subject="packages", text=", ".join(fitting))
+        text = f"{requirement.name} {version or 'is missing'}; wanted {wanted}"
+        advice = "run: make setup, or: pip install -r requirements.txt"
+        if extras == ["test"]:
+            yield Finding("warn", "packages", text + " (only the tests need it)", advice)
+        else:
+            yield Finding("fail", "packages", text, advice)
+    yield Finding("ok", "packages", ", ".join(fitting))
 
 
 def _kernel() -> Finding:
     """Find the kernel that notebooks start: another Python's kernel is why `import stabviz` fails in them."""
     if importlib.util.find_spec("jupyter_client") is None:
-        return Finding(level="fail", subject="kernel", text="Jupyter is missing", advice="run: make setup")
+        return Finding("fail", "kernel", "Jupyter is missing", "run: make setup")
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
     try:
         command = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
-        return Finding(level="fail", subject="kernel", text="no kernel python3", advice="run: make setup")
+        return Finding("fail", "kernel", "no kernel python3", "run: make setup")
     # A bare name stands for the Python that Jupyter itself runs in.
     found = sys.executable if command in ("python", "python3") else shutil.which(command) or command
     if os.path.dirname(os.path.realpath(found)) == os.path.dirname(os.path.realpath(sys.executable)):
-        return Finding(level="ok", subject="kernel", text=found)
-    return Finding(
-        level="warn",
-        subject="kernel",
-        text=f"notebooks start {found}, not {sys.executable}",
-        advice="start Jupyter from the environment that stabviz is installed in: make lab",
-    )
+        return Finding("ok", "kernel", found)
+    advice = "start Jupyter from the environment that stabviz is installed in: make lab"
+    return Finding("warn", "kernel", f"notebooks start {found}, not {sys.executable}", advice)
 
 
 def _device() -> Finding:
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
-        text = f"cuda: {card.name}, {card.total_memory / 2**30:.0f} GiB"
-        return Finding(level="ok", subject="device", text=text)
+        return Finding("ok", "device", f"cuda: {card.name}, {card.total_memory / 2**30:.0f} GiB")
     if torch.backends.mps.is_available():
-        return Finding(level="ok", subject="device", text="cpu (mps is there, and asked for by device='mps')")
+        return Finding("ok", "device", "cpu (mps is there, and asked for by device='mps')")
     if shutil.which("nvidia-smi"):
-        return Finding(
-            level="warn",
-            subject="device",
-            text=f"cpu, though this machine seems to have an NVIDIA GPU; torch is {torch.__version__}",
-            advice="see 'On a GPU' in README.md; the course itself needs none",
-        )
-    return Finding(level="ok", subject="device", text="cpu, which is all that the course needs")
+        # the driver is there and torch does not see the card: most often a build of torch for the CPU alone
+        text = f"cpu, though this machine seems to have an NVIDIA GPU; torch is {torch.__version__}"
+        return Finding("warn", "device", text, "see 'On a GPU' in README.md; the course itself needs none")
+    return Finding("ok", "device", "cpu, which is all that the course needs")
 
 
 def _threads() -> Finding:
+    # In a container the process may use fewer cores than the machine has: its affinity says how many.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     text = f"torch uses {torch.get_num_threads()} on {cores} cores"
+    # threads that outnumber the cores wait for each other at every operation
     if torch.get_num_threads() > cores:
-        return Finding(
-            level="warn",
-            subject="threads",
-            text=text,
-            advice=f"more threads than cores is slow; set OMP_NUM_THREADS={cores}",
-        )
-    return Finding(level="ok", subject="threads", text=text)
+        advice = f"more threads than cores is slow; set OMP_NUM_THREADS={cores}"
+        return Finding("warn", "threads", text, advice)
+    return Finding("ok", "threads", text)
 
 
 def _text() -> Finding:
+    text = "pydoc_data, the text that the lessons train on"
     if importlib.util.find_spec("pydoc_data") and importlib.util.find_spec("pydoc_data.topics"):
-        return Finding(level="ok", subject="text", text="pydoc_data, the text that the lessons train on")
-    return Finding(
-        level="fail",
-        subject="text",
-        text="this Python was stripped of pydoc_data, the text that the lessons train on",
-        advice="use the full standard library: Python from python.org, conda, or your system's packages",
-    )
+        return Finding("ok", "text", text)
+    advice = "use the full standard library: Python from python.org, conda, or your system's packages"
+    return Finding("fail", "text", f"this Python was stripped of {text}", advice)
 
 
 def _browser() -> Finding:
     cache = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache/ms-playwright"))
-    named = os.environ.get("STABVIZ_CHROMIUM")
-    found = (
-        named or next(filter(None, map(shutil.which, BROWSERS)), None) or next(cache.glob("chromium*"), None)
-    )
-    if found:
-        return Finding(level="ok", subject="browser", text=str(found))
-    return Finding(
-        level="warn",
-        subject="browser",
-        text="no Chromium found; only the browser tests need one",
-        advice="run: python -m playwright install chromium, or install your system's chromium package",
-    )
+    installed = [*filter(None, map(shutil.which, BROWSERS)), *cache.glob("chromium*")]
+    if found := os.environ.get("STABVIZ_CHROMIUM") or next(iter(installed), None):
+        return Finding("ok", "browser", str(found))
+    advice = "run: python -m playwright install chromium, or install your system's chromium package"
+    return Finding("warn", "browser", "no Chromium found; only the browser tests need one", advice)
 
 
 def _writable(folder: Path) -> Finding:
     """Try a file in `folder`, or in the nearest folder above it that exists."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
+    try:  # to write and see: permission bits say nothing of a read-only mount or a full quota
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        return Finding(
-            level="fail",
-            subject="writing",
-            text=f"cannot write in {existing}: {error.strerror}",
-            advice="your answers are kept there; set STABVIZ_HOME to a folder of your own",
-        )
-    return Finding(level="ok", subject="writing", text=f"your answers are kept in {folder}")
+        advice = "your answers are kept there; set STABVIZ_HOME to a folder of your own"
+        return Finding("fail", "writing", f"cannot write in {existing}: {error.strerror}", advice)
+    return Finding("ok", "writing", f"your answers are kept in {folder}")
 
 
 def _room(folder: Path) -> Finding:
     free_gb = shutil.disk_usage(folder).free / 1e9
     text = f"{free_gb:.1f} GB free in {folder}"
     if free_gb < ROOM_WANTED_GB:
-        advice = f"make room: {ROOM_WANTED_GB:.0f} GB is comfortable"
-        return Finding(level="warn", subject="disk", text=text, advice=advice)
-    return Finding(level="ok", subject="disk", text=text)
+        return Finding("warn", "disk", text, f"make room: {ROOM_WANTED_GB:.0f} GB is comfortable")
+    return Finding("ok", "disk", text)

@@ -140,29 +140,24 @@ def judge(check: Callable, function: Callable) -> Judgement:
     try:
         check(watched)
     except _ReturnedNothing as nothing:
-        return Judgement(kind="wrong", message=f"your function returned {nothing}. Is a `return` missing?")
+        message = f"your function returned {nothing}. Is a `return` missing?"
     except _Raised as raised:
         error = raised.__cause__
         if isinstance(error, NotImplementedError):
             return Judgement(kind="not attempted", message=_NOT_ATTEMPTED)
-        return Judgement(
-            kind="wrong",
-            message=f"your function stopped with {type(error).__name__}: {error}{_at_line(error, function)}",
-        )
+        message = f"your function stopped with {type(error).__name__}: {error}{_at_line(error, function)}"
     except AssertionError as failed:
-        return Judgement(kind="wrong", message=str(failed) or "not right yet; look at the hint below.")
+        message = str(failed) or "not right yet; look at the hint below."
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
-        if watched.calls == 0:
+        if watched.calls == 0:  # the check stumbled before the learner's code ran: a fault of ours
             raise
-        return Judgement(
-            kind="wrong",
-            message=f"what your function returned could not be used "
-            f"({type(error).__name__}: {error}). "
-            f"It returned {watched.last!r:.200}",
-        )
-    if watched.calls == 0:
-        raise RuntimeError("judge: the check must call the function at least once; it did not")
-    return Judgement(kind="done", message="done. Well solved.")
+        message = f"what your function returned could not be used ({type(error).__name__}: {error}). "
+        message += f"It returned {watched.last!r:.200}"
+    else:
+        if watched.calls == 0:
+            raise RuntimeError("judge: the check must call the function at least once; it did not")
+        return Judgement(kind="done", message="done. Well solved.")
+    return Judgement(kind="wrong", message=message)
 
 
 def expect(what: str, got, expected, *, rtol: float = 1e-5, atol: float = 1e-8) -> None:
@@ -183,6 +178,16 @@ def expect(what: str, got, expected, *, rtol: float = 1e-5, atol: float = 1e-8) 
         raise ExerciseFailed(f"{what}: expected {_one_line(expected_array)}; got {_one_line(got_array)}")
 
 
+def things(answer, *names: str):
+    """Return what a function should return together, or say what that is.
+
+    Raises: ExerciseFailed unless it is a tuple or list of one thing for each name
+    """
+    if not isinstance(answer, tuple | list) or len(answer) != len(names):
+        raise ExerciseFailed(f"return {len(names)} things: {', '.join(names)}; got {answer!r:.100}")
+    return answer
+
+
 def solutions_in(markdown_text: str) -> list[Solution]:
     """Return every solution of a lesson's source, in order."""
     pattern = re.compile(r"^(`{3,})python\n# solution: (\S+)\n(.*?)^\1\s*$", re.DOTALL | re.MULTILINE)
@@ -194,6 +199,7 @@ def imports_of(markdown_text: str) -> dict:
     namespace: dict = {}
     cells = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```\s*$", markdown_text, re.DOTALL | re.MULTILINE)
     for cell in cells:
+        # options at the head of a cell and lines for IPython are no Python
         body = re.sub(r"\A(?::\w.*\n|---\n(?:.*\n)*?---\n)+", "", cell)
         body = re.sub(r"^[ \t]*[%!].*$", "", body, flags=re.MULTILINE)
         for node in ast.parse(body).body:
@@ -212,8 +218,9 @@ def run_solution(solution: Solution, namespace: dict) -> Judgement:
     return judge(find_check(solution.name).function, space[names[-1]])
 
 
+# Both pass through a check that catches Exception.
 class _ReturnedNothing(BaseException):
-    """Passes through a check that catches Exception."""
+    """Says that the learner's function returned None or an ellipsis."""
 
 
 class _Raised(BaseException):
@@ -243,30 +250,25 @@ def _is_untouched(function) -> bool:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
         return False
-    indices = {
-        id(node)
-        for each in ast.walk(tree)
-        if isinstance(each, ast.Subscript)
-        for node in ast.walk(each.slice)
-    }
-    if any(
-        isinstance(node, ast.Constant) and node.value is Ellipsis and id(node) not in indices
-        for node in ast.walk(tree)
-    ):
+    nodes = list(ast.walk(tree))
+    dots = [id(node) for node in nodes if isinstance(node, ast.Constant) and node.value is Ellipsis]
+    indices = [node.slice for node in nodes if isinstance(node, ast.Subscript)]  # x[..., 0] is code
+    if set(dots) - {id(inside) for index in indices for inside in ast.walk(index)}:
         return True
     body = getattr(tree.body[0], "body", None)
+    # a docstring, `pass`, `return` and `return None` do nothing
     return isinstance(body, list) and all(
         isinstance(node, ast.Pass)
-        or isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        or isinstance(node, ast.Return)
-        and (node.value is None or ast.unparse(node.value) == "None")
+        or isinstance(node, ast.Expr | ast.Return)
+        and isinstance(node.value, ast.Constant | None)
+        and (isinstance(node, ast.Expr) or node.value is None or node.value.value is None)
         for node in body
     )
 
 
 def _at_line(error, function) -> str:
     """Quote the line of the learner's own code at which the error came out."""
+    # the innermost frame of the learner's cell: deeper ones are torch's, and say nothing to a learner
     frame, line = error.__traceback__, ""
     while frame is not None:
         if frame.tb_frame.f_code.co_filename == function.__code__.co_filename:

@@ -21,9 +21,8 @@ class Prediction(Page):
         if earlier is not None:
             self._say(f"You said {_shown(earlier)}. You may change your mind before the run.")
         asking = ipywidgets.HTMLMath(STYLE + f"<b>Predict.</b> {rich(question)}")
-        super().__init__(
-            ipywidgets.VBox([asking, field, ipywidgets.HBox([keep, self._line])]), f"Predict. {question}"
-        )
+        shown = ipywidgets.VBox([asking, field, ipywidgets.HBox([keep, self._line])])
+        super().__init__(shown, f"Predict. {question}")
 
     @property
     def answer(self):
@@ -59,8 +58,9 @@ def predict(name: str, question: str, options=None, *, low=None, high=None, unit
     if high is None or not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"predict: low and high must be finite with low < high; got {low!r}, {high!r}")
     label = f"{low:g} to {high:g} {unit}".strip()
+    style = {"description_width": "initial"}
     field = ipywidgets.BoundedFloatText(
-        min=low, max=high, value=low, step=None, description=label, style={"description_width": "initial"}
+        min=low, max=high, value=low, step=None, description=label, style=style
     )
     return Prediction(name, question, field)
 
@@ -80,7 +80,8 @@ def reveal(name: str, measured, *, answer: str | None = None, unit: str = "", wh
     else:
         predicted = entry["answer"]
         first = f"You predicted: {_shown(predicted, unit if answer is None else '')}."
-        kind = _judged(predicted, answer)
+        # a number that was guessed is near or far, and the learner sees which
+        kind = "" if answer is None else f"stabviz-{'right' if predicted == answer else 'wrong'}"
         progress.try_to_record("predictions", name, answer=predicted, measured=shown)
     lines = [rich(first), f"Measured: <b>{rich(shown)}</b>."]
     if answer is not None:
@@ -89,12 +90,6 @@ def reveal(name: str, measured, *, answer: str | None = None, unit: str = "", wh
         lines.append(rich(why))
     page = ipywidgets.HTMLMath(STYLE + f'<div class="{kind}">' + "<br>".join(lines) + "</div>")
     return Page(ipywidgets.VBox([page]), f"Measured: {shown}.")
-
-
-def _judged(predicted, answer) -> str:
-    if answer is None:
-        return ""
-    return "stabviz-right" if predicted == answer else "stabviz-wrong"
 
 
 def _shown(value, unit: str = "") -> str:

@@ -31,7 +31,10 @@ def load() -> dict:
     except FileNotFoundError:
         store = {}
     except (ValueError, UnicodeDecodeError) as error:
-        aside = _free_name(path)
+        names = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in count(1))
+        aside = next(
+            name for name in names if not name.exists()
+        )  # os.replace would take an older one's place
         os.replace(path, aside)
         print(
             f"stabviz: {path} could not be read ({error}); it is kept as {aside.name}, a new one begins.",
@@ -49,6 +52,7 @@ def record(kind: str, name: str, **entry) -> None:
     if kind not in KINDS:
         raise ValueError(f"record: kind must be one of {KINDS}; got {kind!r}")
     with locked(home() / FILE):  # two notebooks may record at once
+        # Read under the lock too: what the other has just written would be lost with an older copy.
         store = load()
         store[kind][name] = {**entry, "at": time.strftime("%Y-%m-%dT%H:%M:%S")}
         write_atomically(home() / FILE, dumps(store, indent=1))
@@ -71,27 +75,14 @@ def report() -> str:
         return lines[0] + "\nNothing yet. Open a lesson and try its first exercise."
     done = sum(entry.get("done", False) for entry in store["exercises"].values())
     lines.append(f"exercises    {done} solved of {len(store['exercises'])} tried")
-    lines += [
-        f"  {'✓' if entry.get('done') else '·'} {name}" for name, entry in sorted(store["exercises"].items())
-    ]
+    for name, entry in sorted(store["exercises"].items()):
+        lines.append(f"  {'✓' if entry.get('done') else '·'} {name}")
     lines.append(f"predictions  {len(store['predictions'])} made")
-    lines += [
-        f"  · {name}: {entry.get('answer')}" + _beside(entry.get("measured"))
-        for name, entry in sorted(store["predictions"].items())
-    ]
+    for name, entry in sorted(store["predictions"].items()):
+        beside = "" if entry.get("measured") is None else f" (measured {entry['measured']})"
+        lines.append(f"  · {name}: {entry.get('answer')}{beside}")
     lines.append(f"quizzes      {len(store['quizzes'])} begun")
-    lines += [
-        f"  · {name}: {entry.get('right')} of {entry.get('asked')} right"
-        for name, entry in sorted(store["quizzes"].items())
-    ]
+    for name, entry in sorted(store["quizzes"].items()):
+        lines.append(f"  · {name}: {entry.get('right')} of {entry.get('asked')} right")
     lines.append(f"claims       {len(store['claims'])} seen to hold on this machine")
     return "\n".join(lines)
-
-
-def _beside(measured) -> str:
-    return "" if measured is None else f" (measured {measured})"
-
-
-def _free_name(path: Path) -> Path:
-    names = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in count(1))
-    return next(name for name in names if not name.exists())

@@ -50,6 +50,7 @@ class Quiz(Page):
         shown = [ipywidgets.HTML(STYLE)]
         rows = zip(self.questions, self._fields, self._notes, strict=True)
         for number, (question, field, note) in enumerate(rows):
+            # number as a default: a name in the body would be the last number for every question
             field.observe(lambda change, number=number: self._chosen(number, change["new"]), names="value")
             shown += [ipywidgets.HTMLMath(f"<b>{number + 1}.</b> {rich(question.text)}"), field, note]
         words = "\n".join(f"{n + 1}. {q.text}" for n, q in enumerate(self.questions))
@@ -70,13 +71,9 @@ class Quiz(Page):
         question = self.questions[number]
         kind = "right" if option == question.answer else "wrong"
         self.explanations[number] = question.explain(option)
-        failed = try_to_record(
-            "quizzes",
-            self.lesson,
-            right=self.right,
-            asked=len(self.questions),
-            answers=[field.value for field in self._fields],
-        )
+        answers = [field.value for field in self._fields]
+        counts = {"right": self.right, "asked": len(self.questions)}
+        failed = try_to_record("quizzes", self.lesson, **counts, answers=answers)
         words = f"{rich(self.explanations[number])} {rich(failed)}"
         self._notes[number].value = f'<div role="status" class="stabviz-{kind}">{words}</div>'
 

@@ -17,8 +17,9 @@ import numpy as np
 from stabviz.trace.log import read_metrics
 from stabviz.trace.signals import SIGNALS
 from stabviz.trace.storage import load
-from stabviz.trace.trace import Trace
+from stabviz.trace.trace import WATCHED, Trace
 
+_HELD_OUT = ("val", "valid", "validation", "eval", "dev")
 SYNONYMS = {
     "loss_nats": ("train_loss", "loss", "training_loss", "train_loss_step", "loss_train", "loss_step"),
     "grad_norm_preclip": (
@@ -31,18 +32,9 @@ SYNONYMS = {
         "grad_2_0_norm_total",
     ),
     "lr": ("learning_rate", "train_learning_rate", "train_lr", "lr_adamw", "lr_adam", "lr_sgd"),
-    "validation_loss_nats": ("val_loss", "valid_loss", "validation_loss", "eval_loss", "dev_loss"),
-    "validation_score": (
-        "val_accuracy",
-        "val_acc",
-        "valid_accuracy",
-        "validation_accuracy",
-        "eval_accuracy",
-        "eval_f1",
-        "val_f1",
-        "validation_f1",
-        "eval_macro_f1",
-        "val_macro_f1",
+    "validation_loss_nats": tuple(f"{split}_loss" for split in _HELD_OUT),
+    "validation_score": tuple(
+        f"{split}_{score}" for score in ("accuracy", "acc", "f1", "macro_f1") for split in _HELD_OUT
     ),
     "accuracy": ("train_accuracy", "train_acc", "acc"),
     "loss_scale": ("grad_scale", "scale", "train_loss_scale"),
@@ -69,12 +61,10 @@ def from_trainer_state(path: str | Path) -> Trace:
     """
     path = _newest_state(Path(path))
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(_read_text("from_trainer_state", path))  # NaN and Infinity stand bare in it
     except json.JSONDecodeError as error:
         where = f"{path} line {error.lineno}"
         raise ValueError(f"from_trainer_state: {where}: must be JSON ({error.msg})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"from_trainer_state: {path}: must be UTF-8 text ({error})") from error
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list):
         raise ValueError(
@@ -87,11 +77,14 @@ def from_trainer_state(path: str | Path) -> Trace:
         where = f"{path} log_history[{place}]"
         if not isinstance(line, dict) or type(line.get("step")) is not int:
             raise ValueError(f"from_trainer_state: {where}: must have a whole number 'step'; got {line!r}")
-        if "train_runtime" in line:  # the summary after the last step
+        # The summary after the last step: its train_loss is the mean of the whole run, no loss of a step.
+        if "train_runtime" in line:
             summary = {"train_loss_mean": line.get("train_loss")}
             continue
         for name, value in line.items():
             if name != "step" and not _TIMES.search(name) and isinstance(value, (int, float)):
+                # Its step counts the updates made; ours the updates before the measurement: one less. An
+                # evaluation before the first update stands at step 0 in both.
                 columns.setdefault(name, {})[max(line["step"] - 1, 0)] = float(value)
             elif name in ("loss", "grad_norm", "learning_rate", "eval_loss"):
                 raise ValueError(f"from_trainer_state: {where}: {name} must be a number; got {value!r}")
@@ -123,6 +116,7 @@ def from_tensorboard(path: str | Path) -> Trace:
     folder = path if path.is_file() else _events_folder(path)
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})  # 0: all of them
     events.Reload()
+    # A run that was resumed writes its last steps again: the later value of a step stays.
     columns = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
     for tag in events.Tags()["tensors"]:  # what TensorFlow 2 writes for a scalar
         values = {e.step: make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}
@@ -141,10 +135,7 @@ def from_csv(path: str | Path) -> Trace:
     Raises: ValueError that names file, line and column
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"from_csv: {path}: must be UTF-8 text ({error})") from error
+    text = _read_text("from_csv", path)
     first = text.partition("\n")[0]
     reader = csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count))
     names = [name.strip() for name in next(reader, [])]
@@ -154,17 +145,14 @@ def from_csv(path: str | Path) -> Trace:
         raise ValueError(
             f"from_csv: {path} line 1: must name each column once, a step among them; got {names!r}"
         )
-    columns, text_columns = _read_rows(path, reader, names, names[plain.index(step_column)])
-    config = {"source": "csv", "step_column": names[plain.index(step_column)]}
-    return _assembled(
-        "from_csv", path, columns, config | ({"text_columns": text_columns} if text_columns else {})
-    )
+    step_name = names[plain.index(step_column)]
+    columns, text_columns = _read_rows(path, reader, names, step_name)
+    config = {"source": "csv", "step_column": step_name}
+    return _assembled("from_csv", path, columns, config | text_columns)
 
 
-def _read_rows(
-    path: Path, reader, names: list[str], step_name: str
-) -> tuple[dict[str, dict[int, float]], list[str]]:
-    """Name -> step -> number, and the names of columns that we do not know and that hold text."""
+def _read_rows(path: Path, reader, names: list[str], step_name: str):
+    """Name -> step -> number, and as "text_columns" those that we do not know and that hold text."""
     ours = _chosen(names)
     columns: dict[str, dict[int, float]] = {name: {} for name in names if name != step_name}
     texts, last = set(), -math.inf
@@ -176,6 +164,7 @@ def _read_rows(
             raise ValueError(f"{where}: must have {len(names)} cells, as line 1 has; got {len(cells)}")
         row = dict(zip(names, (cell.strip() for cell in cells), strict=True))
         step = _step(where, step_name, row.pop(step_name))
+        # An equal step is no fault: Lightning writes training and evaluation of one step on two lines.
         if step < last:
             raise ValueError(
                 f"{where}, column {step_name!r}: must not fall, a file holds one run; got {step} after {last}"
@@ -189,7 +178,8 @@ def _read_rows(
                 if name in ours:
                     raise ValueError(f"{where}, column {name!r}: must be a number; got {cell!r}") from None
                 texts.add(name)
-    return {name: values for name, values in columns.items() if values and name not in texts}, sorted(texts)
+    columns = {name: values for name, values in columns.items() if values and name not in texts}
+    return columns, {"text_columns": sorted(texts)} if texts else {}
 
 
 def read_run(path: str | Path) -> Trace:
@@ -236,6 +226,13 @@ def _read_file(path: Path) -> Trace:
     )
 
 
+def _read_text(function: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets begin a CSV file with a byte-order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{function}: {path}: must be UTF-8 text ({error})") from error
+
+
 def _is_trace(path: Path) -> bool:
     with open(path, "rb") as file:
         return b'"stabviz.trace/' in file.readline(4096)
@@ -246,6 +243,7 @@ def _states(path: Path) -> list[Path]:
     if (path / "trainer_state.json").exists():
         return [path / "trainer_state.json"]
     found = path.glob("checkpoint-*/trainer_state.json")
+    # by number: as text checkpoint-1000 stands before checkpoint-200
     return sorted(found, key=lambda state: int(re.sub(r"\D", "", state.parent.name) or 0))
 
 
@@ -316,6 +314,7 @@ def _assembled(function: str, path: Path, columns: dict[str, dict[int, float]], 
     thinned, signals = {}, {}
     for name, values in series.items():
         logged = np.array(sorted(values.items()))
+        # what was logged before the first loss has no row before it, and goes to the first
         at = np.maximum(np.searchsorted(steps, logged[:, 0], side="right") - 1, 0)
         row = np.full(len(steps), np.nan)
         row[at] = logged[:, 1]  # of several on one row the last stays
@@ -324,23 +323,9 @@ def _assembled(function: str, path: Path, columns: dict[str, dict[int, float]], 
             thinned[name] = len(at) - len(set(at))
     config = {**config, "names": {ours: theirs for theirs, ours in chosen.items() if theirs != ours}}
     config |= {"thinned": thinned} if thinned else {}
-    return Trace(
-        steps=np.array(steps), signals=signals, runs=[{}], config=config, events=_events(steps, signals)
-    )
-
-
-def _events(steps, signals) -> list[dict]:
-    """Say at which rows a finite loss stands beside a gradient that is not: the log hid something."""
-    if "grad_norm_preclip" not in signals:
-        return []
-    hidden_S = np.isfinite(signals["loss_nats"][0]) & ~np.isfinite(signals["grad_norm_preclip"][0])
-    return [
-        {
-            "run": 0,
-            "step": int(steps[s]),
-            "kind": "filtered_loss",
-            "signal": "loss_nats",
-            "logged": float(signals["loss_nats"][0][s]),
-        }
-        for s in np.flatnonzero(hidden_S)
-    ]
+    loss_S, norm_S = (signals.get(name, np.zeros((1, len(steps))))[0] for name in WATCHED)
+    hidden = {"run": 0, "kind": "filtered_loss", "signal": "loss_nats"}
+    # a finite loss beside a gradient that is not: the log has hidden a NaN
+    at = np.flatnonzero(np.isfinite(loss_S) & ~np.isfinite(norm_S))
+    events = [{**hidden, "step": steps[s], "logged": loss_S[s]} for s in at]
+    return Trace(steps=np.array(steps), signals=signals, runs=[{}], config=config, events=events)

@@ -7,17 +7,17 @@ carries the bare name, so that "grad_norm_preclip" is always the norm over all p
 from dataclasses import dataclass, replace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Signal:
     """One measured quantity of a training step."""
 
     name: str
     unit: str
     """Unit for an axis label; "" for a pure number."""
-    meaning: str
-    """One sentence that says what is measured, and at which point of the step."""
     label: str
     """Name for an axis, without the unit."""
+    meaning: str
+    """One sentence that says what is measured, and at which point of the step."""
 
     @property
     def axis_label(self) -> str:
@@ -25,104 +25,86 @@ class Signal:
 
 
 _REGISTERED = (
+    Signal("lr", "", "learning rate", "Learning rate of this step, after the schedule."),
     Signal(
-        name="lr", unit="", label="learning rate", meaning="Learning rate of this step, after the schedule."
+        "loss_nats",
+        "nats",
+        "loss",
+        "Objective before the update: mean over the tokens that count; not nats if no text.",
     ),
     Signal(
-        name="loss_nats",
-        unit="nats",
-        label="loss",
-        meaning="Objective before the update: mean over the tokens that count; not nats if no text.",
+        "accuracy", "share", "accuracy", "Share of counted predictions that are right, before the update."
     ),
     Signal(
-        name="accuracy",
-        unit="share",
-        label="accuracy",
-        meaning="Share of counted predictions whose most likely class is the target, before the update.",
+        "log_z",
+        "nats",
+        "mean log Z of the output",
+        "Log of the output softmax's denominator, mean over the tokens that count.",
     ),
     Signal(
-        name="log_z",
-        unit="nats",
-        label="mean log Z of the output",
-        meaning="Log of the output softmax's denominator, mean over the tokens that count.",
+        "max_attention_logit",
+        "",
+        "largest |attention logit|",
+        "Largest |logit| before any cap, over layers, heads, allowed pairs (a real run: of 8 rows).",
     ),
     Signal(
-        name="max_attention_logit",
-        unit="",
-        label="largest |attention logit|",
-        meaning="Largest |logit| before any cap, over layers, heads, allowed pairs (a real run: of 8 rows).",
+        "attention_entropy",
+        "nats",
+        "attention entropy",
+        "Entropy of an attention row, mean over rows, heads, layers; 0 = one key has all.",
     ),
     Signal(
-        name="attention_entropy",
-        unit="nats",
-        label="attention entropy",
-        meaning="Entropy of an attention row, mean over rows, heads, layers; 0 = one key has all.",
+        "grad_norm_preclip",
+        "",
+        "gradient norm before clipping",
+        "L2 norm of the gradient over all parameters, as the backward pass left it.",
+    ),
+    Signal("clipped", "share", "clipped", "1 where clipping changed the gradient of this step, else 0."),
+    Signal(
+        "update_rms",
+        "lr",
+        "RMS of the update",
+        "Root mean square of the parameter change over the learning rate.",
     ),
     Signal(
-        name="grad_norm_preclip",
-        unit="",
-        label="gradient norm before clipping",
-        meaning="L2 norm of the gradient over all parameters, as the backward pass left it.",
+        "second_moment_ratio",
+        "",
+        "RMS of g / sqrt(v)",
+        "Root mean square of g/sqrt(v) over the parameters; far above 1 = v lags behind g.",
+    ),
+    Signal("param_norm", "", "parameter norm", "L2 norm of all parameters, before the update."),
+    Signal(
+        "loss_scale",
+        "",
+        "loss scale",
+        "Factor on the loss before an fp16 backward pass; the gradients are divided by it again.",
     ),
     Signal(
-        name="clipped",
-        unit="share",
-        label="clipped",
-        meaning="1 where clipping changed the gradient of this step, else 0.",
+        "targets", "", "targets", "Labels that count in the batch: rows, or word pieces that are not ignored."
     ),
     Signal(
-        name="update_rms",
-        unit="lr",
-        label="RMS of the update",
-        meaning="Root mean square of the parameter change, divided by the learning rate.",
+        "updates",
+        "",
+        "updates",
+        "Updates made before this step; a skipped step makes none, a rewind takes some back.",
     ),
     Signal(
-        name="second_moment_ratio",
-        unit="",
-        label="RMS of g / sqrt(v)",
-        meaning="Root mean square of g/sqrt(v) over the parameters; far above 1 = v lags behind g.",
+        "held_out_loss_nats",
+        "nats",
+        "held-out loss",
+        "Cross-entropy after this step on the end of the corpus, which no batch is drawn from.",
     ),
     Signal(
-        name="param_norm",
-        unit="",
-        label="parameter norm",
-        meaning="L2 norm of all parameters, before the update.",
+        "validation_loss_nats",
+        "nats",
+        "validation loss",
+        "Cross-entropy on the validation split after this step, mean over the labels that count.",
     ),
     Signal(
-        name="loss_scale",
-        unit="",
-        label="loss scale",
-        meaning="Factor on the loss before an fp16 backward pass; the gradients are divided by it again.",
-    ),
-    Signal(
-        name="targets",
-        unit="",
-        label="targets",
-        meaning="Labels that count in the batch: rows, or word pieces that are not ignored.",
-    ),
-    Signal(
-        name="updates",
-        unit="",
-        label="updates",
-        meaning="Updates made before this step; a skipped step makes none, a rewind takes some back.",
-    ),
-    Signal(
-        name="held_out_loss_nats",
-        unit="nats",
-        label="held-out loss",
-        meaning="Cross-entropy after this step on the end of the corpus, which no batch is drawn from.",
-    ),
-    Signal(
-        name="validation_loss_nats",
-        unit="nats",
-        label="validation loss",
-        meaning="Cross-entropy on the validation split after this step, mean over the labels that count.",
-    ),
-    Signal(
-        name="validation_score",
-        unit="",
-        label="validation score",
-        meaning="Accuracy of classes, or F1 of entities, on the validation split after this step.",
+        "validation_score",
+        "",
+        "validation score",
+        "Accuracy of classes, or F1 of entities, on the validation split after this step.",
     ),
 )
 
@@ -141,6 +123,6 @@ def signal_of(name: str) -> Signal:
     """
     base, _, layer = name.partition("/")
     if base not in SIGNALS:
-        return Signal(name=name, unit="", label=name.replace("_", " "), meaning="")
+        return Signal(name, "", name.replace("_", " "), "")
     known = SIGNALS[base]
     return replace(known, name=name, label=f"{known.label}, {layer}" if layer else known.label)

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-_WATCHED = ("loss_nats", "grad_norm_preclip")
-"""A run counts as non-finite when one of these is: the loss, or the gradient that the update is made of."""
+from stabviz.files import dumps
+
+WATCHED = ("loss_nats", "grad_norm_preclip")
+"""Every step measures these, so what is not finite in them was lost, not left out: the run counts as
+non-finite. The loss alone would not do: the gradient that the update is made of may be NaN beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -129,7 +132,7 @@ class Trace:
     def non_finite(self, run: int) -> np.ndarray:
         """Whether a step's loss or gradient norm is not finite, (S,) bool: infinity counts as well as NaN."""
         bad_S = np.zeros(self.n_steps, dtype=bool)
-        for name in _WATCHED:
+        for name in WATCHED:
             if name in self.signals:
                 bad_S |= ~np.isfinite(self.signals[name][run])
         return bad_S
@@ -158,7 +161,7 @@ class Trace:
         tail_RS = self[signal][:, -max(1, round(share * self.n_steps)) :].astype(np.float64)
         kept_RS = np.isfinite(tail_RS)
         total_R = np.where(kept_RS, tail_RS, 0.0).sum(axis=1)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore"):  # 0/0: a window without a finite value has no mean
             mean_R = total_R / kept_RS.sum(axis=1)
         dead_R = np.array([self.non_finite_step(r) is not None for r in range(self.n_runs)])
         return np.where(dead_R, np.inf, mean_R)
@@ -179,15 +182,11 @@ class Trace:
         """Same to the bit: labels, events, configuration, dtypes and values; NaN equals NaN."""
         if not isinstance(other, Trace) or list(self.signals) != list(other.signals):
             return False
-        plain = all(_same_plain(getattr(self, k), getattr(other, k)) for k in ("config", "runs", "events"))
-        return (
-            plain
-            and np.array_equal(self.steps, other.steps)
-            and all(
-                self.signals[k].dtype == other.signals[k].dtype
-                and np.array_equal(self.signals[k], other.signals[k], equal_nan=True)
-                for k in self.signals
-            )
+        if any(_text(getattr(self, k)) != _text(getattr(other, k)) for k in ("config", "runs", "events")):
+            return False
+        return np.array_equal(self.steps, other.steps) and all(
+            mine.dtype == other[k].dtype and np.array_equal(mine, other[k], equal_nan=True)
+            for k, mine in self.signals.items()
         )
 
 
@@ -214,7 +213,7 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
             odd = sorted(set(trace.signals) ^ set(first.signals))
             raise ValueError(f"concatenate: traces must have equal signals; only one of 0 and {i} has {odd}")
     keys = dict.fromkeys(key for trace in traces for key in trace.config)
-    varying = [k for k in keys if any(not _same_plain(t.config.get(k), first.config.get(k)) for t in traces)]
+    varying = [k for k in keys if len({_text(trace.config.get(k)) for trace in traces}) > 1]
     runs: list[dict] = []
     events: list[dict] = []
     for trace in traces:
@@ -239,7 +238,7 @@ def _steps(steps) -> np.ndarray:
         at = int(np.flatnonzero(np.diff(steps_S) <= 0)[0])
         pair = steps_S[at : at + 2].tolist()
         raise ValueError(f"Trace: steps must increase strictly; got {pair} at position {at}")
-    steps_S.flags.writeable = False
+    steps_S.flags.writeable = False  # a picture, a claim and a test may share one Trace
     return steps_S
 
 
@@ -252,6 +251,7 @@ def _name(name) -> str:
 def _array(name: str, values, shape: tuple[int, int]) -> np.ndarray:
     try:
         values_RS = np.asarray(values)
+        # float16 and integers become float64: a mean over many steps of float16 would lose digits
         dtype = values_RS.dtype if values_RS.dtype in (np.float32, np.float64) else np.float64
         values_RS = np.array(values_RS, dtype=dtype, order="C")
     except (TypeError, ValueError, RuntimeError) as error:
@@ -287,20 +287,20 @@ def _plain(value, where: str):
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if hasattr(value, "tolist"):
         return _plain(value.tolist(), where)
-    for kind in (bool, int, float, str):
+    for kind in (
+        bool,
+        int,
+        float,
+        str,
+    ):  # an enum's member or a subclass of str, which JSON would not give back
         if isinstance(value, kind):
             return kind(value)
     raise ValueError(f"Trace: {where} must be plain data (numbers, text, lists, dicts, None); got {value!r}")
 
 
-def _same_plain(a, b) -> bool:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return list(a) == list(b) and all(_same_plain(a[k], b[k]) for k in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same_plain, a, b))
-    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
-        return True
-    return type(a) is type(b) and a == b
+def _text(plain) -> str:
+    # As text NaN equals NaN, and 1 differs from True and from 1.0, which == would not tell apart.
+    return dumps(plain)
 
 
 def _is_number(value) -> bool:

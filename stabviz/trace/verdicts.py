@@ -104,25 +104,31 @@ def find_spikes(
     values_S = np.asarray(values_S, dtype=np.float64)
     if not values_S.size:
         return []
-    before_SW = _windows(values_S, window)
-    height_S = values_S - _median_without_nan(before_SW)
+    # The `window` values before each one, NaN for those that are missing: a value does not judge itself.
+    finite_S = np.where(np.isfinite(values_S), values_S, np.nan)
+    before_SW = sliding_window_view(np.concatenate([np.full(window, np.nan), finite_S])[:-1], window)
+    height_S = values_S - median_without_nan(before_SW)
     with np.errstate(invalid="ignore"):
         high_S = np.isfinite(values_S) & (height_S >= min_height) & (height_S > 0)
+    # only where it is high at all: the deviation costs two sorts of each window
     sigma_S = np.full(values_S.shape, np.nan)
     sigma_S[high_S] = _robust_deviation(before_SW[high_S])
     high_S[high_S] = height_S[high_S] > sigmas * sigma_S[high_S]
     found = []
     for first, last in _stretches(high_S):
-        top = int(first) + int(np.nanargmax(values_S[first : last + 1]))
+        stretch = slice(first, last + 1)
+        top = int(first) + int(np.nanargmax(values_S[stretch]))
         before = values_S[:first]
         expected = float(np.median(before[np.isfinite(before)][-5:]))
         limit = expected + (values_S[top] - expected) / 2
+        # a noise-free window deviates by 0: `tiny` in its place gives a huge number of deviations, not 0/0
+        sigmas_S = height_S[stretch] / np.maximum(sigma_S[stretch], np.finfo(float).tiny)
         found.append(
             Spike(
                 index=top,
                 value=float(values_S[top]),
                 expected=expected,
-                sigmas=_most_deviations(height_S[first : last + 1], sigma_S[first : last + 1]),
+                sigmas=float(np.nanmax(sigmas_S)),
                 recovered=bool(np.any(values_S[top + 1 :] <= limit)),
             )
         )
@@ -135,8 +141,8 @@ def median_and_deviation(values_SW) -> tuple[np.ndarray, np.ndarray]:
     Shapes: values_SW (S, W), NaN for what is missing -> median_S, deviation_S (S,), NaN where fewer than
             SPIKE_HISTORY values are there
     """
-    median_S = _median_without_nan(values_SW)
-    return median_S, MAD_TO_SIGMA * _median_without_nan(np.abs(values_SW - median_S[:, None]))
+    median_S = median_without_nan(values_SW)
+    return median_S, MAD_TO_SIGMA * median_without_nan(np.abs(values_SW - median_S[:, None]))
 
 
 def verdict(trace: Trace, run: int, *, floor: float | None = None, chance: float | None = None) -> Verdict:
@@ -171,14 +177,20 @@ def verdict(trace: Trace, run: int, *, floor: float | None = None, chance: float
     if chance is not None and not floor < chance:
         raise ValueError(f"verdict: floor must be below chance = {chance!r}; got {floor!r}")
     level = initial if chance is None else float(chance)
+    # a run that starts at its floor, or a loss below 0, has no way to go: its own size stands for it
     way = level - floor if level > floor else max(abs(level), 1.0)
     unit = trace.config.get("loss_unit", "nats")
     named = f"{'initial loss' if chance is None else 'chance'} {level:.3g}"
+    skipped = trace.non_finite(run).sum()
+    words = (
+        f"loss went from {initial:.3g} to {final:.3g} {unit}, {(level - final) / way:.0%} of the way from "
+        f"{named} to the floor {floor:.3g}{f'; {skipped} non-finite steps were skipped' if skipped else ''}"
+    )
     return (
         _lost(trace, loss_S, initial, final, level, way, f"{named} {unit}")
         or _stalled(final, level, way, f"{named} {unit}")
         or _spiked(trace, run, loss_S, way, unit)
-        or _healthy(trace, run, initial, final, level, way, floor, named, unit)
+        or Verdict(kind="healthy", step=None, evidence=words)
     )
 
 
@@ -232,8 +244,9 @@ def _non_finite_evidence(trace: Trace, run: int, step: int) -> str:
 
 def _lost(trace, loss_S, initial, final, level, way, named) -> Verdict | None:
     if final > max(level, initial) + DIVERGED_MARGIN * way:
-        above = np.flatnonzero(np.nan_to_num(loss_S, nan=np.inf) <= max(level, initial))
-        step = int(trace.steps[above[-1]]) if above.size else int(trace.steps[0])
+        # NaN of a skipped step is no return below the start
+        below = np.flatnonzero(np.nan_to_num(loss_S, nan=np.inf) <= max(level, initial))
+        step = int(trace.steps[below[-1] if below.size else 0])
         words = f"final loss {final:.3g} is above {named} and initial loss {initial:.3g}, since step {step}"
         return Verdict(kind="diverged", step=step, evidence=words)
     smooth_S = _trailing_mean(loss_S, max(1, round(FINAL_SHARE * len(loss_S))))
@@ -241,10 +254,8 @@ def _lost(trace, loss_S, initial, final, level, way, named) -> Verdict | None:
     best = float(smooth_S[best_at])
     if level - best >= LEARNED_SHARE * way and final - best > LOST_SHARE * (level - best):
         step = int(trace.steps[best_at])
-        words = (
-            f"loss had come down to {best:.3g} by step {step}, then rose to {final:.3g} and stayed; {named}"
-        )
-        return Verdict(kind="diverged", step=step, evidence=words)
+        lost = f"loss had come down to {best:.3g} by step {step}, then rose to {final:.3g} and stayed"
+        return Verdict(kind="diverged", step=step, evidence=f"{lost}; {named}")
     return None
 
 
@@ -260,25 +271,19 @@ def _stalled(final, level, way, named) -> Verdict | None:
 
 
 def _spiked(trace, run, loss_S, way, unit) -> Verdict | None:
-    spikes = find_spikes(loss_S, min_height=SPIKE_HEIGHT * way)
-    if spikes:
-        top = max(spikes, key=lambda spike: spike.value - spike.expected)
-        what = f"loss jumped from {top.expected:.3g} to {top.value:.3g} {unit}"
-        return _spike_verdict(trace, spikes, top, what)
-    if "grad_norm_preclip" not in trace:
-        return None
-    norm_S = trace["grad_norm_preclip"][run].astype(np.float64)
-    log_S = np.log(np.where(norm_S > 0, norm_S, np.nan))
-    spikes = find_spikes(log_S, min_height=np.log(GRADIENT_FACTOR))
+    spikes = loss_spikes = find_spikes(loss_S, min_height=SPIKE_HEIGHT * way)
+    if not spikes and "grad_norm_preclip" in trace:
+        norm_S = trace["grad_norm_preclip"][run].astype(np.float64)
+        log_S = np.log(np.where(norm_S > 0, norm_S, np.nan))
+        spikes = find_spikes(log_S, min_height=np.log(GRADIENT_FACTOR))
     if not spikes:
         return None
     top = max(spikes, key=lambda spike: spike.value - spike.expected)
-    before, peak = np.exp(top.expected), np.exp(top.value)
-    what = f"gradient norm jumped from {before:.3g} to {peak:.3g} (the loss did not)"
-    return _spike_verdict(trace, spikes, top, what)
-
-
-def _spike_verdict(trace, spikes, top, what) -> Verdict:
+    if loss_spikes:
+        what = f"loss jumped from {top.expected:.3g} to {top.value:.3g} {unit}"
+    else:
+        before, peak = np.exp(top.expected), np.exp(top.value)
+        what = f"gradient norm jumped from {before:.3g} to {peak:.3g} (the loss did not)"
     step = int(trace.steps[top.index])
     end = "and came back" if top.recovered else "and has not come back yet"
     more = f"; {len(spikes)} spikes in all" if len(spikes) > 1 else ""
@@ -287,45 +292,24 @@ def _spike_verdict(trace, spikes, top, what) -> Verdict:
     return Verdict(kind="spiked", step=step, evidence=f"{what} at step {step}, {size}, {end}{more}")
 
 
-def _healthy(trace, run, initial, final, level, way, floor, named, unit) -> Verdict:
-    skipped = trace.non_finite(run).sum()
-    note = f"; {skipped} non-finite steps were skipped" if skipped else ""
-    words = (
-        f"loss went from {initial:.3g} to {final:.3g} {unit}, {(level - final) / way:.0%} of the way "
-        f"from {named} to the floor {floor:.3g}{note}"
-    )
-    return Verdict(kind="healthy", step=None, evidence=words)
-
-
-def _most_deviations(height_S, sigma_S) -> float:
-    known = np.isfinite(sigma_S)
-    return float(np.max(height_S[known] / np.maximum(sigma_S[known], np.finfo(float).tiny)))
-
-
-def _windows(values_S, window):
-    """The `window` values before each one, NaN for those that are missing or not finite."""
-    finite_S = np.where(np.isfinite(values_S), values_S, np.nan)
-    return sliding_window_view(np.concatenate([np.full(window, np.nan), finite_S])[:-1], window)
-
-
 def _robust_deviation(before_SW):
     """Robust deviation within each window, about its fall: not about its rise."""
     lag, window = 10, before_SW.shape[1]  # a slope over ten steps hardly feels the noise of single ones
-    slope_S = _median_without_nan(before_SW[:, lag:] - before_SW[:, :-lag]) / lag
+    slope_S = median_without_nan(before_SW[:, lag:] - before_SW[:, :-lag]) / lag
     fall_S = np.minimum(np.nan_to_num(slope_S), 0.0)
     level_SW = before_SW - fall_S[:, None] * (np.arange(window) - (window - 1) / 2)
     return median_and_deviation(level_SW)[1]
 
 
-def _median_without_nan(values_SW):
-    """np.nanmedian by row without its Python loop; NaN where fewer than SPIKE_HISTORY are left."""
-    if values_SW.shape[1] < SPIKE_HISTORY:
+def median_without_nan(values_SW, least: int = SPIKE_HISTORY) -> np.ndarray:
+    """np.nanmedian by row without its Python loop; NaN where fewer than `least` values are left."""
+    if values_SW.shape[1] < least:
         return np.full(len(values_SW), np.nan)
     sorted_SW = np.sort(values_SW, axis=1)  # NaN goes last
     count_S = np.isfinite(values_SW).sum(axis=1)
     row_S = np.arange(len(values_SW))
     middle_S = (sorted_SW[row_S, np.maximum(count_S - 1, 0) // 2] + sorted_SW[row_S, count_S // 2]) / 2
-    return np.where(count_S >= SPIKE_HISTORY, middle_S, np.nan)
+    return np.where(count_S >= least, middle_S, np.nan)
 
 
 def _stretches(high_S):
@@ -339,10 +323,11 @@ def _stretches(high_S):
 
 def _trailing_mean(values_S, width):
     finite_S = np.isfinite(values_S)
+    # sums from the start, not a window a step: a long run has a window of thousands
     total_S = np.cumsum(np.r_[0.0, np.where(finite_S, values_S, 0.0)])
     count_S = np.cumsum(np.r_[0, finite_S])
-    first = np.maximum(np.arange(len(values_S)) + 1 - width, 0)
     last = np.arange(len(values_S)) + 1
+    first = np.maximum(last - width, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_S = (total_S[last] - total_S[first]) / (count_S[last] - count_S[first])
     # means over fewer than `width` steps are too noisy to be called the best

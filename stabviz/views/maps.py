@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from stabviz.trace import Trace, verdicts
-from stabviz.views.points import group_runs
+from stabviz.views.points import group_runs, short
 from stabviz.views.style import INK, curve_style, place_legend, style_axes
 
 VERDICT_LOOKS = {
@@ -36,16 +36,16 @@ def plot_stability_map(
         raise ValueError(f"plot_stability_map: y must be a label besides {x!r}; got only {trace.label_keys}")
     y = y or others[0]
     judged = [v.kind for v in verdicts(trace)]
-    columns = [group.values[0] for group in group_runs(trace, x)]
-    rows = [group.values[0] for group in group_runs(trace, y)]
+    columns = [group.labels[x] for group in group_runs(trace, x)]
+    rows = [group.labels[y] for group in group_runs(trace, y)]
     style_axes(axes, _knob_name(x), _knob_name(y), grid=False)
     for group in group_runs(trace, [x, y]):
-        i, j = columns.index(group.values[0]), rows.index(group.values[1])
+        i, j = columns.index(group.labels[x]), rows.index(group.labels[y])
         _map_cell(axes, i, j, Counter(judged[r] for r in group.runs), f"cell-{group.key}")
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(-0.5, len(rows) - 0.5)
-    axes.set_xticks(range(len(columns)), [_tick(value) for value in columns])
-    axes.set_yticks(range(len(rows)), [_tick(value) for value in rows])
+    axes.set_xticks(range(len(columns)), [short(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [short(value) for value in rows])
     axes.tick_params(length=0)
     if legend:
         handles = [
@@ -117,6 +117,7 @@ def plot_loss_surface(
     """
     x_grid, y_grid = np.meshgrid(np.linspace(*x_range, 121), np.linspace(*y_range, 101))
     height = np.asarray(function(x_grid, y_grid), dtype=np.float64)
+    # the share of the spread keeps the lowest point off log 0, where all contours would crowd round it
     height = np.log10(height - np.nanmin(height) + 1e-3 * np.nanstd(height) + 1e-300)
     style_axes(axes, "first parameter", "second parameter", grid=False)
     axes.contourf(x_grid, y_grid, height, levels=14, cmap="Greys", alpha=0.3)
@@ -176,7 +177,3 @@ def _id(name: str) -> str:
 
 def _knob_name(key: str) -> str:
     return "learning rate" if key == "lr" else key.replace("_", " ")
-
-
-def _tick(value) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from stabviz.trace import Trace
+from stabviz.trace.trace import WATCHED
+from stabviz.trace.verdicts import median_without_nan
 
-WATCHED = ("loss_nats", "grad_norm_preclip")
-"""Signals that every step measures: what is not finite in them was lost, not left out."""
 MOST_POINTS = 400
 """A curve of more points than this is thinned: a picture of 700 px cannot show more."""
 
@@ -23,7 +23,8 @@ class Group:
     """For the legend: "lr=0.001", or "all runs"."""
     key: str
     """For the gid: stable, without blanks."""
-    values: tuple
+    labels: dict
+    """What its runs share."""
     runs: tuple[int, ...]
     noun: str
     """What the runs differ in: "seed" where nothing else varies among them, else "run"."""
@@ -52,15 +53,11 @@ def group_runs(trace: Trace, by: str | Sequence[str] | None, *, apart: Sequence[
     noun = "seed" if within == ["seed"] else "run"
     groups = []
     for values in sorted(found, key=lambda values: tuple(map(_order, values))):
-        name = ", ".join(f"{key}={_short(value)}" for key, value in zip(keys, values, strict=True))
+        labels = dict(zip(keys, values, strict=True))
+        name = ", ".join(f"{key}={short(value)}" for key, value in labels.items())
+        gid = (name or "all").replace(", ", ",").replace(" ", "_")  # a blank would end an id of the SVG
         groups.append(
-            Group(
-                name=name or "all runs",
-                key=(name or "all").replace(", ", ",").replace(" ", "_"),
-                values=values,
-                runs=tuple(found[values]),
-                noun=noun,
-            )
+            Group(name=name or "all runs", key=gid, labels=labels, runs=tuple(found[values]), noun=noun)
         )
     return groups
 
@@ -93,14 +90,11 @@ def thin(x_S: np.ndarray, y_S: np.ndarray, most: int = MOST_POINTS) -> tuple[np.
     edges = np.linspace(0, len(x_S), (most - 2) // 2 + 1).astype(int)
     keep = {0, len(x_S) - 1}
     for low, high in zip(edges[:-1], edges[1:], strict=True):
-        part = y_S[low:high]
+        part = np.where(np.isfinite(y_S[low:high]), y_S[low:high], np.nan)
         if np.isfinite(part).any():
-            keep |= {
-                low + int(np.nanargmin(np.where(np.isfinite(part), part, np.nan))),
-                low + int(np.nanargmax(np.where(np.isfinite(part), part, np.nan))),
-            }
+            keep |= {low + int(np.nanargmin(part)), low + int(np.nanargmax(part))}
         else:
-            keep.add(int(low))
+            keep.add(int(low))  # a stretch without a value leaves its gap
     at = np.array(sorted(keep))
     return x_S[at], y_S[at]
 
@@ -117,11 +111,7 @@ def running_median(values_S, width: int, *, gaps: bool = False) -> np.ndarray:
     values_S = np.where(np.isfinite(values_S), values_S, np.nan)
     half = width // 2
     padded_S = np.concatenate([np.full(half, np.nan), values_S, np.full(half, np.nan)])
-    sorted_SW = np.sort(sliding_window_view(padded_S, 2 * half + 1), axis=1)  # NaN goes last
-    count_S = np.isfinite(sorted_SW).sum(axis=1)
-    row_S = np.arange(len(sorted_SW))
-    low_S, high_S = sorted_SW[row_S, np.maximum(count_S - 1, 0) // 2], sorted_SW[row_S, count_S // 2]
-    median_S = (low_S + high_S) / 2
+    median_S = median_without_nan(sliding_window_view(padded_S, 2 * half + 1), least=1)
     return np.where(np.isfinite(values_S), median_S, np.nan) if gaps else median_S
 
 
@@ -171,9 +161,11 @@ def non_finite_marks(trace: Trace, run: int, signal: str) -> list[tuple[float, f
 
 
 def _order(value):
+    # numbers first: one label may hold numbers in some runs and text or None in others
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return (0, value, "") if number else (1, 0, str(value))
 
 
-def _short(value) -> str:
+def short(value) -> str:
+    """Return a label's value as a legend or a tick writes it."""
     return f"{value:g}" if isinstance(value, float) else str(value)

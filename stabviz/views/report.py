@@ -21,7 +21,7 @@ from stabviz.views.report_tables import (
     score_tables,
     setting_tables,
 )
-from stabviz.views.style import COLOURS, LINE_STYLES
+from stabviz.views.style import curve_style
 from stabviz.views.svg import figure_svg
 
 # StrictUndefined: a name that the template misspells is an error, not an empty cell.
@@ -104,22 +104,14 @@ def _card(name: str, judged: Verdict | None, diagnosis) -> dict[str, Any]:
     look = _LOOK_OF_VERDICT.get(kind, "")
     if look == "good" and diagnosis is not None and diagnosis.kind != "healthy":
         look = "warn"
-    card: dict[str, Any] = {
-        "name": name,
-        "look": look,
-        "kind": kind + _at(step),
-        "evidence": evidence,
-        "diagnosis": None,
+    found = diagnosis and {
+        "kind": diagnosis.kind.replace("_", " "),
+        "at": _at(diagnosis.step),
+        "evidence": [line for line in diagnosis.evidence if line != evidence],  # the verdict said that
+        "remedy": diagnosis.remedy,
+        "lesson": diagnosis.lesson,
     }
-    if diagnosis is not None:
-        card["diagnosis"] = {
-            "kind": diagnosis.kind.replace("_", " "),
-            "at": _at(diagnosis.step),
-            "evidence": [line for line in diagnosis.evidence if line != evidence],  # the verdict said that
-            "remedy": diagnosis.remedy,
-            "lesson": diagnosis.lesson,
-        }
-    return card
+    return {"name": name, "look": look, "kind": kind + _at(step), "evidence": evidence, "diagnosis": found}
 
 
 def _at(step: int | None) -> str:
@@ -144,9 +136,10 @@ def _key(names, traces) -> list[tuple]:
 
 def _swatch(r: int) -> dict[str, str]:
     """Colour and dashes of run r's line, as the template draws it in the key."""
-    line = LINE_STYLES[(r + r // 10) % 10]
+    look = curve_style(r)
+    line = look["linestyle"]
     dashes = " ".join(f"{2 * d:g}" for d in (_DASHES[line] if isinstance(line, str) else line[1]))
-    return {"colour": COLOURS[r % 10], "dashes": dashes or "none"}
+    return {"colour": look["color"], "dashes": dashes or "none"}
 
 
 def _verdict(trace: Trace) -> Verdict | None:
@@ -163,6 +156,5 @@ def _check(traces, names, scores, configs, diagnoses) -> None:
         raise ValueError("html_report: traces must hold at least one run; got none")
     for what, given in (("names", names), ("scores", scores), ("configs", configs), ("diagnoses", diagnoses)):
         if len(given) != len(traces):
-            raise ValueError(
-                f"html_report: {what} must hold one entry a run, {len(traces)}; got {len(given)}"
-            )
+            wanted = f"one entry a run, {len(traces)}"
+            raise ValueError(f"html_report: {what} must hold {wanted}; got {len(given)}")

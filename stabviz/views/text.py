@@ -21,17 +21,15 @@ def table_of(trace: Trace, *, by: str | Sequence[str] | None = None, signal: str
     [(0.001, 2.0, 'healthy 1'), (0.01, 3.0, 'healthy 1')]
     """
     judged = verdicts(trace) if "loss_nats" in trace and trace.n_steps else None
-    groups = group_runs(trace, by)
-    keys = [pair.split("=")[0] for pair in groups[0].name.split(", ")] if groups[0].values else []
     final_R = trace.final(signal)
     rows = []
-    for group in groups:
+    for group in group_runs(trace, by):
         low, median, high = quantiles(final_R[list(group.runs), None], [0.1, 0.5, 0.9])[:, 0].tolist()
         kinds = Counter(judged[r].kind for r in group.runs if judged)
         dead = [step for r in group.runs if (step := trace.non_finite_step(r)) is not None]
         rows.append(
             {
-                **dict(zip(keys, group.values, strict=True)),
+                **group.labels,
                 "runs": len(group.runs),
                 "final median": median,
                 "10 %": low,

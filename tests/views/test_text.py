@@ -76,3 +76,9 @@ def test_text_table_aligns_and_says_what_it_leaves_out():
         "22   -  x",
     ]
     assert text_table([{"a": 1}] * 5, most=3).splitlines()[-1] == "and 2 more rows"
+
+
+def test_table_of_takes_labels_that_hold_commas_and_equals_signs():
+    trace = Trace(steps=[0], signals={"loss_nats": [[1.0]]}, runs=[{"note": "a=1, b=2"}])
+    (row,) = table_of(trace, by="note")
+    assert row["note"] == "a=1, b=2"

@@ -46,9 +46,8 @@ def verdict_follows_the_rules(solution):
     for words, (loss_S, wanted) in cases.items():
         got = solution(loss_S, CHANCE, FLOOR)
         if got != wanted:
-            raise ExerciseFailed(
-                f"{words}, with chance {CHANCE:g} and floor {FLOOR:g}, should be {wanted!r}; got {got!r}"
-            )
+            given = f"with chance {CHANCE:g} and floor {FLOOR:g}"
+            raise ExerciseFailed(f"{words}, {given}, should be {wanted!r}; got {got!r}")
 
 
 def _by_the_mean(trace, margin):
@@ -102,9 +101,6 @@ def churn_counts_disagreements(solution):
     targets_N = np.array([1, 2, 3, 4, -100, -100, -100])
     first_N = np.array([1, 2, 0, 0, 5, 6, 7])
     second_N = np.array([0, 2, 3, 9, 5, 9, 9])
-    expect(
-        "two of the four places differ by being right, one by being wrong in another way",
-        solution(first_N, second_N, targets_N),
-        0.75,
-    )
+    words = "two of the four places differ by being right, one by being wrong in another way"
+    expect(words, solution(first_N, second_N, targets_N), 0.75)
     expect("of two models that say the same", solution(first_N, first_N, targets_N), 0.0)

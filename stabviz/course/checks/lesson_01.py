@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from stabviz.course.exercises import ExerciseFailed, check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect, things
 
 
 def _padding_only(lengths_B, L):
@@ -27,16 +27,9 @@ def masks_are_joined(solution):
         raise ExerciseFailed(f"the mask must be a tensor of bool, True = may attend; got {got!r:.100}")
     if got.ndim != 4 or got.shape[0] != 2 or got.shape[-2:] != (3, 3):
         raise ExerciseFailed(f"the mask must have shape (B, 1, L, L) = (2, 1, 3, 3); got {tuple(got.shape)}")
-    expect(
-        "rows of queries for a sequence of length 3",
-        got[0, 0].int(),
-        torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1]]),
-    )
-    expect(
-        "rows of queries for a sequence of length 1, padded to 3",
-        got[1, 0].int(),
-        torch.tensor([[1, 0, 0], [1, 0, 0], [1, 0, 0]]),
-    )
+    words = "rows of queries for a sequence of length"
+    expect(f"{words} 3", got[0, 0], [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
+    expect(f"{words} 1, padded to 3", got[1, 0], [[1, 0, 0], [1, 0, 0], [1, 0, 0]])
 
 
 def _adds_without_rescaling(first, second):
@@ -72,18 +65,10 @@ def merging_equals_one_softmax(solution):
 
         for low, high in ((slice(0, 2), slice(2, 5)), (slice(2, 5), slice(0, 2))):
             merged = solution(part(low), part(high))
-            if not isinstance(merged, tuple | list) or len(merged) != 3:
-                raise ExerciseFailed(
-                    f"return three things: largest score, sum, weighted values; got {merged!r:.100}"
-                )
-            largest, total, weighted_K = merged
+            largest, total, weighted_K = things(merged, "largest score", "sum", "weighted values")
+            expected_K = scores_M.softmax(0) @ values_MK
             expect(f"the largest score, {words}", largest, scores_M.max())
-            expect(
-                f"weighted values / sum, {words}",
-                weighted_K / total,
-                scores_M.softmax(0) @ values_MK,
-                rtol=1e-9,
-            )
+            expect(f"weighted values / sum, {words}", weighted_K / total, expected_K, rtol=1e-9)
             expect(f"the sum, {words}", total, (scores_M - scores_M.max()).exp().sum(), rtol=1e-9)
 
 
@@ -97,6 +82,6 @@ def merging_equals_one_softmax(solution):
     ],
 )
 def entropy_counts_a_zero_as_nothing(solution):
-    expect("four equal weights: ln 4 nats", solution(torch.full((1, 4), 0.25)), torch.tensor([math.log(4)]))
+    expect("four equal weights: ln 4 nats", solution(torch.full((1, 4), 0.25)), [math.log(4)])
     rows = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
-    expect("one key has all; two keys share", solution(rows), torch.tensor([0.0, math.log(2)]), atol=1e-6)
+    expect("one key has all; two keys share", solution(rows), [0.0, math.log(2)], atol=1e-6)

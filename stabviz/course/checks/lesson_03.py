@@ -57,8 +57,5 @@ def starved_reads_the_later_steps(solution):
     update_rms_RS[1] = 0.003
     update_rms_RS[2, :20], update_rms_RS[2, 20:] = 1.0, 0.01  # long first steps hide nothing
     update_rms_RS[3], update_rms_RS[3, 40:] = 0.004, np.nan  # frozen at step 40
-    expect(
-        "healthy, starved, starved after long first steps, starved then frozen",
-        np.asarray(solution(update_rms_RS)),
-        np.array([False, True, True, True]),
-    )
+    words = "healthy, starved, starved after long first steps, starved then frozen"
+    expect(words, solution(update_rms_RS), [False, True, True, True])

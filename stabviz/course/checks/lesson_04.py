@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from stabviz.course.exercises import ExerciseFailed, check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect, things
 
 
 def _norm(grads):
@@ -12,9 +12,8 @@ def _norm(grads):
 
 
 def _each_tensor_by_itself(grads, max_norm):
-    return [grad * min(1.0, max_norm / grad.norm().item()) if grad.any() else grad for grad in grads], _norm(
-        grads
-    )
+    scales = [min(1.0, max_norm / max(grad.norm().item(), 1e-12)) for grad in grads]
+    return [grad * scale for grad, scale in zip(grads, scales, strict=True)], _norm(grads)
 
 
 def _always_to_the_threshold(grads, max_norm):
@@ -48,11 +47,7 @@ def clip_scales_all_tensors_by_one_number(solution):
     ]
     for what, grads, max_norm, scale, norm in cases:
         answer = solution(grads, max_norm)
-        if not (isinstance(answer, tuple | list) and len(answer) == 2):
-            raise ExerciseFailed(
-                "return two things: the list of clipped gradients, and the norm before clipping"
-            )
-        clipped, norm_before = answer
+        clipped, norm_before = things(answer, "the list of clipped gradients", "the norm before clipping")
         if not isinstance(clipped, tuple | list) or len(clipped) != len(grads):
             raise ExerciseFailed(f"{what}: expected a list of {len(grads)} gradients first")
         for index, (got, grad) in enumerate(zip(clipped, grads, strict=True)):
@@ -84,11 +79,8 @@ def before_or_after_reads_the_top_of_the_log(solution):
     nan = math.nan
     cases = [
         ("norms that pass the threshold", [0.4, 3.1, 0.9, 12.0, 0.7], "before"),
-        (
-            "norms that stop at the threshold, a hair below it (0.999999: torch adds 1e-6)",
-            [0.4, 0.999999, 0.9, 0.9999998, 0.999999],
-            "after",
-        ),
+        # torch divides by norm + 1e-6, so that a clipped norm ends a hair below the threshold
+        ("norms that stop a hair below the threshold", [0.4, 0.999999, 0.9, 0.9999998, 0.999999], "after"),
         ("norms that never come near the threshold", [0.4, 0.31, 0.52, 0.44, 0.4], "cannot tell"),
         ("norms that pass the threshold, with one NaN", [0.4, nan, 0.9, 250.0, 0.7], "before"),
         ("norms that stop at the threshold, with one NaN", [0.4, nan, 0.999999, 0.9999998, 0.7], "after"),
@@ -137,18 +129,12 @@ def _skips_long_ones_too(param, grads, lr, max_norm):
 
 @check("04-skip", wrong=[_clips_and_hopes, _looks_for_nan_only, _patches_the_numbers, _skips_long_ones_too])
 def only_non_finite_steps_are_skipped(solution):
-    grads = [
-        torch.tensor([3.0, 4.0]),
-        torch.tensor([math.nan, 0.3]),
-        torch.tensor([0.1, -0.2]),
-        torch.tensor([math.inf, 0.3]),
-        torch.tensor([-600.0, 800.0]),
-    ]
+    rows = [[3.0, 4.0], [math.nan, 0.3], [0.1, -0.2], [math.inf, 0.3], [-600.0, 800.0]]
+    grads = [torch.tensor(row) for row in rows]
     expected = torch.tensor([1.0, 1.0])
     for index in (0, 2, 4):
         expected = _step(expected, grads[index], 0.5, 1.0)
     answer = solution(torch.tensor([1.0, 1.0]), grads, 0.5, 1.0)
-    if not (isinstance(answer, tuple | list) and len(answer) == 2):
-        raise ExerciseFailed("return two things: the parameter, and how many steps were skipped")
-    expect("steps skipped among [long, NaN, short, inf, very long]", answer[1], 2)
-    expect("the parameter after them (a long gradient is clipped, not skipped)", answer[0], expected)
+    param, skipped = things(answer, "the parameter", "how many steps were skipped")
+    expect("steps skipped among [long, NaN, short, inf, very long]", skipped, 2)
+    expect("the parameter after them (a long gradient is clipped, not skipped)", param, expected)

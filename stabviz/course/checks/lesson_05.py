@@ -65,11 +65,8 @@ def _against_the_initial_loss(final_losses, initial_loss):
 @check("05-sensitivity", wrong=[_without_the_cap, _skips_the_diverged, _against_the_initial_loss])
 def sensitivity_counts_the_diverged_as_the_start(solution):
     expect("for losses 3, 2, 2.5 from 4", solution([3.0, 2.0, 2.5], 4.0), 0.5)
-    expect(
-        "for losses 3, 2, 9 from 4 (worse than the start counts as the start)",
-        solution([3.0, 2.0, 9.0], 4.0),
-        1.0,
-    )
+    words = "for losses 3, 2, 9 from 4 (worse than the start counts as the start)"
+    expect(words, solution([3.0, 2.0, 9.0], 4.0), 1.0)
     expect("for losses 3, 2, NaN from 4", solution([3.0, 2.0, math.nan], 4.0), 1.0)
     expect("for losses infinity, 2 from 4", solution([math.inf, 2.0], 4.0), 1.0)
 
@@ -95,11 +92,10 @@ def _any_seed(warmup_R, final_R, tolerance):
 def safe_warmup_asks_the_worst_seed(solution):
     warmup_R = np.array([40, 40, 0, 0, 20, 20, 10, 10, 5, 5])  # in no order
     final_R = np.array([2.0, 2.1, 3.9, math.inf, 2.2, 2.1, 2.1, 2.5, 2.2, 3.8])
-    expect("with a tolerance of 0.2 (5 and 10 have one bad seed each)", solution(warmup_R, final_R, 0.2), 20)
-    expect(
-        "with a tolerance of 0.3 (the mean of 10 is good enough, its worst seed is not)",
-        solution(warmup_R, final_R, 0.3),
-        20,
-    )
-    expect("with a tolerance of 0.5", solution(warmup_R, final_R, 0.5), 10)
-    expect("with a tolerance of 0.06", solution(warmup_R, final_R, 0.06), 40)
+    for tolerance, expected, why in (
+        (0.2, 20, " (5 and 10 have one bad seed each)"),
+        (0.3, 20, " (the mean of 10 is good enough, its worst seed is not)"),
+        (0.5, 10, ""),
+        (0.06, 40, ""),
+    ):
+        expect(f"with a tolerance of {tolerance}{why}", solution(warmup_R, final_R, tolerance), expected)

@@ -22,21 +22,15 @@ def _positive_left_out(x, y, temperature):
     return (torch.logsumexp(negatives, dim=-1) - scores.diagonal()).mean()
 
 
-def _times_temperature(x, y, temperature):
-    return _not_normalised(_unit(x), _unit(y), 1 / temperature)
-
-
-def _found_the_other_way(x, y, temperature):
-    return _not_normalised(_unit(y), _unit(x), temperature)
-
-
-def _sum_over_rows(x, y, temperature):
-    return _not_normalised(_unit(x), _unit(y), temperature) * len(x)
-
-
 @check(
     "06-in-batch",
-    wrong=[_not_normalised, _positive_left_out, _times_temperature, _found_the_other_way, _sum_over_rows],
+    wrong=[
+        _not_normalised,
+        _positive_left_out,
+        lambda x, y, temperature: _not_normalised(_unit(x), _unit(y), 1 / temperature),  # times, not divided
+        lambda x, y, temperature: _not_normalised(_unit(y), _unit(x), temperature),  # x found from y
+        lambda x, y, temperature: _not_normalised(_unit(x), _unit(y), temperature) * len(x),  # a sum
+    ],
 )
 def in_batch_is_a_cross_entropy_on_cosines(solution):
     eye = torch.eye(3)
@@ -48,32 +42,20 @@ def in_batch_is_a_cross_entropy_on_cosines(solution):
     expect("seven random pairs at temperature 0.2, y to be found from x", solution(x, y, 0.2), expected)
 
 
-def _own_pairs_too(z):
-    return torch.exp(-2 * torch.cdist(z, z).square()).mean().log()
-
-
-def _distance_not_squared(z):
-    first, second = torch.triu_indices(len(z), len(z), offset=1)
-    return torch.exp(-2 * (z[first] - z[second]).norm(dim=-1)).mean().log()
-
-
-def _mean_of_the_log(z):
-    first, second = torch.triu_indices(len(z), len(z), offset=1)
-    return (-2 * (z[first] - z[second]).square().sum(dim=-1)).mean()
-
-
-def _without_the_log(z):
-    first, second = torch.triu_indices(len(z), len(z), offset=1)
-    return torch.exp(-2 * (z[first] - z[second]).square().sum(dim=-1)).mean()
-
-
-@check("06-uniformity", wrong=[_own_pairs_too, _distance_not_squared, _mean_of_the_log, _without_the_log])
+@check(
+    "06-uniformity",
+    wrong=[
+        lambda z: torch.exp(-2 * torch.cdist(z, z).square()).mean().log(),  # each point with itself too
+        lambda z: torch.exp(-2 * torch.pdist(z)).mean().log(),  # the distance is not squared
+        lambda z: (-2 * torch.pdist(z).square()).mean(),  # the mean of the log
+        lambda z: torch.exp(-2 * torch.pdist(z).square()).mean(),  # no log
+    ],
+)
 def uniformity_is_a_log_mean_over_pairs(solution):
     same = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     expect("three equal points", solution(same), 0.0, atol=1e-6)
-    expect(
-        "two opposite points: distance 2, so -2 x 4", solution(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), -8.0
-    )
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    expect("two opposite points: distance 2, so -2 x 4", solution(opposite), -8.0)
     three = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     expected = np.log((2 * np.exp(-4.0) + np.exp(-8.0)) / 3)
     expect("points at 0, 90 and 180 degrees: ln((2 e^-4 + e^-8) / 3)", solution(three), expected)
@@ -91,13 +73,13 @@ def uniformity_is_a_log_mean_over_pairs(solution):
     ],
 )
 def collapsed_reads_the_end_of_uniformity(solution):
-    kinds = [
-        "healthy",
-        "collapsed",
-        "half-way: two clouds",
-        "collapsed and recovered",
-        "healthy, one odd last step",
-    ]
+    expected = {
+        "healthy": False,
+        "collapsed": True,
+        "half-way: two clouds": True,
+        "collapsed and recovered": False,
+        "healthy, one odd last step": False,
+    }
     uniformity_RS = np.full((5, 60), -3.2)
     uniformity_RS[1] = np.linspace(-3.2, -0.001, 60) * (np.arange(60) < 50) - 0.001
     uniformity_RS[2, 15:] = -0.9
@@ -115,6 +97,6 @@ def collapsed_reads_the_end_of_uniformity(solution):
     answer = np.asarray(solution(trace))
     if answer.shape != (5,):
         raise ExerciseFailed(f"one answer for each of the 5 runs is expected; got shape {answer.shape}")
-    for kind, got, expected in zip(kinds, answer, [False, True, True, False, False], strict=True):
-        if bool(got) != expected:
-            raise ExerciseFailed(f"a run that is {kind}: expected {expected}; got {bool(got)}")
+    for (kind, collapsed), got in zip(expected.items(), answer, strict=True):
+        if bool(got) != collapsed:
+            raise ExerciseFailed(f"a run that is {kind}: expected {collapsed}; got {bool(got)}")

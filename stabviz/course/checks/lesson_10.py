@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from stabviz.course.exercises import ExerciseFailed, check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect, things
 
 
 def _right_scale(scale, good_steps, finite, interval):
@@ -41,18 +41,14 @@ def _never_grows(scale, good_steps, finite, interval):
 )
 def scale_halves_at_once_and_doubles_after_a_stretch(solution):
     scale, good_steps, expected, count = 1024.0, 0, 1024.0, 0
-    for step, finite in enumerate(
-        [False, True, True, False, True, True, True, True, True, True, True, False]
-    ):
+    for step, finite in enumerate(map(bool, (0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0))):
         met = "finite" if finite else "overflow"
         before = f"step {step}, {met}, scale {scale:g}, {good_steps} good steps, interval 3"
         expected, count = _right_scale(expected, count, finite, 3)
         answer = solution(scale, good_steps, finite, 3)
-        if not (isinstance(answer, tuple | list) and len(answer) == 2):
-            raise ExerciseFailed("return two things: the scale, and the number of good steps in a row")
-        expect(f"{before}: the new scale", answer[0], expected)
-        expect(f"{before}: the new count", answer[1], count)
-        scale, good_steps = answer
+        scale, good_steps = things(answer, "the scale", "the number of good steps in a row")
+        expect(f"{before}: the new scale", scale, expected)
+        expect(f"{before}: the new count", good_steps, count)
 
 
 def _mean_of_means(losses, keeps):
@@ -122,10 +118,8 @@ def _clipped(grads, max_norm):
 
 
 def _clips_first(scaled_grads, scale, max_norm):
-    norm = _norm(scaled_grads)
-    return (
-        [grad / scale for grad in _clipped(scaled_grads, max_norm)] if norm.isfinite() else None
-    ), norm / scale
+    norm, clipped = _norm(scaled_grads), _clipped(scaled_grads, max_norm)
+    return ([grad / scale for grad in clipped] if norm.isfinite() else None), norm / scale
 
 
 def _forgets_to_unscale(scaled_grads, scale, max_norm):
@@ -155,28 +149,23 @@ def _norm_after(scaled_grads, scale, max_norm):
 )
 def step_is_unscaled_then_checked_then_clipped(solution):
     grads = [torch.tensor([3.0, 0.0]), torch.tensor([[0.0], [-4.0], [12.0]])]
+    returned = ("the gradients (or None)", "the norm before clipping")
     for what, max_norm, share in (
         ("true norm 13, threshold 6.5", 6.5, 0.5),
         ("true norm 13, threshold 20", 20.0, 1.0),
     ):
         for scale in (1024.0, 65536.0):
-            got, norm = _two(solution([grad * scale for grad in grads], scale, max_norm))
+            answer = solution([grad * scale for grad in grads], scale, max_norm)
+            got, norm = things(answer, *returned)
             expect(f"{what}, scale {scale:g}: the norm before clipping", norm, 13.0)
             if not isinstance(got, tuple | list) or len(got) != 2:
                 raise ExerciseFailed(f"{what}: expected a list of 2 gradients first; got {got!r:.80}")
             for index, (one, grad) in enumerate(zip(got, grads, strict=True)):
                 expect(f"{what}, scale {scale:g}: gradient {index}", one, grad * share)
     for bad in (math.nan, math.inf):
-        got, norm = _two(solution([grads[0] * 1024, torch.tensor([[0.0], [bad], [1.0]])], 1024.0, 1.0))
+        answer = solution([grads[0] * 1024, torch.tensor([[0.0], [bad], [1.0]])], 1024.0, 1.0)
+        got, norm = things(answer, *returned)
         if got is not None:
             raise ExerciseFailed(f"a gradient with {bad}: expected None, for a step to skip; got {got!r:.80}")
-        if math.isfinite(float(norm)):
-            raise ExerciseFailed(
-                f"a gradient with {bad}: expected the norm, which is not finite; got {float(norm)}"
-            )
-
-
-def _two(answer):
-    if not (isinstance(answer, tuple | list) and len(answer) == 2):
-        raise ExerciseFailed("return two things: the gradients (or None), and the norm before clipping")
-    return answer
+        if math.isfinite(norm := float(norm)):
+            raise ExerciseFailed(f"a gradient with {bad}: expected the norm, which is not finite; got {norm}")

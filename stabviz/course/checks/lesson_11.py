@@ -25,22 +25,12 @@ def _forgets_infinity(accuracy_R, loss_R, labels_N):
 @check("11-failed-runs", wrong=[_equal_is_alive, _one_over_the_classes, _forgets_infinity])
 def failed_runs_are_no_better_than_the_majority(solution):
     labels_N = np.array([0, 0, 0, 1, 2])
-    fine_R = np.ones(4)
-    expect(
-        "accuracies 0.9, 0.6, 0.4, 0.8 where the majority answer has 0.6",
-        solution(np.array([0.9, 0.6, 0.4, 0.8]), fine_R, labels_N),
-        2,
-    )
-    expect(
-        "three good accuracies, but losses of nan, inf and 0.3",
-        solution(np.array([0.8, 0.8, 0.8]), np.array([np.nan, np.inf, 0.3]), labels_N),
-        2,
-    )
-    expect(
-        "a run that is both bad and not finite counts once",
-        solution(np.array([0.2, 0.8]), np.array([np.nan, 0.3]), labels_N),
-        1,
-    )
+    for words, accuracies, losses, failed in (
+        ("accuracies 0.9, 0.6, 0.4, 0.8 where the majority has 0.6", [0.9, 0.6, 0.4, 0.8], [1.0] * 4, 2),
+        ("three good accuracies, but losses of nan, inf and 0.3", [0.8] * 3, [np.nan, np.inf, 0.3], 2),
+        ("a run that is both bad and not finite counts once", [0.2, 0.8], [np.nan, 0.3], 1),
+    ):
+        expect(words, solution(np.array(accuracies), np.array(losses), labels_N), failed)
 
 
 def _counts_a_run_with_itself(predictions_RN):
@@ -57,9 +47,8 @@ def _inputs_with_any_disagreement(predictions_RN):
 
 @check("11-churn", wrong=[_counts_a_run_with_itself, _against_the_first, _inputs_with_any_disagreement])
 def churn_is_averaged_over_pairs(solution):
-    expect(
-        "two runs that differ on one of four messages", solution(np.array([[0, 1, 1, 0], [0, 1, 0, 0]])), 0.25
-    )
+    two_RN = np.array([[0, 1, 1, 0], [0, 1, 0, 0]])
+    expect("two runs that differ on one of four messages", solution(two_RN), 0.25)
     three_RN = np.array([[0, 1, 2], [0, 1, 1], [0, 2, 1]])
     expect("three runs whose pairs differ on 1, 2 and 1 of three messages", solution(three_RN), 4 / 9)
     expect("three runs of which two are the same", solution(np.array([[1, 1], [1, 1], [0, 1]])), 1 / 3)
@@ -106,7 +95,6 @@ def guarded_step_lets_nothing_through(solution):
     ):
         moved_P, took = solution(params_P.clone(), bad_loss, grad_P, 0.1, 1.0)
         if not torch.equal(moved_P, params_P):
-            raise ExerciseFailed(
-                f"With {name} the parameters changed from {params_P.tolist()} to {moved_P.tolist()}."
-            )
+            change = f"from {params_P.tolist()} to {moved_P.tolist()}"
+            raise ExerciseFailed(f"With {name} the parameters changed {change}.")
         expect(f"with {name}, that the step was not taken", bool(took), False)

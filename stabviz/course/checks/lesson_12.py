@@ -23,30 +23,18 @@ def _each_tag_once(word_ids, tags):
 
 
 def _outside_is_zero(word_ids, tags):
-    before = [None, *word_ids]
-    return [
-        0 if word is None or word == last else tags[word]
-        for word, last in zip(word_ids, before, strict=False)
-    ]
+    pairs = zip(word_ids, [None, *word_ids], strict=False)
+    return [0 if word is None or word == last else tags[word] for word, last in pairs]
 
 
 @check("12-align", wrong=[_by_position, _on_every_piece, _each_tag_once, _outside_is_zero])
 def align_puts_tags_on_first_pieces(solution):
-    expect(
-        "two words, the second in three pieces",
-        list(solution([None, 0, 1, 1, 1, None], [0, 3])),
-        [-100, 0, 3, -100, -100, -100],
-    )
-    expect(
-        "two neighbours with one tag",
-        list(solution([None, 0, 0, 1, 2, None], [5, 0, 5])),
-        [-100, 5, -100, 0, 5, -100],
-    )
-    expect(
-        "two padded pieces at the end",
-        list(solution([None, 0, None, None, None], [2])),
-        [-100, 2, -100, -100, -100],
-    )
+    for words, word_ids, tags, labels in (
+        ("two words, the second in three pieces", [0, 1, 1, 1, None], [0, 3], [0, 3, -100, -100, -100]),
+        ("two neighbours with one tag", [0, 0, 1, 2, None], [5, 0, 5], [5, -100, 0, 5, -100]),
+        ("two padded pieces at the end", [0, None, None, None], [2], [2, -100, -100, -100]),
+    ):  # the first piece, as the last one, is of the tokenizer: it belongs to no word
+        expect(words, list(solution([None, *word_ids], tags)), [-100, *labels])
 
 
 def _spans(tags):
@@ -64,10 +52,7 @@ def _ratio(a, b):
 
 
 def _by_tag(true, predicted):
-    return _ratio(
-        {(i, tag) for i, tag in enumerate(true) if tag != "O"},
-        {(i, tag) for i, tag in enumerate(predicted) if tag != "O"},
-    )
+    return _ratio(*({(i, tag) for i, tag in enumerate(tags) if tag != "O"} for tags in (true, predicted)))
 
 
 def _without_type(true, predicted):
@@ -75,10 +60,7 @@ def _without_type(true, predicted):
 
 
 def _first_words_only(true, predicted):
-    return _ratio(
-        {(first, kind) for first, _, kind in _spans(true)},
-        {(first, kind) for first, _, kind in _spans(predicted)},
-    )
+    return _ratio(*({(first, kind) for first, _, kind in _spans(tags)} for tags in (true, predicted)))
 
 
 def _recall(true, predicted):
@@ -107,11 +89,8 @@ def strict_f1_counts_whole_entities(solution):
     expect("one of two ends too early", solution(names, ["B-PER", "O", "O", "B-ORG"]), 0.5)
     expect("one of two has the wrong type", solution(names, ["B-PER", "I-PER", "O", "B-LOC"]), 0.5)
     expect("one of two, and nothing else was said", solution(names, ["B-PER", "I-PER", "O", "O"]), 2 / 3)
-    expect(
-        "two neighbours told apart, where one long name was said",
-        solution(["B-PER", "B-PER", "O"], ["B-PER", "I-PER", "O"]),
-        0.0,
-    )
+    words = "two neighbours told apart, where one long name was said"
+    expect(words, solution(["B-PER", "B-PER", "O"], ["B-PER", "I-PER", "O"]), 0.0)
     expect("no entity on either side", solution(["O", "O"], ["O", "O"]), 0.0)
 
 
@@ -121,9 +100,7 @@ def strict_f1_counts_whole_entities(solution):
         lambda loss, padding_loss, real, padding: loss * (real + padding) / real if real else math.nan,
         lambda loss, padding_loss, real, padding: loss - padding_loss if real else math.nan,
         lambda loss, padding_loss, real, padding: 2 * loss - padding_loss if real else math.nan,
-        lambda loss, padding_loss, real, padding: (
-            (loss * (real + padding) - padding_loss * padding) / max(real, 1)
-        ),
+        lambda loss, padding_loss, real, padding: loss + (loss - padding_loss) * padding / max(real, 1),
     ],
 )
 def real_loss_undoes_the_mean(solution):
