@@ -30,6 +30,7 @@ def release_after_each_cell() -> None:
     except ImportError:
         return
     shell = get_ipython()
+    # each panel calls this: registered twice, it would run twice after each cell
     if shell is not None and release_idle_threads not in shell.events.callbacks["post_run_cell"]:
         shell.events.register("post_run_cell", release_idle_threads)
 
@@ -38,6 +39,7 @@ def release_after_each_cell() -> None:
 def _pause_function():
     """Find the function in the runtime that torch itself has loaded."""
     folder = Path(torch.__file__).parent / "lib"
+    # torch brings its own copy under lib/: the system's library of the same name would have another pool
     for pattern in ("libgomp*.so*", "libiomp5*", "libomp*"):
         for path in sorted(folder.glob(pattern)):
             try:

@@ -85,6 +85,7 @@ class Knob:
             if not isinstance(value, bool):
                 raise ValueError(f"Knob: {self.name} must be True or False; got {value!r}")
             return value
+        # a bool is an int in Python, and NaN fails the comparison
         if isinstance(value, bool) or not isinstance(value, Real) or not self.low <= value <= self.high:
             raise ValueError(f"Knob: {self.name} must be in [{self.low:g}, {self.high:g}]; got {value!r}")
         if self.kind == "integer" and value != int(value):
@@ -204,25 +205,20 @@ class Control:
 def _number_and_slider(knob: Knob):
     low, high = knob.ends
     bounds = {"min": low, "max": high, "value": knob.default}
+    # continuous_update would start a run at every pixel that the slider passes
+    quiet = {"continuous_update": False, "readout": False}
     if knob.kind == "integer" and not knob.log:
         step = knob.step or max(1, round((high - low) / 40))
         number = ipywidgets.BoundedIntText(**bounds)
-        return number, ipywidgets.IntSlider(**bounds, step=step, continuous_update=False, readout=False)
+        return number, ipywidgets.IntSlider(**bounds, step=step, **quiet)
     if knob.log:
-        slider = ipywidgets.FloatLogSlider(
-            min=math.log10(low),
-            max=math.log10(high),
-            step=knob.step or math.log10(high / low) / 40,
-            base=10,
-            value=knob.default,
-            continuous_update=False,
-            readout=False,
-        )
+        decades = {"min": math.log10(low), "max": math.log10(high), "value": knob.default}
+        step = knob.step or math.log10(high / low) / 40
+        slider = ipywidgets.FloatLogSlider(**decades, step=step, base=10, **quiet)
         if knob.kind == "integer":
             return ipywidgets.BoundedIntText(**bounds), slider
         return ipywidgets.BoundedFloatText(**bounds, step=float(f"{low:.0e}")), slider
-    # One digit, so that the slider stops at values that one can read. `continuous_update` would start a run
-    # at every pixel that the slider passes.
+    # one digit, so that the slider stops at values that one can read
     step = knob.step or float(f"{(high - low) / 40:.1g}")
     number = ipywidgets.BoundedFloatText(**bounds, step=step)
-    return number, ipywidgets.FloatSlider(**bounds, step=step, continuous_update=False, readout=False)
+    return number, ipywidgets.FloatSlider(**bounds, step=step, **quiet)

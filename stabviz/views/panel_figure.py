@@ -32,11 +32,11 @@ def picture(draw, trace: Trace, values: dict, height_px: int, positions: tuple |
     To work out where axes stand takes longer than to draw them (140 of 250 ms for the default picture), so a
     growing run is drawn at the `positions` of an earlier picture of the same panel.
     """
-    with DRAWING:
+    with DRAWING:  # measuring text, which lays axes out, is shared state of matplotlib as well
         figure = new_figure(WIDTH_PX, height_px)
         sentence = draw(figure, trace, values)
         if positions is not None and len(positions) == len(figure.axes):
-            figure.set_layout_engine("none")
+            figure.set_layout_engine("none")  # it would move the axes again at savefig
             for axes, position in zip(figure.axes, positions, strict=True):
                 axes.set_position(position)
         curves = {

@@ -50,6 +50,7 @@ def status_html(status: str) -> str:
 
 def outcome_of(trace: Trace, note: str) -> str:
     """Return what the status line says of a complete Trace."""
+    # An event names the step itself; a trace that is looked at every few steps only the one after it.
     ended: dict[int, int] = {}
     for event in trace.events:
         if event["kind"] == "non_finite":

@@ -102,6 +102,7 @@ class Panel:
     def set(self, **values) -> None:
         """Set knobs by name, as a learner would, and start one run with the result."""
         with self._changed:
+            # all of them are looked at before one is set: a wrong value changes nothing
             for name, value in values.items():
                 if name not in self.knobs:
                     raise ValueError(f"Panel.set: knob must be one of {sorted(self.knobs)}; got {name!r}")
@@ -129,9 +130,8 @@ class Panel:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._worker is None, timeout_s):
-                raise TimeoutError(
-                    f"Panel.wait: the run must end within {timeout_s:g} s; got status {self.status!r}"
-                )
+                limit = f"within {timeout_s:g} s"
+                raise TimeoutError(f"Panel.wait: the run must end {limit}; got status {self.status!r}")
             if self.error is not None:
                 raise self.error
 
@@ -143,6 +143,7 @@ class Panel:
     def _ipython_display_(self):
         from IPython.display import display
 
+        # "text/plain" stands in a stored notebook and on a page without widgets; it is the same each time
         bundle = self.widget._repr_mimebundle_()
         bundle["text/plain"] = f"Panel: {self.title or ', '.join(self.knobs)}. Run this cell to use it."
         display(bundle, raw=True)
@@ -201,9 +202,8 @@ class Panel:
                 self._finished[key] = complete
                 while len(self._finished) > self._remember:
                     self._finished.popitem(last=False)
-                self._set_status(
-                    outcome_of(complete.trace, f"{time.monotonic() - started_s:.1f} s"), generation
-                )
+                took = f"{time.monotonic() - started_s:.1f} s"
+                self._set_status(outcome_of(complete.trace, took), generation)
 
     def _run_and_draw(self, generation: int, values: dict) -> Picture | None:
         """Run to the end and draw on the way; return the last picture, or None if it is no longer wanted."""
@@ -223,7 +223,9 @@ class Panel:
                         return None
                     if newer is None:
                         break
-                    trace = _checked(newer)
+                    if not isinstance(newer, Trace):
+                        raise ValueError(f"panel: run must yield Traces; got {type(newer).__name__}")
+                    trace = newer
                     if time.monotonic() >= next_drawing_s:
                         before_s = time.monotonic()
                         self._show(generation, self._picture_of(trace, values, self._axes_positions))
@@ -236,7 +238,7 @@ class Panel:
             if trace is None:
                 raise ValueError("panel: run must yield at least one Trace; got none")
             with _TURNS.turn_of(self):
-                last = self._picture_of(trace, values, None)
+                last = self._picture_of(trace, values, None)  # at leisure: axes stand where labels ask
             self._show(generation, last)
             return last
         finally:  # a generator that is left open would hold its models until the garbage collector comes
@@ -247,13 +249,11 @@ class Panel:
         return picture(self._draw, trace, values, self._height_px, positions)
 
     def _show(self, generation: int, shown: Picture) -> None:
+        # Asked and shown under one lock: a move in between would leave the older run's picture on the page.
         with self._changed:
             if self._generation == generation:
-                self.trace, self._curves, self._axes_positions = (
-                    shown.trace,
-                    shown.curves,
-                    shown.axes_positions,
-                )
+                self.trace, self._curves = shown.trace, shown.curves
+                self._axes_positions = shown.axes_positions
                 self._picture.value = shown.svg
                 self._picture.remove_class("stabviz-old")
                 self._update_table()
@@ -315,6 +315,7 @@ class _Turns:
     @contextmanager
     def turn_of(self, who: "Panel"):
         with self._changed:
+            # asked again at each hand-back, so that a panel moved meanwhile goes first
             self._changed.wait_for(
                 lambda: self._holder is None and who is max(self._wanting, key=lambda each: each._moved_at)
             )
@@ -324,16 +325,10 @@ class _Turns:
         finally:
             with self._changed:
                 self._holder = None
-                self._changed.notify_all()
+                self._changed.notify_all()  # all: only one of them is the newest, and it is not known which
 
 
 _TURNS = _Turns()
-
-
-def _checked(trace) -> Trace:
-    if not isinstance(trace, Trace):
-        raise ValueError(f"panel: run must yield Traces; got {type(trace).__name__}")
-    return trace
 
 
 def _progress(trace: Trace, values: dict) -> str:

@@ -21,12 +21,12 @@ from stabviz.views.points import (
     thin_band,
 )
 from stabviz.views.scales import (
+    finish_axes,
     keep_marks_inside,
     mark_non_finite,
     mark_run,
     needs_log,
     or_gap,
-    set_limits,
     set_step_axis,
     unit_label,
 )
@@ -164,10 +164,8 @@ def plot_layer_norms(
     """
     names = [name for name in trace.signals if name.startswith(f"{signal}/")]
     if not names:
-        raise ValueError(
-            f"plot_layer_norms: signal must be recorded by layer as '{signal}/<layer>'; "
-            f"got {sorted(trace.signals)}"
-        )
+        wanted = f"be recorded by layer as '{signal}/<layer>'"
+        raise ValueError(f"plot_layer_norms: signal must {wanted}; got {sorted(trace.signals)}")
     style_axes(axes, "step", signal_of(signal).axis_label)
     axes.set_yscale("log", nonpositive="mask")
     runs = list(range(trace.n_runs)) if run is None else [run]
@@ -227,9 +225,7 @@ def plot_ablation(axes: Axes, rows: Sequence[dict]) -> Axes:
     return axes
 
 
-def _draw_fan(
-    axes: Axes, trace: Trace, signal: str, groups: list[Group], levels: list[float], *, log: bool
-) -> None:
+def _draw_fan(axes: Axes, trace: Trace, signal: str, groups: list[Group], levels, *, log: bool) -> None:
     axes.set_yscale("log" if log else "linear")
     bands = []
     for index, group in enumerate(groups):
@@ -249,24 +245,22 @@ def _draw_fan(
         axes.plot(x, y, **line_style, **dots, linewidth=1.8, label=label, gid=gid, zorder=3)
         for r in runs:
             mark_run(axes, trace, r, signal, line_style["color"])
-    set_step_axis(axes, trace)
-    set_limits(axes, [edge for *_, low_S, high_S in bands for edge in (low_S, high_S)], levels)
+    finish_axes(
+        axes, trace, log=log, edges=[edge for *_, low, high in bands for edge in (low, high)], levels=levels
+    )
+    # a band of dead runs reaches to infinity: it is cut at the top of the axes, which are set by now
     for index, group, steps, low_S, high_S in bands:
         x, low, high = thin_band(steps, low_S, high_S)
         top = axes.get_ylim()[1]
         low, high, colour = np.minimum(low, top), np.minimum(high, top), curve_style(index)["color"]
         gid = f"band-{signal}-{group.key}"
         axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0, gid=gid)
-    if log:
-        log_axis(axes)
-    keep_marks_inside(axes)
 
 
 def _name_of(trace: Trace, group: Group) -> str:
     dead = sum(trace.non_finite_step(r) is not None for r in group.runs)
-    words = [group.size] if len(group.runs) > 1 else []
-    words += [f"{dead} non-finite"] if dead else []
-    inside = ", ".join(words)
+    size = group.size if len(group.runs) > 1 else ""
+    inside = ", ".join(filter(None, (size, f"{dead} non-finite" if dead else "")))
     if group.name == "all runs":
         return inside if len(group.runs) > 1 else f"1 run{', non-finite' if dead else ''}"
     return f"{group.name} ({inside})" if inside else group.name
@@ -280,9 +274,8 @@ def _lr_group(axes, group: Group, index: int, lr_R, final_R, cap: float, signal:
     low, median, high = np.minimum(np.where(np.isfinite(spread), spread, cap), cap).T
     name = "" if group.name == "all runs" else group.name
     if len(lrs) > 1:
-        name += (
-            f"{', ' if name else ''}LR sensitivity {lr_sensitivity(lrs.tolist(), median.tolist(), cap):.2g}"
-        )
+        sensitivity = lr_sensitivity(lrs.tolist(), median.tolist(), cap)
+        name += f"{', ' if name else ''}LR sensitivity {sensitivity:.2g}"
     line_style = curve_style(index)
     dots = {"marker": "o", "markersize": 4.5, "zorder": 3}
     label, gid = name or "1 rate", f"curve-{signal}-final-{group.key}"

@@ -16,21 +16,12 @@ from matplotlib.figure import Figure
 from stabviz.trace import Trace, signal_of
 from stabviz.views.plots import plot_layer_norms
 from stabviz.views.points import WATCHED, measured_columns, running_median, thin
-from stabviz.views.scales import (
-    keep_marks_inside,
-    mark_run,
-    needs_log,
-    or_gap,
-    set_limits,
-    set_step_axis,
-    unit_label,
-)
+from stabviz.views.scales import finish_axes, mark_run, needs_log, or_gap, unit_label
 from stabviz.views.style import (
     INK,
     clip_levels,
     curve_style,
     is_finite,
-    log_axis,
     new_figure,
     place_legend,
     ring,
@@ -50,16 +41,19 @@ _EVENT: dict[str, Any] = {"linestyle": "none", "markersize": 8, "clip_on": False
 _EVENT |= {"markeredgecolor": INK, "markeredgewidth": 0.6}
 _VALIDATION: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.6, "zorder": 4}
 _VALIDATION |= {"marker": "o", "markersize": 5.5, "markeredgecolor": "white"}
-SMALL = {
-    "lr": ("Learning rate", False, False),
-    "update_rms": ("Size of the update", True, True),
-    "second_moment_ratio": ("Gradient against its second moment", True, True),
-    "max_attention_logit": ("Largest attention logit", True, True),
-    "attention_entropy": ("Attention entropy", False, True),
-    "log_z": ("Output normaliser", False, True),
-    "loss_scale": ("Loss scale", True, False),
+FIGURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "loss_nats": ("Loss", {}),
+    "validation_score": ("Score of the evaluations", {"best": True}),
+    "grad_norm_preclip": ("Gradient norm before clipping", {}),
+    "lr": ("Learning rate", {}),
+    "update_rms": ("Size of the update", {"log": True, "smooth": True}),
+    "second_moment_ratio": ("Gradient against its second moment", {"log": True, "smooth": True}),
+    "max_attention_logit": ("Largest attention logit", {"log": True, "smooth": True}),
+    "attention_entropy": ("Attention entropy", {"smooth": True}),
+    "log_z": ("Output normaliser", {"smooth": True}),
+    "loss_scale": ("Loss scale", {"log": True}),
 }
-"""Signals with a small figure each: title, logarithmic, with a running median."""
+"""Signal -> title of its figure, and how `plot_runs` draws it; loss and gradient norm have their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,27 +73,23 @@ def report_figures(traces: Sequence[Trace], names: Sequence[str]) -> list[Report
     """
     for name, trace in zip(names, traces, strict=True):
         if trace.n_runs != 1:
-            raise ValueError(
-                f"report_figures: each Trace must hold one run, see Trace.take; "
-                f"got {trace.n_runs} in {name!r}"
-            )
+            got = f"{trace.n_runs} in {name!r}"
+            raise ValueError(f"report_figures: each Trace must hold one run, see Trace.take; got {got}")
     figures = []
-    if _any_measured(traces, "loss_nats"):
-        figures.append(
-            _report_figure("Loss", plot_learning, traces, finding=_loss_finding(traces, names), wide=True)
-        )
-    if _any_measured(traces, signal := "validation_score"):
+    for signal, (title, options) in FIGURES.items():
+        if not _any_measured(traces, signal):
+            continue
         finding = _finding(traces, names, signal)
-        title = "Score of the evaluations"
-        figures.append(_report_figure(title, plot_runs, traces, signal=signal, best=True, finding=finding))
-    if _any_measured(traces, "grad_norm_preclip"):
-        finding = _gradient_finding(traces, names)
-        figures.append(_report_figure("Gradient norm before clipping", _gradient, traces, finding=finding))
-    for signal, (title, log, smooth) in SMALL.items():
-        if _any_measured(traces, signal):
-            options: dict[str, Any] = {"signal": signal, "log": log, "smooth": smooth}
-            finding = _finding(traces, names, signal)
-            figures.append(_report_figure(title, plot_runs, traces, finding=finding, **options))
+        if signal == "loss_nats":
+            finding = _loss_finding(traces, names)
+            figures.append(_report_figure(title, plot_learning, traces, finding=finding, wide=True))
+        elif signal == "grad_norm_preclip":
+            finding += _share_above_clip(traces)
+            figures.append(_report_figure(title, _gradient, traces, finding=finding))
+        else:
+            figures.append(
+                _report_figure(title, plot_runs, traces, finding=finding, signal=signal, **options)
+            )
     layered = [r for r, trace in enumerate(traces) if layers_of(trace)]
     for r in layered[:MOST_LAYER_PICTURES]:
         title = f"Gradient norm by layer{f': {names[r]}' if len(traces) > 1 else ''}"
@@ -140,7 +130,7 @@ def plot_runs(
         if best and np.isfinite(values_S).any():
             at = int(np.nanargmax(values_S))
             ring(axes, steps[at], values_S[at], curve_style(r)["color"], f"best-{signal}-{r}")
-    _finish(axes, traces, log=log, levels=levels)
+    finish_axes(axes, *traces, log=log, levels=levels)
     return axes
 
 
@@ -156,7 +146,7 @@ def plot_learning(axes: Axes, traces: Sequence[Trace]) -> Axes:
             x, y = thin(*_points(trace, "validation_loss_nats"))
             gid, label = f"curve-validation_loss_nats-{r}", "validation" if len(traces) == 1 else None
             axes.plot(x, y, color=curve_style(r)["color"], gid=gid, label=label, **_VALIDATION)
-    _finish(axes, traces, log=log)
+    finish_axes(axes, *traces, log=log)
     mark_events(axes, traces)
     if len(traces) == 1:
         place_legend(axes)
@@ -169,11 +159,10 @@ def mark_events(axes: Axes, traces: Sequence[Trace]) -> Axes:
         for kind, marker in EVENT_MARKERS.items():
             steps = [event["step"] for event in trace.events if marker_kind(event["kind"]) == kind]
             if steps:
-                x, at_axis = steps[:MOST_MARKS], axes.get_xaxis_transform()
-                colour, gid = curve_style(r)["color"], f"event-{kind}-{r}"
-                axes.plot(
-                    x, [0.0] * len(x), color=colour, marker=marker, gid=gid, transform=at_axis, **_EVENT
-                )
+                x, look = steps[:MOST_MARKS], {"marker": marker, "color": curve_style(r)["color"], **_EVENT}
+                # x in steps and y in shares of the axes: the marks stay on the axis, whatever the loss does
+                at_axis = axes.get_xaxis_transform()
+                axes.plot(x, [0.0] * len(x), gid=f"event-{kind}-{r}", transform=at_axis, **look)
     return axes
 
 
@@ -215,14 +204,6 @@ def _smoothing_width(n_steps: int) -> int:
     return min(51, max(5, n_steps // 15)) // 2 * 2 + 1 if n_steps > SMOOTHED_ABOVE else 1
 
 
-def _finish(axes, traces, *, log, levels=()):
-    set_step_axis(axes, *traces)
-    set_limits(axes, levels=levels)
-    if log:
-        log_axis(axes)
-    keep_marks_inside(axes)
-
-
 def _report_figure(title: str, draw, *data, finding: str, wide: bool = False, **options) -> ReportFigure:
     figure = new_figure(960 if wide else 560, 300 if wide else 250)
     axes = figure.subplots()
@@ -253,20 +234,18 @@ def _loss_finding(traces, names) -> str:
     return words
 
 
-def _gradient_finding(traces, names) -> str:
-    words, shares = _finding(traces, names, "grad_norm_preclip"), []
+def _share_above_clip(traces) -> str:
+    shares = []
     for trace in traces:
         clip = trace.config.get("clip_norm")
         if isinstance(clip, int | float) and is_finite(clip) and "grad_norm_preclip" in trace:
             norms = trace["grad_norm_preclip"][0]
-            shares.append(
-                float(np.mean(norms[np.isfinite(norms)] > clip)) if np.isfinite(norms).any() else 0.0
-            )
+            above = norms[np.isfinite(norms)] > clip
+            shares.append(float(above.mean()) if above.size else 0.0)
     if not shares:
-        return words
-    low, high = min(shares), max(shares)
-    among = f"{low:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{low:.0%} to {high:.0%}"
-    return f"{words} Above the threshold in {among} of the steps."
+        return ""
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    return f" Above the threshold in {low if low == high else f'{low} to {high}'} of the steps."
 
 
 def _finding(traces, names, signal, *, label: str | None = None, lowest: bool = False) -> str:
@@ -280,9 +259,10 @@ def _finding(traces, names, signal, *, label: str | None = None, lowest: bool = 
         alive = np.flatnonzero(np.isfinite(trace[signal][0]))
         if alive.size:
             ends[name] = trace.steps[alive], trace[signal][0][alive].astype(np.float64)
-    words = (
-        _one_run(*next(iter(ends.values())), lowest) if len(traces) == 1 else _several_runs(ends, len(traces))
-    )
+    if len(traces) == 1:
+        words = _one_run(*ends[names[0]], lowest)
+    else:
+        words = _several_runs(ends, len(traces))
     for name, trace in zip(names, traces, strict=True):
         step = trace.non_finite_step(0)
         if step is not None and signal in WATCHED:
@@ -316,8 +296,6 @@ def _layer_finding(trace) -> str:
         values_S = trace[f"grad_norm_preclip/{layer}"][0]
         norms[layer] = float(np.median(values_S[np.isfinite(values_S)]))
     top, low = max(norms, key=norms.__getitem__), min(norms, key=norms.__getitem__)
-    words = (
-        f"Median gradient norm by layer: largest in {top}, {norms[top]:.3g}; "
-        f"smallest in {low}, {norms[low]:.3g}"
-    )
-    return words + (f", a factor of {norms[top] / norms[low]:.3g}." if norms[low] > 0 else ".")
+    factor = f", a factor of {norms[top] / norms[low]:.3g}" if norms[low] > 0 else ""
+    ends = f"largest in {top}, {norms[top]:.3g}; smallest in {low}, {norms[low]:.3g}"
+    return f"Median gradient norm by layer: {ends}{factor}."

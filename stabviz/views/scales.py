@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 
 from stabviz.trace import Trace, signal_of
 from stabviz.views.points import non_finite_marks
+from stabviz.views.style import log_axis
 
 LOG_SCALE_ABOVE = 3.0
 """A loss that rises to this many times its first value is drawn on a log axis: an axis cut would hide it."""
@@ -40,6 +41,15 @@ def set_step_axis(axes: Axes, *traces: Trace) -> None:
     last = max([int(trace.steps[-1]) for trace in begun] + [n - 1 for n in planned if type(n) is int])
     room = max(0.01 * (last - first), 0.5)
     axes.set_xlim(first - room, last + room)
+
+
+def finish_axes(axes: Axes, *traces: Trace, log: bool, edges=(), levels=()) -> None:
+    """Set the scales once all curves are drawn: the whole run, nothing finite cut, marks inside."""
+    set_step_axis(axes, *traces)
+    set_limits(axes, edges, levels)
+    if log:
+        log_axis(axes)
+    keep_marks_inside(axes)
 
 
 def mark_non_finite(axes: Axes, marks: list[tuple[float, float]], colour: str, gid: str) -> None:

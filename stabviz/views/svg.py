@@ -34,7 +34,9 @@ def figure_svg(figure: Figure, label: str, *, prefix: str | None = None) -> str:
     with DRAWING, matplotlib.rc_context(_SETTINGS):
         figure.savefig(page, format="svg", metadata=_NO_METADATA)
     svg = page.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :]  # an XML head may not stand in the middle of a page
+    # HTML ids hold for a whole page: two pictures with the same clip path id would clip each other. A digest,
+    # not a counter: an executed notebook has the same bytes each time.
     prefix = prefix or "f" + hashlib.sha256((label + svg).encode()).hexdigest()[:10]
     # Groups carry the gids of curves; every other id is matplotlib's own, of clip paths and markers.
     svg = re.sub(r'(<g id=")([^"]*)"', rf'\1{prefix}-\2" data-gid="\2"', svg)
