@@ -5,8 +5,8 @@ import csv
 import io
 import json
 import random
-import shutil
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
