@@ -88,20 +88,15 @@ def _log_softmax(logits_NC):
 
 def _check_rows(logits_NC, labels_N, names) -> None:
     if logits_NC.ndim != 2 or not logits_NC.size:
-        raise ValueError(
-            "classification_scores: logits_NC must be (N, C) with at least one row; "
-            f"got {logits_NC.shape}. Is the split empty?"
-        )
+        got = f"{logits_NC.shape}. Is the split empty?"
+        raise ValueError(f"classification_scores: logits_NC must be (N, C) with at least one row; got {got}")
     N, C = logits_NC.shape
     if labels_N.shape != (N,) or labels_N.dtype.kind not in "iu":
-        raise ValueError(
-            f"classification_scores: labels_N must be {N} integers, one a row; "
-            f"got {labels_N.dtype} {labels_N.shape}"
-        )
+        got = f"{labels_N.dtype} {labels_N.shape}"
+        raise ValueError(f"classification_scores: labels_N must be {N} integers, one a row; got {got}")
     if len(names) != C or len(set(names)) != C:
-        raise ValueError(
-            f"classification_scores: names must be {C} distinct texts, one a class; got {names!r}"
-        )
+        wanted = f"{C} distinct texts, one a class"
+        raise ValueError(f"classification_scores: names must be {wanted}; got {names!r}")
     wrong = labels_N[(labels_N < 0) | (labels_N >= C)]
     if wrong.size:
         raise ValueError(f"classification_scores: labels_N must be in 0..{C - 1}; got {wrong[0]}")

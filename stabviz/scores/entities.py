@@ -47,18 +47,13 @@ def _ratios(counts) -> dict:
 
 def _check_tags(true, predicted) -> None:
     if not true or len(true) != len(predicted):
-        raise ValueError(
-            "entity_scores: predicted must hold the tags of as many sentences as true, one or more; "
-            f"got {len(predicted)} and {len(true)}"
-        )
+        wanted, got = "as many sentences as true, one or more", f"{len(predicted)} and {len(true)}"
+        raise ValueError(f"entity_scores: predicted must hold the tags of {wanted}; got {got}")
     for row, (tags, answer) in enumerate(zip(true, predicted, strict=True)):
         if len(tags) != len(answer):
-            raise ValueError(
-                "entity_scores: predicted must hold one tag a word; "
-                f"got {len(answer)} tags for {len(tags)} words in sentence {row}"
-            )
+            got = f"{len(answer)} tags for {len(tags)} words in sentence {row}"
+            raise ValueError(f"entity_scores: predicted must hold one tag a word; got {got}")
         for tag in tags + answer:
             if tag != "O" and not (tag[:2] in ("B-", "I-") and tag[2:]):
-                raise ValueError(
-                    f"entity_scores: a tag must be O, B-TYPE or I-TYPE; got {tag!r} in sentence {row}"
-                )
+                got = f"{tag!r} in sentence {row}"
+                raise ValueError(f"entity_scores: a tag must be O, B-TYPE or I-TYPE; got {got}")

@@ -59,9 +59,8 @@ def spread(scores_by_seed: Sequence[dict], key: str, *, majority_share: float | 
         raise ValueError("spread: scores_by_seed must hold at least one run; got none")
     for run, scores in enumerate(scores_by_seed):
         if key not in scores:
-            raise ValueError(
-                f"spread: key must be a score of every run; got {key!r}, run {run} has {sorted(scores)}"
-            )
+            got = f"{key!r}, run {run} has {sorted(scores)}"
+            raise ValueError(f"spread: key must be a score of every run; got {got}")
     values_R = np.array([scores[key] for scores in scores_by_seed], dtype=np.float64)
     count = {}
     if majority_share is not None:

@@ -157,6 +157,7 @@ def diagnose(trace: Trace, run: int = 0) -> Diagnosis:
     if "loss_nats" not in trace or trace.n_steps < ENOUGH_STEPS:
         short = f"a diagnosis needs a loss at {ENOUGH_STEPS} steps or more; got {trace.n_steps} steps"
         return _diagnosis("not_known", None, (short, *about))
+    # rules compute with runs that went non-finite: inf - inf and 0/0 are data here, and compare as False
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         for kind, rule in RULES:
             found = rule(seen)

@@ -33,10 +33,9 @@ class MetricsLog:
             self._write({"schema": SCHEMA, "config": config})
         else:
             size = self.path.stat().st_size
-            if size < keep_bytes:
-                raise ValueError(
-                    f"MetricsLog: {self.path} must hold at least {keep_bytes} bytes to go on; got {size}"
-                )
+            if size < keep_bytes:  # truncate would fill the gap with zero bytes
+                wanted = f"at least {keep_bytes} bytes to go on"
+                raise ValueError(f"MetricsLog: {self.path} must hold {wanted}; got {size}")
             os.truncate(self.path, keep_bytes)
             self._file = open(self.path, "a", encoding="utf-8", newline="\n")
         self.flush()
@@ -83,6 +82,7 @@ def read_metrics(path: str | Path) -> Trace:
     header, lines = _lines(path)
     steps: dict[int, dict[str, float]] = {}
     events = []
+    # a step and the evaluation after it are two lines, and one row of the Trace
     for number, line in lines:
         try:
             step = line["step"]
@@ -95,15 +95,11 @@ def read_metrics(path: str | Path) -> Trace:
             else:
                 raise KeyError("values, event or evaluation")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"read_metrics: {path} line {number}: must be a step, an event or an evaluation ({error})"
-            ) from error
+            what = f"must be a step, an event or an evaluation ({error})"
+            raise ValueError(f"read_metrics: {path} line {number}: {what}") from error
     order = sorted(steps)
     names = list(dict.fromkeys(name for step in order for name in steps[step]))
-    signals = {
-        name: np.array([[steps[step].get(name, math.nan) for step in order]]).reshape(1, len(order))
-        for name in names
-    }
+    signals = {name: np.array([[steps[step].get(name, math.nan) for step in order]]) for name in names}
     config = {name: as_number(value) for name, value in header.get("config", {}).items()}
     label = {"seed": config["seed"]} if "seed" in config else {}
     return Trace(

@@ -32,16 +32,10 @@ def _format(path: Path, function: str):
 
 
 def _header(trace: Trace) -> str:
-    header = {
-        "schema": SCHEMA,
-        "n_runs": trace.n_runs,
-        "n_steps": trace.n_steps,
-        "signals": {name: str(values_RS.dtype) for name, values_RS in trace.signals.items()},
-        "config": trace.config,
-        "runs": trace.runs,
-        "events": trace.events,
-    }
-    return dumps(header)
+    header = {"schema": SCHEMA, "n_runs": trace.n_runs, "n_steps": trace.n_steps}
+    # JSON knows one kind of number: the dtypes bring float32 back as float32
+    header["signals"] = {name: str(values_RS.dtype) for name, values_RS in trace.signals.items()}
+    return dumps({**header, "config": trace.config, "runs": trace.runs, "events": trace.events})
 
 
 def _trace(path: Path, header: dict, steps, signals: dict) -> Trace:
@@ -60,10 +54,8 @@ def _read_header(path: Path, text: str) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"trace.load: {path} line 1: must be a Trace header; got {text[:60]!r}") from error
     if not known:
-        raise ValueError(
-            f"trace.load: {path} line 1: schema must be {SCHEMA!r}; got {header['schema']!r}. "
-            "The file comes from another version of stabviz"
-        )
+        got = f"{header['schema']!r}. The file comes from another version of stabviz"
+        raise ValueError(f"trace.load: {path} line 1: schema must be {SCHEMA!r}; got {got}")
     missing = {"n_runs", "n_steps", "signals", "config", "runs", "events"} - set(header)
     if missing:
         raise ValueError(f"trace.load: {path} line 1: header must be whole; got none of {sorted(missing)}")
@@ -87,19 +79,17 @@ def _read_jsonl(path: Path) -> Trace:
     header = _read_header(path, lines[0])
     rows = [line for line in lines[1:] if line]
     if len(rows) != header["n_steps"]:
-        raise ValueError(
-            f"trace.load: {path} line {len(rows) + 2}: must hold {header['n_steps']} steps; "
-            f"got {len(rows)}. The file was cut short or added to"
-        )
+        where = f"{path} line {len(rows) + 2}"
+        got = f"{len(rows)}. The file was cut short or added to"
+        raise ValueError(f"trace.load: {where}: must hold {header['n_steps']} steps; got {got}")
     steps = []
     columns: dict[str, list] = {name: [] for name in header["signals"]}
     for number, line in enumerate(rows, start=2):
         try:
             step, values = _row(line, header)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"trace.load: {path} line {number}: must be one whole step; got {line[:60]!r} ({error})"
-            ) from error
+            what = f"must be one whole step; got {line[:60]!r} ({error})"
+            raise ValueError(f"trace.load: {path} line {number}: {what}") from error
         steps.append(step)
         for name, column in columns.items():
             column.append(values[name])
@@ -139,6 +129,7 @@ def _read_parquet(path: Path) -> Trace:
     if not path.exists():
         raise FileNotFoundError(f"trace.load: path must be an existing file; got {str(path)!r}")
     try:
+        # without partitioning=None a folder named like lr=0.1 above the file would become a column
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"trace.load: {path}: must be a whole Parquet file ({error})") from error

@@ -76,10 +76,8 @@ class Trace:
         return signal in self.signals
 
     def __repr__(self) -> str:
-        return (
-            f"Trace({self.n_runs} runs, {self.n_steps} steps, labels {self.label_keys}, "
-            f"signals {sorted(self.signals)})"
-        )
+        size = f"{self.n_runs} runs, {self.n_steps} steps"
+        return f"Trace({size}, labels {self.label_keys}, signals {sorted(self.signals)})"
 
     @property
     def label_keys(self) -> list[str]:
@@ -105,11 +103,8 @@ class Trace:
         """The runs whose labels match; a list means any of its values. Numbers match to six digits."""
         for key in labels:
             self.labels(key)
-        keep = [
-            r
-            for r, run in enumerate(self.runs)
-            if all(_matches(run.get(key), wanted) for key, wanted in labels.items())
-        ]
+        wanted = labels.items()
+        keep = [r for r, run in enumerate(self.runs) if all(_matches(run.get(k), want) for k, want in wanted)]
         if not keep:
             known = {key: list(dict.fromkeys(map(str, self.labels(key).tolist())))[:9] for key in labels}
             raise ValueError(f"Trace.select: labels must match a run; got {labels!r}, known {known}")
@@ -117,10 +112,8 @@ class Trace:
 
     def take(self, runs: Sequence[int]) -> "Trace":
         """The runs with these indices, in this order; events come along under their new index."""
-        new_index = {old: new for new, old in enumerate(runs)}
-        events = [
-            {**event, "run": new_index[event["run"]]} for event in self.events if event["run"] in new_index
-        ]
+        new = {old: index for index, old in enumerate(runs)}
+        events = [{**event, "run": new[event["run"]]} for event in self.events if event["run"] in new]
         return Trace(
             steps=self.steps,
             config=self.config,
@@ -255,14 +248,11 @@ def _array(name: str, values, shape: tuple[int, int]) -> np.ndarray:
         dtype = values_RS.dtype if values_RS.dtype in (np.float32, np.float64) else np.float64
         values_RS = np.array(values_RS, dtype=dtype, order="C")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"Trace: signals[{name!r}] must be an array of numbers on the CPU; "
-            f"got {type(values).__name__} ({error})"
-        ) from error
+        what = f"must be an array of numbers on the CPU; got {type(values).__name__} ({error})"
+        raise ValueError(f"Trace: signals[{name!r}] {what}") from error
     if values_RS.shape != shape:
-        raise ValueError(
-            f"Trace: signals[{name!r}] must have shape (R, S) = {shape}, runs by steps; got {values_RS.shape}"
-        )
+        wanted = f"(R, S) = {shape}, runs by steps"
+        raise ValueError(f"Trace: signals[{name!r}] must have shape {wanted}; got {values_RS.shape}")
     values_RS.flags.writeable = False
     return values_RS
 
@@ -311,5 +301,6 @@ def _matches(value, wanted) -> bool:
     if isinstance(wanted, (list, tuple, set, range, np.ndarray)):
         return any(_matches(value, w) for w in wanted)
     if _is_number(value) and isinstance(wanted, (int, float, np.number)) and not isinstance(wanted, bool):
+        # a rate of a grid that is even in log is not 0.003 to the last digit
         return math.isclose(value, float(wanted), rel_tol=1e-6)
     return type(value) is type(wanted) and value == wanted or value is None and wanted is None

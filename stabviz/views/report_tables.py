@@ -66,6 +66,7 @@ def _score_table(named_rows, split) -> dict:
 
 def _spread(rows, columns) -> list[tuple[str, list[str]]]:
     values = [np.array([row[key] for row in rows if key in row], dtype=np.float64) for key in columns]
+    # n - 1: the seeds are a sample of all that might have been drawn
     std = [figure(float(v.std(ddof=1)) if len(v) > 1 else None) for v in values]
     return [
         (f"mean of {len(rows)} runs", [figure(float(v.mean())) for v in values]),
@@ -83,11 +84,8 @@ def event_table(names, traces) -> dict:
     for name, event in events[:MOST_EVENTS]:
         kind = event["kind"]
         meaning = f": {_MEANING_OF_EVENT[kind]}" if kind in _MEANING_OF_EVENT else ""
-        details = [
-            f"{key.strip('_').replace('_', ' ')} {_detail(value)}"
-            for key, value in event.items()
-            if key not in ("run", "step", "kind")
-        ]
+        others = [(key, value) for key, value in event.items() if key not in ("run", "step", "kind")]
+        details = [f"{key.strip('_').replace('_', ' ')} {_detail(value)}" for key, value in others]
         rows.append((event["step"], name, kind.replace("_", " ") + meaning, "; ".join(details)))
     return {
         "caption": ", ".join(f"{kind.replace('_', ' ')}: {count}" for kind, count in counts.items()),
@@ -145,7 +143,7 @@ def setting_tables(configs) -> tuple[list, list]:
     differing, shared = [], []
     for key in keys:
         values = [config[key] for config in configs if key in config]
-        if len(set(map(repr, values))) > 1:
+        if len(set(map(repr, values))) > 1:  # repr: a list has no hash, and 1 is not True here
             differing.append((key, [_setting(config[key]) if key in config else "-" for config in configs]))
         else:
             shared.append((key, [_setting(values[0])]))
@@ -156,13 +154,10 @@ def _by_split(scores: dict | None) -> dict[str, dict]:
     """Scores by split; a dict that holds scores itself has the split ""."""
     if not scores:
         return {}
-    if any(key in scores for key in SCORES):
+    if SCORES.keys() & scores.keys():
         return {"": scores}
-    return {
-        split: found
-        for split, found in scores.items()
-        if isinstance(found, dict) and any(key in found for key in SCORES)
-    }
+    by_split = {split: found for split, found in scores.items() if isinstance(found, dict)}
+    return {split: found for split, found in by_split.items() if SCORES.keys() & found.keys()}
 
 
 def figure(value) -> str:

@@ -172,8 +172,7 @@ def place_legend(
     box.set_zorder(6)
     if inside and loc == "upper right":  # the words of the upper level would lie under the box
         for text in axes.texts:
-            words_of_level = text.get_gid() in ("words-level-chance", "words-level-clip")
-            if words_of_level and isinstance(text, Annotation):
+            if text.get_gid() in ("words-level-chance", "words-level-clip") and isinstance(text, Annotation):
                 text.xy = (0.64, text.xy[1])
 
 

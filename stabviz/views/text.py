@@ -84,6 +84,7 @@ def describe(trace: Trace, *, signal: str = "loss_nats") -> str:
         moved = f"{name} of {runs} is never finite"
     else:
         first, last = ends
+        # one per cent is no fall: batches differ by more
         verb = "falls" if last < first * (1 - 1e-2) else "rises" if last > first * (1 + 1e-2) else "stays"
         words = f"at {first:.3g}" if verb == "stays" else f"from {first:.3g} to {last:.3g}"
         of = f"{runs} (median)" if trace.n_runs > 1 else runs

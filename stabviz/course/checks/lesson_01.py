@@ -56,9 +56,10 @@ def merging_equals_one_softmax(solution):
     generator = torch.Generator().manual_seed(0)
     values_MK = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     for words, shift in (("small scores", 0.0), ("scores near 1000, whose exp overflows", 1000.0)):
+        # a merge that goes through exp(score) itself is right for small scores, and inf / inf for large ones
         scores_M = torch.randn(5, generator=generator, dtype=torch.float64) + shift
 
-        def part(rows, scores_M=scores_M):
+        def part(rows, scores_M=scores_M):  # bound now: the loop goes on to other scores
             largest = scores_M[rows].max().item()
             weights = (scores_M[rows] - largest).exp()
             return largest, weights.sum().item(), weights @ values_MK[rows]

@@ -51,37 +51,24 @@ def scale_halves_at_once_and_doubles_after_a_stretch(solution):
         expect(f"{before}: the new count", good_steps, count)
 
 
-def _mean_of_means(losses, keeps):
-    return [loss[keep].mean() / len(losses) for loss, keep in zip(losses, keeps, strict=True)]
-
-
 def _mean_of_means_without_the_empty(losses, keeps):
     full = [(loss, keep) for loss, keep in zip(losses, keeps, strict=True) if keep.any()]
     return [loss[keep].mean() / len(full) for loss, keep in full]
 
 
-def _counts_everything(losses, keeps):
-    total = sum(keep.numel() for keep in keeps)
-    return [loss[keep].sum() / total for loss, keep in zip(losses, keeps, strict=True)]
-
-
-def _adds_the_ignored(losses, keeps):
-    total = sum(keep.sum() for keep in keeps)
-    return [loss.sum() / total for loss in losses]
-
-
-def _only_sums(losses, keeps):
+def _kept_sums(losses, keeps):
     return [loss[keep].sum() for loss, keep in zip(losses, keeps, strict=True)]
 
 
 @check(
     "10-micro-losses",
     wrong=[
-        _mean_of_means,
         _mean_of_means_without_the_empty,
-        _counts_everything,
-        _adds_the_ignored,
-        _only_sums,
+        _kept_sums,
+        # the mean of means, 0/0 without a target; ignored places counted; ignored places added
+        lambda losses, keeps: [x[keep].mean() / len(losses) for x, keep in zip(losses, keeps, strict=True)],
+        lambda losses, keeps: [x / sum(map(torch.numel, keeps)) for x in _kept_sums(losses, keeps)],
+        lambda losses, keeps: [loss.sum() / sum(keep.sum() for keep in keeps) for loss in losses],
     ],
 )
 def micro_losses_add_up_to_the_token_mean(solution):
@@ -122,25 +109,24 @@ def _clips_first(scaled_grads, scale, max_norm):
     return ([grad / scale for grad in clipped] if norm.isfinite() else None), norm / scale
 
 
-def _forgets_to_unscale(scaled_grads, scale, max_norm):
-    norm = _norm(scaled_grads)
-    return (_clipped(scaled_grads, max_norm) if norm.isfinite() else None), norm
-
-
 def _never_skips(scaled_grads, scale, max_norm):
     grads = [grad / scale for grad in scaled_grads]
     return _clipped(grads, max_norm), _norm(grads)
 
 
+def _forgets_to_unscale(scaled_grads, scale, max_norm):
+    clipped, norm = _never_skips(scaled_grads, 1.0, max_norm)
+    return (clipped if norm.isfinite() else None), norm
+
+
 def _looks_for_nan_only(scaled_grads, scale, max_norm):
-    grads = [grad / scale for grad in scaled_grads]
-    return (None if _norm(grads).isnan() else _clipped(grads, max_norm)), _norm(grads)
+    clipped, norm = _never_skips(scaled_grads, scale, max_norm)
+    return (None if norm.isnan() else clipped), norm
 
 
 def _norm_after(scaled_grads, scale, max_norm):
-    grads = [grad / scale for grad in scaled_grads]
-    clipped = _clipped(grads, max_norm)
-    return (clipped if _norm(grads).isfinite() else None), _norm(clipped)
+    clipped, norm = _never_skips(scaled_grads, scale, max_norm)
+    return (clipped if norm.isfinite() else None), _norm(clipped)
 
 
 @check(

@@ -18,7 +18,7 @@ def fp16_overflow(seen: Seen) -> Finding | None:
     """
     if not seen.scaled:
         return None
-    over_S = seen.bad_S.copy()
+    over_S = seen.bad_S.copy()  # some logs hold the event of an overflow, others only its infinite norm
     for event in seen.trace.events:
         if event["run"] == seen.run and event["kind"] == "overflow":
             over_S |= seen.trace.steps == event["step"]
@@ -74,11 +74,8 @@ def hidden_nan(seen: Seen) -> Finding | None:
             f"gradient norm {seen.norm_S[s]} from step {seen.step(s)} on, while the log still shows "
             f"finite losses at {hidden.size} lines, the last one {seen.loss_S[hidden[-1]]:.3g}"
         )
-    before = (
-        f"{seen.loss_S[s - 1]:.3g}, gradient norm {seen.norm_S[s - 1]:.3g}"
-        if s
-        else "nothing: the first line"
-    )
+    before = f"{seen.loss_S[s - 1]:.3g}, gradient norm {seen.norm_S[s - 1]:.3g}"
+    before = before if s else "nothing: the first line"
     words = f"loss {seen.loss_S[s]} at step {seen.step(s)} without growth; one line before {before}"
     return seen.step(s), words
 
@@ -86,6 +83,7 @@ def hidden_nan(seen: Seen) -> Finding | None:
 def _sudden_zero(seen: Seen) -> int | None:
     """Line from which the loss is exactly 0 to the end, having been well above 0 just before."""
     alive = np.flatnonzero(seen.loss_S != 0.0)
+    # a single zero at the end may be a loss that was rounded
     if not alive.size or len(seen.loss_S) - alive[-1] <= 2 or alive[-1] < 2:
         return None
     last = seen.loss_S[alive[-1]]
@@ -98,6 +96,7 @@ def _grew_before(seen: Seen, s: int) -> bool:
         return True
     for values_S in (seen.loss_S, seen.norm_S):
         before = values_S[:s][np.isfinite(values_S[:s])]
+        # the five lines that may have grown are not part of what was usual before them
         usual = before[:-5] if before.size > 9 else before[:1]
         if before.size > 1 and before[-5:].max() >= GROWTH * np.median(usual):
             return True

@@ -20,7 +20,7 @@ def explosion(seen: Seen) -> Finding | None:
     """
     if seen.verdict.kind != "diverged" or not seen.has("grad_norm_preclip") or steady_growth(seen):
         return None
-    norm_S = np.where(np.isnan(seen.norm_S), 0.0, seen.norm_S)
+    norm_S = np.where(np.isnan(seen.norm_S), 0.0, seen.norm_S)  # infinity is the peak, NaN is none
     peak = int(np.argmax(norm_S))
     followed = step_followed(seen, peak)
     if followed is False or not norm_S[peak] >= EXPLOSION_FACTOR * level_before(norm_S, peak):
@@ -67,5 +67,5 @@ def steady_growth(seen: Seen) -> bool:
     last = last[np.isfinite(last) & (last > 0)]
     if len(last) <= STEADY_STEPS:
         return False
-    growth = np.diff(np.log(last))[len(last) // 4 :]
+    growth = np.diff(np.log(last))[len(last) // 4 :]  # growth may begin within the window
     return bool(growth.mean() > 0.01 and growth.std() < STEADY_SPREAD * growth.mean())

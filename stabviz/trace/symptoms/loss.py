@@ -38,7 +38,7 @@ def no_warmup(seen: Seen) -> Finding | None:
         start, highest = logit_S[known[0]], logit_S[known].max()
         signs.append(f"the largest attention logit went from {start:.3g} to {highest:.3g}")
     first, after = seen.loss_S[0], seen.loss_S[1:6].mean()
-    error = seen.noise * np.sqrt(1 + 1 / 5)
+    error = seen.noise * np.sqrt(1 + 1 / 5)  # of a difference: one batch against the mean of five
     if seen.step(5) <= EARLY_STEPS and after - first >= max(RISE_EARLY * abs(first), RISE_SIGMAS * error):
         signs.append(f"the loss rose from {first:.3g} to {after:.3g} (mean of the next five)")
     if not signs or not seen.adaptive and not known.size or seen.verdict.kind == "stalled" or _ruined(seen):
@@ -162,6 +162,7 @@ def stall(seen: Seen) -> Finding | None:
     if seen.verdict.kind == "stalled":
         return None, seen.verdict.evidence
     gain = seen.first - seen.final
+    # what is left of the noise in a mean of five batches is smaller by sqrt(5)
     if gain > RISE_SIGMAS * seen.noise / np.sqrt(5) or not seen.final < PEAK_FACTOR * abs(seen.first):
         return None
     return None, (

@@ -47,6 +47,7 @@ def epsilon_too_large(seen: Seen) -> Finding | None:
     if not at.size or not seen.norm_S[at].any() or not np.median(update_S[at]) < SMALL_UPDATE:
         return None
     first = int(at[0])
+    # a log that begins late cannot show the first update: then the ratio has to say it
     from_start = seen.step(first) < FIRST_STEPS
     if from_start and update_S[first] >= SMALL_FIRST_UPDATE:
         return None

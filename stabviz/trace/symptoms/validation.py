@@ -79,6 +79,7 @@ def overfit(seen: Seen) -> Finding | None:
     if not around.size or seen.final > (1 - OVERFIT_FALL) * around.mean():
         return None
     score_S = seen["validation_score"][at]
+    # NaN compares as no gain: without a score the loss alone decides
     gained = np.isfinite(score_S[[k, -1]]).all() and score_S[-1] > score_S[k] + SCORE_GAIN
     if gained and last.min() < (1 + OVERFIT_SURE) * best:
         return None
