@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from stabviz.lab.curvature import Curvature
 from stabviz.lab.experiment import KNOBS, Run, numeric_knobs
-from stabviz.lab.functions import YourClip, YourOptimizer, examine, made_up
+from stabviz.lab.functions import YourOptimizer, YourTensor, examine, made_up
 from stabviz.lab.fuse import fuse
 from stabviz.lab.problems import Batch, problem_of
 from stabviz.lab.rates import Plateau, rates
@@ -59,7 +59,7 @@ class RunBatch:
         self.state = {
             name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()
         }
-        self.clip = YourClip(first.clip) if first.clip else None
+        self.clip = YourTensor("clip", first.clip) if first.clip else None
         self.lr_SR = torch.stack([rates(run) for run in runs], dim=1).to(device, self.dtype)
         self.plateau = Plateau(len(runs), device) if first.schedule == "plateau" else None
         self.curvature = Curvature(self.params_RP) if first.sharpness else None

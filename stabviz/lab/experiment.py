@@ -19,8 +19,6 @@ MODELS = ("transformer", "lstm")
 FUNCTIONS = ("optimizer", "clip", "attention", "loss", "schedule")
 """Knobs that take a function of the reader's own; `lab.functions` says what it gets and returns."""
 
-Names = Collection[str] | Callable[[], Collection[str]]
-"""Names to choose from, or what lists them: a lesson may lend a registry a name of its own."""
 Condition = tuple[Callable[[Any], bool], str]
 """What a value must fulfil, and the same in words."""
 
@@ -47,24 +45,23 @@ class Knob:
     kind: str
     """"int", "float", "bool" or "str"; "str | Callable" where a function of the reader's own fits."""
     default: Any
-    unit: str
     reader: str
     """Who reads it: "data", "model", "start" (initial values), "objective", "fault", "clip", "optimizer",
     "schedule" or "engine"."""
-    numeric: bool
+    unit: str = ""
+    numeric: bool = False
     """True: runs trained as one batch may differ in it. Runs that differ in another form batches of their
     own."""
-    condition: Condition | None
-    choices: Names | None
+    condition: Condition | None = None
+    choices: Collection[str] | None = None
 
     def check(self, value: Any) -> None:
         """Raise ValueError, naming knob and value, unless the value fits."""
         fits, words = self.condition or (lambda value: True, "")
-        if self.choices is not None:
-            names = tuple(self.choices() if callable(self.choices) else self.choices)
-            ours = self.name in FUNCTIONS
-            words = f"one of {names}" + (" or a function" if ours else "")
-            fits = lambda value: value in names or (ours and callable(value))  # noqa: E731
+        if (names := self.choices) is not None:
+            takes_yours = self.name in FUNCTIONS
+            words = f"one of {tuple(names)}" + (" or a function" if takes_yours else "")
+            fits = lambda value: value in names or (takes_yours and callable(value))  # noqa: E731
         if not fits(value):
             raise ValueError(f"Run: {self.name} must be {words}; got {value!r}")
         if self.name in FUNCTIONS and not isinstance(value, Hashable):
@@ -72,17 +69,8 @@ class Knob:
             raise ValueError(f"Run: {self.name} must be a function that can be hashed; got {value!r}")
 
 
-def _knob(
-    default: Any,
-    reader: str,
-    condition: Condition | None = None,
-    *,
-    unit: str = "",
-    numeric: bool = False,
-    choices: Names | None = None,
-) -> Any:
-    about = {"reader": reader, "condition": condition, "unit": unit, "numeric": numeric, "choices": choices}
-    return field(default=default, metadata=about)
+def _knob(default: Any, reader: str, condition: Condition | None = None, **about: Any) -> Any:
+    return field(default=default, metadata={"reader": reader, "condition": condition} | about)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +89,7 @@ class Run:
     """Attention of your own, in place of `ops.scaled_dot_product_attention`."""
     loss: Callable | None = _knob(None, "objective", FUNCTION)
     """A loss of your own, in place of `ops.cross_entropy`."""
-    schedule: str | Callable = _knob("cosine", "schedule", choices=lambda: (*SCHEDULES, "plateau"))
+    schedule: str | Callable = _knob("cosine", "schedule", choices=(*SCHEDULES, "plateau"))
     """A name in `ops.SCHEDULES`, "plateau" (halve the rate when the loss stops falling), or your own."""
     steps: int = _knob(200, "engine", _whole_from(1), unit="updates")
     """Updates."""
@@ -180,20 +168,16 @@ class Run:
     def __post_init__(self):
         for knob in KNOBS.values():
             knob.check(getattr(self, knob.name))
-        if self.sharpness and self.task != "regression":
-            raise ValueError(
-                f"Run: sharpness must be False unless task is 'regression'; got task {self.task!r}"
-            )
-        if self.held_out and self.task not in CORPORA:
-            raise ValueError(
-                f"Run: held_out must be 0 unless task is one of {CORPORA}; got {self.held_out!r}"
-            )
-        if self.attention is not None and (self.model != "transformer" or self.task not in SEQUENCES):
-            raise ValueError(
-                f"Run: attention must be None without a transformer; got {named(self.attention)}"
-            )
-        if self.loss is not None and self.task not in SEQUENCES:
-            raise ValueError(f"Run: loss must be None for task {self.task!r}; got {named(self.loss)}")
+        tokens = self.task in SEQUENCES
+        for name, fits, must in (
+            ("sharpness", self.task == "regression", "False unless task is 'regression'"),
+            ("held_out", self.task in CORPORA, f"0 unless task is one of {CORPORA}"),
+            ("attention", tokens and self.model == "transformer", "None without a transformer"),
+            ("loss", tokens, f"None for task {self.task!r}"),
+        ):
+            if not fits and getattr(self, name) != KNOBS[name].default:
+                got = f"{named(getattr(self, name))} with task {self.task!r}"
+                raise ValueError(f"Run: {name} must be {must}; got {got}")
 
     @property
     def structure(self) -> tuple:
@@ -228,14 +212,10 @@ class Experiment:
 
     def __post_init__(self):
         if not self.runs or len(self.runs) != len(self.labels):
-            raise ValueError(
-                f"Experiment: runs must be one or more, with one label each; "
-                f"got {len(self.runs)!r} runs, {len(self.labels)!r} labels"
-            )
+            got = f"{len(self.runs)} runs, {len(self.labels)} labels"
+            raise ValueError(f"Experiment: runs must be one or more, with one label each; got {got}")
         if len({run.steps for run in self.runs}) > 1:
-            raise ValueError(
-                "Experiment: steps must be equal for all runs; got several values. Make two experiments."
-            )
+            raise ValueError("Experiment: steps must be equal for all runs; got several: make two of it")
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -247,6 +227,7 @@ def _listed(value: Any) -> list | None:
     """The values of a knob that varies, or None for a knob that does not."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         return None
+    # numpy's numbers become Python's: a knob is checked with isinstance, and compared and hashed.
     values = [item.item() if hasattr(item, "item") else item for item in value]
     if not values:
         raise ValueError("grid: a knob's list must hold a value; got []")
@@ -268,15 +249,15 @@ def grid(task: str = "text", **knobs: Any) -> Experiment:
     """
     for name in knobs:
         if name not in KNOBS:
-            raise ValueError(
-                f"grid: knob must be a field of Run; got {name!r}. Known: {', '.join(sorted(KNOBS))}"
-            )
+            known = ", ".join(sorted(KNOBS))
+            raise ValueError(f"grid: knob must be a field of Run; got {name!r}. Known: {known}")
     knobs = {"task": task, **knobs}
     varying = {name: values for name, value in knobs.items() if (values := _listed(value)) is not None}
     shared = {name: value for name, value in knobs.items() if name not in varying}
     if "steps" in varying:
         raise ValueError(f"grid: steps must be one number for all runs; got {varying['steps']!r}")
     for name in FUNCTIONS:
+        # Labels hold names: two functions of one name would be one line in a plot.
         names = [named(value) for value in dict.fromkeys(varying.get(name, ()))]
         if len(set(names)) < len(names):
             raise ValueError(f"grid: functions of {name} must differ in their names; got {names}")

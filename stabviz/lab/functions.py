@@ -52,18 +52,16 @@ class Yours:
     """Sources handed over by place, to functions that take no names."""
 
     def __call__(self, sources: Sources) -> Any:
-        by_place = [sources[name] for name in self.positional]
-        return self.function(
-            *by_place,
-            **{name: sources[source] for name, source in self.fed_from.items() if source in sources},
-        )
+        # A knob that the engine did not hand over keeps the function's own default.
+        by_name = {name: sources[source] for name, source in self.fed_from.items() if source in sources}
+        return self.function(*(sources[name] for name in self.positional), **by_name)
 
     @property
     def knobs(self) -> tuple[str, ...]:
         """The knobs that it asks for."""
         return tuple(source for source in self.fed_from.values() if source in KNOBS)
 
-    def refuse(self, must: str, got: Any, *, did: str = "") -> ValueError:
+    def refuse(self, must: str, got: Any = None, *, did: str = "") -> ValueError:
         """Return the error that names the function, what it must do and what came (or it did) instead."""
         words = did or _described(got)
         return ValueError(f"train: {self.knob} {named(self.function)} must {must}; got {words}")
@@ -78,6 +76,7 @@ def yours(knob: str, function: Callable, places: Sequence[str], others: Sequence
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some functions written in C have no signature
         return Yours(knob=knob, function=function, fed_from={}, positional=tuple(places))
+    # A place that another parameter takes by name is no longer free for one of another name.
     open_places = [name for name in places if name not in {p.name for p in parameters}]
     fed_from, positional = {}, []
     for parameter in parameters:
@@ -92,10 +91,8 @@ def yours(knob: str, function: Callable, places: Sequence[str], others: Sequence
         elif knob == "optimizer":
             source = f"moment {parameter.name}"
         else:
-            raise ValueError(
-                f"train: {knob} {named(function)} must take only {', '.join((*places, *others))} and knobs "
-                f"without a default; got {parameter.name!r}"
-            )
+            must = f"must take only {', '.join((*places, *others))} and knobs without a default"
+            raise ValueError(f"train: {knob} {named(function)} {must}; got {parameter.name!r}")
         if parameter.kind is parameter.POSITIONAL_ONLY:
             positional.append(source)
         else:
@@ -154,42 +151,35 @@ class YourOptimizer:
                 raise self.yours.refuse(must, result)
             new, after = parts[0], dict(zip(self.moments, parts[1:], strict=True))
         for name, value, like in (("param", new, param), *((n, v, state[n]) for n, v in after.items())):
-            if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
+            if not _alike(value, like):
                 raise self.yours.refuse(f"{must}, {name} being {_described(like)}", value)
         return new, after, seen
 
 
-class YourClip:
-    """A clip rule of the reader's: clip(grad_P, max_norm, knobs) -> clipped_P."""
-
-    def __init__(self, function: Callable):
-        self.yours = yours("clip", function, ("grad", "max_norm"))
-
-    def __call__(self, grad_P: Tensor, max_norm: Tensor, knobs: Sources) -> Tensor:
-        return _first(self.yours, self.yours({"grad": grad_P, "max_norm": max_norm} | knobs), grad_P)
+PLACES = {
+    "clip": (("grad", "max_norm"), ()),
+    "attention": (("query", "key", "value"), ("mask", "causal")),
+    "loss": (("logits", "targets"), ()),
+}
+"""What a function of one tensor gets: first by place or name, then by name alone."""
 
 
-class YourAttention:
-    """An attention of the reader's: attend(query, key, value, mask, knobs) -> out."""
+class YourTensor:
+    """A clip rule, attention or loss of the reader's: call(*what PLACES says, knobs) -> one tensor."""
 
-    def __init__(self, function: Callable):
-        self.yours = yours("attention", function, ("query", "key", "value"), ("mask", "causal"))
+    def __init__(self, knob: str, function: Callable):
+        self.names = (*PLACES[knob][0], *PLACES[knob][1])
+        self.yours = yours(knob, function, *PLACES[knob])
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask_LM: Tensor, knobs: Sources) -> Tensor:
-        sources = {"query": query, "key": key, "value": value, "mask": mask_LM, "causal": True}
-        return _first(self.yours, self.yours(sources | knobs), query)
-
-
-class YourLoss:
-    """A loss of the reader's: loss(logits, targets, knobs) -> ()."""
-
-    def __init__(self, function: Callable):
-        self.yours = yours("loss", function, ("logits", "targets"))
-
-    def __call__(self, logits_NV: Tensor, targets_N: Tensor, knobs: Sources) -> Tensor:
-        return _first(
-            self.yours, self.yours({"logits": logits_NV, "targets": targets_N} | knobs), logits_NV.sum()
-        )
+    def __call__(self, *arguments: Any) -> Tensor:
+        *given, knobs = arguments
+        result = self.yours(dict(zip(self.names, given, strict=True)) | knobs)
+        value = result[0] if isinstance(result, tuple) and result else result
+        # A loss is one number; a clipped gradient and an attention's output are as their first argument.
+        like = given[0][0, 0] if self.yours.knob == "loss" else given[0]
+        if not _alike(value, like):
+            raise self.yours.refuse(f"return {_described(like)}", value)
+        return value
 
 
 def your_multipliers(function: Callable, run: Run) -> Tensor:
@@ -210,12 +200,8 @@ def your_multipliers(function: Callable, run: Run) -> Tensor:
     return torch.tensor(shares, dtype=torch.float64)
 
 
-def _first(mine: Yours, result: Any, like: Tensor) -> Tensor:
-    """The result, or the first of several, if it has the shape and dtype of `like`."""
-    value = result[0] if isinstance(result, tuple) and result else result
-    if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
-        raise mine.refuse(f"return {_described(like)}", value)
-    return value
+def _alike(value: Any, like: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == like.shape and value.dtype == like.dtype
 
 
 def _described(value: Any) -> str:
@@ -233,7 +219,7 @@ class Finding:
 
     mapped: bool = True
     recorded: bool = True
-    note: str | None = None
+    note: str = ""
 
 
 def made_up(*shape: int) -> Tensor:
@@ -254,6 +240,10 @@ def examine(mine: Yours, call: Callable, examples: tuple) -> Finding:
     _try_alone(mine, call, examples, differentiable)
     examples = tree_map(torch.clone, examples)
 
+    def found(reason: str, how: str, mapped: bool = True) -> Finding:
+        note = f"{mine.knob} {named(mine.function)} {reason}: it runs {how}, which takes longer"
+        return Finding(mapped=mapped, recorded=False, note=note)
+
     def step():
         with torch.enable_grad():
             leaves = tree_map(
@@ -268,14 +258,11 @@ def examine(mine: Yours, call: Callable, examples: tuple) -> Finding:
     try:
         step()
     except Exception as error:
-        return Finding(
-            mapped=False, recorded=False, note=_note(mine, _reason(error), "run by run, as written")
-        )
+        return found(_reason(error), "run by run, as written", mapped=False)
     try:
         actions, replayed = record(step, tree_leaves(examples))
     except NotReplayable:
-        reason = "hands a tensor's value to Python"
-        return Finding(recorded=False, note=_note(mine, reason, "as written"))
+        return found("hands a tensor's value to Python", "as written")
     # Other values: what a recording takes for constant, a counter or a random draw, now shows.
     for x in tree_leaves(examples):
         if x.is_floating_point():
@@ -285,9 +272,7 @@ def examine(mine: Yours, call: Callable, examples: tuple) -> Finding:
             action()
     for ours, theirs in zip(tree_leaves(replayed), tree_leaves(step()), strict=True):
         if not torch.allclose(ours, theirs, rtol=1e-4, equal_nan=True):
-            return Finding(
-                recorded=False, note=_note(mine, "depends on more than its arguments", "as written")
-            )
+            return found("depends on more than its arguments", "as written")
     return Finding()
 
 
@@ -295,31 +280,23 @@ def _try_alone(mine: Yours, call: Callable, examples: tuple, differentiable: boo
     """Call the function on one run; what it must not do is an error that names it."""
     with torch.enable_grad():
         # Times 1: not a leaf, so that an edit in place reaches our own check and its words.
-        alone = tree_map(
-            lambda x: (
-                x[0].clone().requires_grad_() * 1
-                if differentiable and x.is_floating_point()
-                else x[0].clone()
-            ),
-            examples,
-        )
+        def first_run(x: Tensor) -> Tensor:
+            leaf = x[0].clone()
+            return leaf.requires_grad_() * 1 if differentiable and x.is_floating_point() else leaf
+
+        alone = tree_map(first_run, examples)
+        # Torch counts the edits of a tensor: one more than before is an edit in place.
         versions = [x._version for x in tree_leaves(alone)]
         try:
             result = call(*alone)
-        except ValueError as error:
-            if str(error).startswith("train: "):
+        except Exception as error:
+            if str(error).startswith("train: "):  # our own refusal says more already
                 raise
             raise mine.refuse("run on one model", error) from error
-        except Exception as error:
-            raise mine.refuse("run on one model", error) from error
     if versions != [x._version for x in tree_leaves(alone)]:
-        raise mine.refuse(
-            "leave its arguments as they are (x = x + y, not x += y)", None, did="an edit in place"
-        )
+        raise mine.refuse("leave its arguments as they are (x = x + y, not x += y)", did="an edit in place")
     if differentiable and not result.requires_grad:
-        raise mine.refuse(
-            "return what can be differentiated", result, did="a result without a graph (detach?)"
-        )
+        raise mine.refuse("return what can be differentiated", did="a result without a graph (detach?)")
 
 
 def _reason(error: Exception) -> str:
@@ -329,7 +306,3 @@ def _reason(error: Exception) -> str:
     if ".item()" in words:
         return "hands a tensor's value to Python"
     return f"cannot be mapped over runs ({words.splitlines()[0][:100] if words else type(error).__name__})"
-
-
-def _note(mine: Yours, reason: str, how: str) -> str:
-    return f"{mine.knob} {named(mine.function)} {reason}: it runs {how}, which takes longer"

@@ -9,6 +9,7 @@ What a measurement did not pay for is left as it is (one AMD core, 16 runs of wi
 kernel is slower than its eight short passes at this width, and one product for query, key and value.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -86,6 +87,7 @@ def _chain_of(paper: Callable) -> _Chain:
             return y.detach(), *torch.autograd.grad((y * weights).sum(), leaf)
 
     calls, (y, grad_x) = recorded_calls(step, (x, weights))
+    # `weights` makes a loss of y; what it touches is the example's own and no part of the chain.
     product, grad_y = (call for call in calls if memory_of(weights) in map(memory_of, call.reads))
     around = {memory_of(call.results[0]) for call in (product, grad_y)}
     around |= {
@@ -110,23 +112,22 @@ def fuse(calls: list[Call], keep: set[int]) -> list[Call]:
 
 def _replaced(calls: list[Call], keep: set[int], kernel: _Kernel) -> list[Call]:
     chain = _chain_of(kernel.paper)
-    readers: dict[int, set[int]] = {}
+    readers: defaultdict[int, set[int]] = defaultdict(set)
+    by_function: defaultdict[Any, list[int]] = defaultdict(list)
     for index, call in enumerate(calls):
+        by_function[call.function].append(index)
         for x in call.reads:
-            readers.setdefault(memory_of(x), set()).add(index)
-    by_function: dict[Any, list[int]] = {}
-    for index, call in enumerate(calls):
-        by_function.setdefault(call.function, []).append(index)
+            readers[memory_of(x)].add(index)
     taken: set[int] = set()
     new: dict[int, Call] = {}
-    for start in by_function.get(chain.calls[0].function, ()):
+    for start in by_function[chain.calls[0].function]:
         found = None if start in taken else _match(chain, calls, start, by_function, taken)
         if found is None:
             continue
         places, actual = found
         made = {memory_of(x) for i in places for x in calls[i].results}
         inside = made - {actual[chain.y], actual[chain.grad_x]}
-        if inside & keep or any(not readers.get(memory, set()) <= set(places) for memory in inside):
+        if inside & keep or any(not readers[memory] <= set(places) for memory in inside):
             continue  # something else wants to know what the chain makes on the way
         fused = _fused(kernel, chain, calls, places, actual)
         if fused is not None:
@@ -143,6 +144,7 @@ def _match(chain: _Chain, calls: list[Call], start: int, by_function: dict[Any, 
         if position == len(chain.calls):
             return places, actual
         ours = chain.calls[position]
+        # Of equal functions the wrong one may fit at first, and a later call not: hence the search.
         for index in [start] if position == 0 else by_function.get(ours.function, ()):
             if index < start or index in places or index in taken:
                 continue
@@ -176,7 +178,7 @@ def _fused(kernel: _Kernel, chain: _Chain, calls: list[Call], places: list[int],
             tensors.setdefault(memory_of(x), x)
     x, y, grad_y, grad_x = (tensors[actual[m]] for m in (chain.x, chain.y, chain.grad_y, chain.grad_x))
     if not x.shape == y.shape == grad_y.shape == grad_x.shape:
-        return None
+        return None  # the kernels do not broadcast
     new = {}
     for result, writer, inputs in ((y, kernel.forward, (x,)), (grad_x, kernel.backward, (grad_y, x, y))):
         scratch = torch.empty_like(result)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stabviz.lab.experiment import SEQUENCES, Run
-from stabviz.lab.functions import YourAttention, YourLoss, Yours, made_up
+from stabviz.lab.functions import Yours, YourTensor, made_up
 from stabviz.lab.tasks import (
     bowl,
     copy_tokens,
@@ -120,8 +120,8 @@ class SequenceProblem(Problem):
                 qk_norm=run.qk_norm,
             )
 
-        self.attend = YourAttention(run.attention) if run.attention else None
-        self.your_loss = YourLoss(run.loss) if run.loss else None
+        self.attend = YourTensor("attention", run.attention) if run.attention else None
+        self.your_loss = YourTensor("loss", run.loss) if run.loss else None
         self.knobs = tuple(name for f in (self.attend, self.your_loss) if f for name in f.yours.knobs)
 
     def init(self, run):
@@ -209,7 +209,7 @@ class SequenceProblem(Problem):
     def _attend_with(self, knobs):
         def attend(query_BHLK, key_BHMK, value_BHMK, **_):
             mask_LM = causal_mask(query_BHLK.shape[-2], device=query_BHLK.device)
-            return self.attend(query_BHLK, key_BHMK, value_BHMK, mask_LM, knobs), None
+            return self.attend(query_BHLK, key_BHMK, value_BHMK, mask_LM, True, knobs), None
 
         return attend
 

@@ -68,7 +68,10 @@ def test_the_table_of_knobs_says_kind_default_unit_and_reader():
         ({"final_lr_share": 2}, r"final_lr_share must be in \[0, 1\]; got 2"),
         ({"steps": [5, 6]}, "steps must be one number for all runs; got"),
         ({"seed": []}, "a knob's list must hold a value"),
-        ({"sharpness": True}, "sharpness must be False unless task is 'regression'; got task 'text'"),
+        (
+            {"sharpness": True},
+            "sharpness must be False unless task is 'regression'; got True with task 'text'",
+        ),
         ({"optimizer": "lion"}, "optimizer must be one of .* got 'lion'"),
     ],
 )
