@@ -71,16 +71,7 @@ class BertConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "labels", tuple(self.labels))
-        check_sizes(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        )
+        check_sizes(self)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"BertConfig: hidden_size must be a multiple of num_attention_heads = "
@@ -155,6 +146,7 @@ def init_bert(
 
     draw(f"{prefix}embeddings.word_embeddings", V, D)
     if config.pad_token_id is not None:
+        # After the draw: the other weights of a seed do not depend on which token pads.
         params[f"{prefix}embeddings.word_embeddings.weight"][config.pad_token_id] = 0.0
     draw(f"{prefix}embeddings.position_embeddings", config.max_position_embeddings, D)
     draw(f"{prefix}embeddings.token_type_embeddings", config.type_vocab_size, D)
@@ -234,11 +226,7 @@ def bert_layer(
     Units:  entropy in nats
     Source: Devlin et al. 2019, arXiv:1810.04805; Vaswani et al. 2017, arXiv:1706.03762, sections 3.1 to 3.3
     """
-    attention = {
-        f"{name}.{kind}": params[f"attention.self.{name}.{kind}"]
-        for name in ("query", "key", "value")
-        for kind in ("weight", "bias")
-    }
+    attention = part(params, "attention.self")
     attention |= {f"output.{kind}": params[f"attention.output.dense.{kind}"] for kind in ("weight", "bias")}
     wide = {f"up.{kind}": params[f"intermediate.dense.{kind}"] for kind in ("weight", "bias")}
     wide |= {f"down.{kind}": params[f"output.dense.{kind}"] for kind in ("weight", "bias")}
@@ -246,6 +234,7 @@ def bert_layer(
     kept_BHLM = None
     if training and config.attention_probs_dropout_prob > 0:
         B, L, _ = stream_BLD.shape
+        # Drawn here and handed over as factors: ops hold no randomness of their own.
         ones = stream_BLD.new_ones(B, config.num_attention_heads, L, L)
         kept_BHLM = F.dropout(ones, config.attention_probs_dropout_prob)
     attended, seen = multi_head_attention(
@@ -281,6 +270,7 @@ def bert_mask(attention_mask: Tensor | None) -> Tensor | None:
         )
     if not attention_mask.is_floating_point():
         return attention_mask != 0
+    # "Nearly" -inf: the code of 2018 added -1e4, transformers adds the least number of the dtype.
     if bool(((attention_mask != 0) & (attention_mask > -1e4)).any()):
         raise ValueError(
             "bert_mask: a float attention_mask of 4 axes must hold 0 (may attend) and -inf (may not); "
@@ -338,14 +328,10 @@ def bert_outputs(
             linear(hidden_BLD[:, 0], body["pooler.dense.weight"], body["pooler.dense.bias"])
         )
     logits, next_sentence = _head(params, body, hidden_BLD, pooled_BD, config, kind, training, predict_at)
-    measured = (
-        {}
-        if not measure
-        else {
-            "max_attention_logit": torch.stack(largest).amax(),
-            "attention_entropy": torch.stack(entropies).mean(),
-        }
-    )
+    measured = {}
+    if measure:
+        measured["max_attention_logit"] = torch.stack(largest).amax()
+        measured["attention_entropy"] = torch.stack(entropies).mean()
     return BertOutput(
         logits=logits,
         hidden=hidden_BLD,
@@ -362,10 +348,12 @@ def _head(params, body, hidden_BLD, pooled_BD, config, kind, training, predict_a
         share = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         features = F.dropout(pooled_BD if kind == "classes" else hidden_BLD, share, training)
         return linear(features, params["classifier.weight"], params["classifier.bias"]), None
+    # Before the head: its product with the vocabulary costs more than all else of a small model.
     features = hidden_BLD if predict_at is None else hidden_BLD[predict_at]
     at = "cls.predictions.transform"
     features = linear(features, params[f"{at}.dense.weight"], params[f"{at}.dense.bias"])
     features = _norm(params, f"{at}.LayerNorm", ACTIVATIONS[config.hidden_act](features), config)
+    # Tied: the word embedding gets a gradient from both ends of the model.
     logits = linear(features, body["embeddings.word_embeddings.weight"], params["cls.predictions.bias"])
     if kind == "masked_lm":
         return logits, None

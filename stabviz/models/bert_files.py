@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,19 @@ def bert_config_from_dict(plain: Mapping[str, Any]) -> BertConfig:
     Raises: ValueError if it describes another model, or a variant of BERT that is not an encoder with learned
             positions
     """
-    if plain.get("model_type", "bert") != "bert":
-        raise ValueError(
-            f"bert_config_from_dict: model_type must be 'bert'; got {plain['model_type']!r}. "
-            "Use the implementation of transformers for other models."
-        )
-    unsupported = {
+    allowed_settings = {
+        "model_type": ("bert",),
         "is_decoder": (False,),
         "add_cross_attention": (False,),
         "tie_word_embeddings": (True,),
         "position_embedding_type": ("absolute", None),
     }
-    for name, allowed in unsupported.items():
+    for name, allowed in allowed_settings.items():
         if plain.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"bert_config_from_dict: {name} must be {allowed[0]!r}; got {plain[name]!r}")
+            raise ValueError(
+                f"bert_config_from_dict: {name} must be {allowed[0]!r}; got {plain[name]!r}. "
+                "Use the implementation of transformers for other models."
+            )
     known = {field.name for field in fields(BertConfig)} - {"labels"}
     settings = {name: value for name, value in plain.items() if name in known}
     if plain.get("id2label"):
@@ -62,11 +61,9 @@ def read_bert_folder(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"Bert.from_folder: folder must hold config.json; got {str(folder)!r}")
     stored = bert_config_from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    config = BertConfig(
-        **{field.name: getattr(stored, field.name) for field in fields(BertConfig)}
-        | {"labels": labels or stored.labels}
-    )
+    config = replace(stored, labels=labels or stored.labels)
     found = _renamed(_read_tensors(folder), kind)
+    # A head of other classes with as many outputs would load, and mean something else.
     if config.labels != stored.labels and not all(name.startswith("LABEL_") for name in stored.labels):
         found = {name: tensor for name, tensor in found.items() if not name.startswith("classifier.")}
     params = init_bert(config, kind, generator)
@@ -81,6 +78,7 @@ def read_bert_folder(
                 f"config.json; got {tuple(found[name].shape)!r}"
             )
         else:
+            # Half-precision weights would lose the small updates of training.
             params[name] = found[name].float()
     body_missing = [name for name in missing if ".embeddings." in f".{name}" or ".encoder." in f".{name}"]
     if body_missing:
@@ -116,9 +114,13 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     if index.is_file():
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         return {
-            name: tensor for file in files for name, tensor in load_file(folder / Path(file).name).items()
+            # The file's name alone: an index must not lead out of the folder.
+            name: tensor
+            for file in files
+            for name, tensor in load_file(folder / Path(file).name).items()
         }
     if (folder / "pytorch_model.bin").is_file():
+        # A pickle can hold code; weights_only refuses to run any.
         return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
     raise FileNotFoundError(
         f"Bert.from_folder: {folder} must hold model.safetensors; it has "
@@ -157,9 +159,8 @@ def write_bert_folder(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {
-        field.name: getattr(config, field.name) for field in fields(BertConfig) if field.name != "labels"
-    }
+    plain = asdict(config)
+    del plain["labels"]  # transformers' id2label, and only for a kind with a classifier
     dtype = next(iter(tensors.values())).dtype
     plain |= {
         "architectures": [ARCHITECTURES[kind]],
@@ -172,5 +173,6 @@ def write_bert_folder(
             "label2id": {name: i for i, name in enumerate(config.labels)},
         }
     (folder / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    # Copies: safetensors refuses tensors that share memory.
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})

@@ -70,6 +70,8 @@ class Bert(_Held):
         """What a checkpoint folder lacked or had too much of, in one line; empty if nothing."""
         prefix = "" if kind == "base" else "bert."
         inside = f"{prefix}encoder.layer."
+        # Embeddings, layers, the rest, as transformers registers them: the saved state of an optimizer
+        # numbers parameters by their order.
         first = [name for name in params if name.startswith(f"{prefix}embeddings.")]
         last = [name for name in params if name not in first and not name.startswith(inside)]
         self.hold({name: params[name] for name in first})

@@ -22,7 +22,7 @@ class LstmConfig:
     """LSTM layers, one on top of the other."""
 
     def __post_init__(self):
-        check_sizes(self, "vocab_size", "width", "layers")
+        check_sizes(self)
 
 
 def init_lstm(config: LstmConfig, generator: Generator, init_scale: float = 1.0) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def init_lstm(config: LstmConfig, generator: Generator, init_scale: float = 1.0)
             params[f"layer{layer}.{name}.weight"] = (
                 torch.randn(4 * D, D, generator=generator) * init_scale / D**0.5
             )
-        bias = torch.zeros(4 * D)
+        bias = torch.zeros(4 * D)  # of the input map alone: torch.nn.LSTM has two, which are added
         bias[D : 2 * D] = 1.0
         params[f"layer{layer}.input.bias"] = bias
     params["head.weight"] = torch.randn(V, D, generator=generator) * init_scale / D**0.5

@@ -24,7 +24,7 @@ class MlpConfig:
     """Number of linear maps."""
 
     def __post_init__(self):
-        check_sizes(self, "inputs", "outputs", "width", "layers")
+        check_sizes(self)
 
 
 def init_mlp(config: MlpConfig, generator: Generator, init_scale: float = 1.0) -> dict[str, Tensor]:

@@ -118,6 +118,7 @@ def load_model(
     """
     transformers.utils.logging.set_verbosity_error()  # its report on a fresh head, which is what is asked for
     transformers.utils.logging.disable_progress_bar()
+    # transformers draws fresh heads from torch's global generator.
     torch.manual_seed(integer(seed, "initial weights"))
     if implementation == "stabviz":
         return _our_bert(model, kind, labels, seed, from_scratch, dropout)
@@ -163,6 +164,7 @@ def _from(family, model: str, **options):
     try:
         return family.from_pretrained(name, **options)
     except (OSError, KeyError) as error:
+        # Some errors of a download have many lines, some none.
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"load_model: model must be one that {family.__name__} can load; got {model!r} ({first})"

@@ -51,7 +51,7 @@ class TransformerConfig:
     """Bias vectors in the linear maps; layer norms have theirs always."""
 
     def __post_init__(self):
-        check_sizes(self, "vocab_size", "width", "layers", "heads", "context", "feed_forward_multiple")
+        check_sizes(self)
         if self.width % self.heads:
             raise ValueError(
                 f"TransformerConfig: width must be a multiple of heads = {self.heads}; got {self.width!r}"
@@ -163,6 +163,7 @@ def transformer_logits(
         )
         seen_by_block.append(seen)
     if config.norm == "pre":
+        # A pre-LN stream is a sum of branches that nothing has normalised yet.
         stream_BLD = layer_norm(stream_BLD, params["head.norm.weight"], params["head.norm.bias"])
     logits_BLV = linear(stream_BLD, params["head.weight"], params.get("head.bias"))
     if not measure or seen_by_block[0] is None:

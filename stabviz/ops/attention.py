@@ -99,7 +99,9 @@ def soft_cap(logits: Tensor, cap: Tensor | float) -> Tensor:
     """
     cap = torch.as_tensor(cap, dtype=logits.dtype, device=logits.device)
     off = cap == torch.inf
+    # Before the division: inf tanh(logit / inf) is inf * 0, and its NaN would reach the gradient.
     cap = torch.where(off, 1.0, cap)
+    # logits - logits is 0, or NaN where they are not finite: tanh alone would report inf as the cap.
     return torch.where(off, logits, cap * torch.tanh(logits / cap) + (logits - logits))
 
 
@@ -111,6 +113,7 @@ def _joined(mask: Tensor | None, causal: bool, query: Tensor) -> tuple[Tensor | 
     if mask is None:
         return causal_mask(query.shape[-2], device=query.device) if causal else None, None
     if causal:
+        # Together they may leave a query without any key, which either alone need not do.
         mask = mask & causal_mask(query.shape[-2], device=query.device)
     return mask, mask.any(dim=-1, keepdim=True)
 
@@ -210,9 +213,8 @@ def _measures(logits_BHLM, scores_BHLM, weights_BHLM, allowed, has_key) -> Atten
 
     # Entropy is -sum(w log w), where log w = log(largest w) - (largest score - score): no log of each weight.
     below_BHLM = scores_BHLM.amax(dim=-1, keepdim=True) - scores_BHLM
-    below_BHLM = below_BHLM.clamp(
-        max=torch.finfo(scores_BHLM.dtype).max
-    )  # what is masked: 0 times inf is NaN
+    # What is masked has weight 0 and lies inf below: 0 times inf is NaN, 0 times the largest number is 0.
+    below_BHLM = below_BHLM.clamp(max=torch.finfo(scores_BHLM.dtype).max)
     entropy_BHL = (weights_BHLM * below_BHLM).sum(dim=-1) - weights_BHLM.amax(dim=-1).log()
     if has_key is None:
         return AttentionMeasures(max_logit_H=max_logit_H, entropy_H=entropy_BHL.mean(dim=(-3, -1)))
@@ -256,6 +258,7 @@ def scaled_dot_product_attention_grad(
     )
     factors = 1.0 if weight_scale is None else weight_scale
     grad_value_BHMK = (weights_BHLM * factors).mT @ grad_BHLK
+    # The factors stand after the softmax: they multiply its gradient, not that of the scores.
     grad_weights_BHLM = factors * (grad_BHLK @ value_BHMK.mT)
     grad_scores_BHLM = softmax_grad(weights_BHLM, grad_weights_BHLM)
     if softcap is not None:
@@ -331,6 +334,7 @@ def multi_head_attention(
     inner = params["query.weight"].shape[0]
     if inner % heads:
         raise ValueError(f"multi_head_attention: heads must divide the width {inner}; got {heads!r}")
+    # One of two would normalise one side alone and train silently.
     normed = [f"{name}_norm.weight" in params for name in ("query", "key")]
     if normed[0] != normed[1]:
         raise ValueError(

@@ -122,9 +122,12 @@ def _clip_units(
             f"clip_adaptive: param must be of grad's shape {tuple(grad_OI.shape)}; got "
             f"{tuple(param_OI.shape)!r}"
         )
+    # None: over all of a bias or gain, which has no rows.
     axes = tuple(range(1, grad_OI.ndim)) if grad_OI.ndim >= 2 else None
     grad_norm = torch.linalg.vector_norm(grad_OI, dim=axes, keepdim=True)
     limit = torch.linalg.vector_norm(param_OI, dim=axes, keepdim=True).clamp(min=eps) * clip_factor
+    # The divisor is never 0: a unit without gradient would put inf into the branch not taken, and NaN
+    # into its gradient.
     scale = torch.where(grad_norm <= limit, 1.0, limit / torch.maximum(grad_norm, limit))
     return grad_OI * scale.to(grad_OI.dtype)
 
@@ -145,6 +148,7 @@ def _each(grad: Grads, function) -> Grads:
 
 
 def _positive(function: str, name: str, value: float | Tensor) -> None:
+    # `not value > 0` refuses NaN too; `value <= 0` would let it through.
     if not isinstance(value, Tensor) and not value > 0:
         raise ValueError(f"{function}: {name} must be above 0; got {value!r}. math.inf turns clipping off.")
 

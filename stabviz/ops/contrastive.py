@@ -40,6 +40,7 @@ def info_nce(
         )
     positive_B1 = (query_BE * positive_BE).sum(dim=-1, keepdim=True) / temperature
     negatives_BC = query_BE @ negatives_CE.mT / temperature
+    # The positive stands first in each row.
     return -log_softmax(torch.cat([positive_B1, negatives_BC], dim=1))[:, 0].mean()
 
 
@@ -139,7 +140,9 @@ def uniformity(x_BE: Tensor, t: float = 2.0) -> Tensor:
     """
     if x_BE.ndim != 2 or x_BE.shape[0] < 2:
         raise ValueError(f"uniformity: x_BE must be (B, E) with B >= 2; got {tuple(x_BE.shape)!r}")
+    # Each pair once and no point with itself, whose distance 0 would hide the others.
     first, second = torch.triu_indices(x_BE.shape[0], x_BE.shape[0], offset=1, device=x_BE.device)
     distance_squared = (x_BE[first] - x_BE[second]).square().sum(dim=-1)
     pairs = distance_squared.new_tensor(float(first.shape[0]))
+    # log mean exp as log sum exp - log count: exp of far pairs would round to 0, and its log to -inf.
     return log_sum_exp(-t * distance_squared) - pairs.log()

@@ -73,6 +73,7 @@ def layer_norm(x: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float = 1e-5) -
     """
     _check_width("layer_norm", x, weight_D)
     centred = x - x.mean(dim=-1, keepdim=True)
+    # Of the centred values: E[x^2] - E[x]^2 cancels where the mean is large.
     variance = centred.square().mean(dim=-1, keepdim=True)
     return centred * torch.rsqrt(variance + eps) * weight_D + bias_D
 
@@ -121,6 +122,7 @@ def relu(x: Tensor) -> Tensor:
     >>> relu(torch.tensor([-1.0, 0.0, 2.0]))
     tensor([0., 0., 2.])
     """
+    # NaN <= 0 is False, so that NaN passes; at 0 the constant is chosen, whose gradient is 0.
     return torch.where(x <= 0, 0.0, x)
 
 
@@ -145,6 +147,7 @@ def gelu_grad(x: Tensor) -> Tensor:
     >>> gelu_grad(torch.tensor([0.0, 10.0]))
     tensor([0.5000, 1.0000])
     """
+    # Far from 0 this underflows to 0, as it should: the slope is 0 or 1 there.
     density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
     return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * density
 

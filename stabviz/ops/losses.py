@@ -140,6 +140,7 @@ def cross_entropy_grad(
     target_NV = (1 - label_smoothing) * one_hot_NV + label_smoothing / V
     log_z_N1 = log_sum_exp(logits_NV).unsqueeze(-1)
     grad_NV = softmax_NV * (1 + 2 * z_loss * log_z_N1) - target_NV
+    # Not a product with 0: an ignored row may hold inf, and 0 times inf is NaN.
     return torch.where(keep_N1, grad_NV / keep_N1.sum(), 0.0)
 
 
@@ -193,6 +194,7 @@ def kl_distillation(student_NV: Tensor, teacher_NV: Tensor, temperature: float |
     """
     _check_same_shape("kl_distillation", ("student_NV", student_NV), ("teacher_NV", teacher_NV))
     log_student_NV = log_softmax(student_NV / temperature)
+    # Logs of both, not log(softmax): what rounds to 0 there would be 0 times -inf, NaN.
     log_teacher_NV = log_softmax(teacher_NV / temperature)
     divergence_N = (log_teacher_NV.exp() * (log_teacher_NV - log_student_NV)).sum(dim=-1)
     return divergence_N.mean() * temperature**2

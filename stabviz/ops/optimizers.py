@@ -300,6 +300,7 @@ def adamw_step(
     grad = _checked("adamw_step", adam_init, param, grad, state, lr, beta1, beta2, eps, weight_decay)
     direction, state = adam_direction(grad, state, beta1, beta2, eps, bias_correction)
     measured = _measures(measure, direction, grad, state, beta2, eps, bias_correction)
+    # Decoupled: added to the gradient the decay would be divided by sqrt(v) too.
     param = param * (1 - lr * weight_decay)
     return param - lr * direction, state, measured
 
@@ -335,6 +336,7 @@ def adamw_independent_step(
     )
     direction, state = adam_direction(grad, state, beta1, beta2, eps, bias_correction)
     measured = _measures(measure, direction, grad, state, beta2, eps, bias_correction)
+    # Without lr: a search over rates leaves the strength of the decay as it is.
     param = param * (1 - weight_decay)
     return param - lr * direction, state, measured
 
@@ -369,6 +371,7 @@ def amsgrad_step(
     t = state["step"] + 1
     m = beta1 * state["first_moment"] + (1 - beta1) * grad
     v = beta2 * state["second_moment"] + (1 - beta2) * grad**2
+    # v itself is kept too: a maximum of maxima would never be a running mean again.
     largest = torch.maximum(state["largest_second_moment"], v)
     direction = adam_direction_from(m, largest, t, beta1, beta2, eps, bias_correction)
     used = {"step": t, "second_moment": largest}
@@ -408,6 +411,7 @@ def stable_adamw_step(
     grad = _checked("stable_adamw_step", adam_init, param, grad, state, lr, beta1, beta2, eps, weight_decay)
     direction, state = adam_direction(grad, state, beta1, beta2, eps, bias_correction)
     v_hat = bias_corrected(state["second_moment"], beta2, state["step"], bias_correction)
+    # Measured with the new v: the gradient of this step is in it already.
     clipped = 1 / second_moment_ratio(grad, v_hat, eps).clamp(min=1)
     measured = _measures(measure, clipped * direction, grad, state, beta2, eps, bias_correction)
     param = param * (1 - lr * clipped * weight_decay)
@@ -449,6 +453,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
 def _measures(
     measure, direction, grad=None, state=None, beta2=0.0, eps=0.0, bias_correction=False
 ) -> UpdateMeasures:
+    # NaN, not None: vmap maps tensors.
     nothing = torch.full((), math.nan, device=direction.device)
     if not measure:
         return UpdateMeasures(nothing, nothing)
@@ -460,6 +465,7 @@ def _measures(
 
 def _rms(x: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
+    # In float32 at least: the square of a float16 above 255 is inf.
     return torch.linalg.vector_norm(x, dtype=wide) / math.sqrt(max(x.numel(), 1))
 
 
@@ -480,6 +486,7 @@ def _checked(
         if not isinstance(beta, Tensor) and not 0 <= beta < 1:
             raise ValueError(f"{function}: {name} must be in [0, 1); got {beta!r}")
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        # `not value >= 0` refuses NaN too.
         if not isinstance(value, Tensor) and not value >= 0:
             raise ValueError(f"{function}: {name} must be at least 0; got {value!r}")
     return grad.to(param.dtype)

@@ -65,6 +65,7 @@ def stochastic_round_to_bf16(
             f"stochastic_round_to_bf16: noise must be of x's shape {tuple(x.shape)}; got "
             f"{tuple(noise.shape)!r}"
         )
+    # A carry may run into the exponent: that is the next power of two, which is right.
     bits = x.detach().view(torch.int32) + (noise * 65536).to(torch.int32)
     rounded = (bits & -65536).view(torch.float32)
     # NaN carries its mark in the lower bits too: left to the addition it could turn into inf.
@@ -120,6 +121,7 @@ def update_loss_scale(
     good_steps = torch.where(finite, state["good_steps"] + 1, 0.0)
     due = good_steps >= interval
     grown = scale * growth
+    # A scale of inf would have no way back: halved it stays inf.
     grown = torch.where(due & torch.isfinite(grown), grown, scale)
     return {
         "scale": torch.where(finite, grown, scale * backoff),

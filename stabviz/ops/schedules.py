@@ -39,6 +39,7 @@ def linear_warmup(step: Steps, warmup_steps: Steps) -> Tensor:
     """
     step = _step("linear_warmup", step)
     warmup_steps = _length("linear_warmup", "warmup_steps", warmup_steps, step)
+    # step + 1: the first update would otherwise have rate 0 and change nothing.
     return ((step + 1) / warmup_steps.clamp(min=1)).clamp(max=1)
 
 
@@ -140,7 +141,9 @@ def reduce_on_plateau(
             raise ValueError(f"reduce_on_plateau: {name} must be {constraint}; got {number!r}")
     best = state["best"]
     value = torch.as_tensor(value, dtype=best.dtype, device=best.device)
+    # Comparisons with NaN are False: a NaN counts as a check without progress.
     better = value < best * (1 - threshold)
+    # No `if`: under vmap, and in a recorded step, the values are not known.
     bad_checks = torch.where(better, 0.0, state["bad_checks"] + 1)
     patience_over = bad_checks > patience
     multiplier = torch.where(patience_over, state["multiplier"] * factor, state["multiplier"])
@@ -184,4 +187,5 @@ def _progress(function: str, step: Tensor, total_steps: Steps, warmup_steps: Ste
         raise ValueError(f"{function}: total_steps must be at least warmup_steps; got {total_steps!r}")
     total = _length(function, "total_steps", total_steps, step)
     warmup = _length(function, "warmup_steps", warmup_steps, step)
+    # A run that is all warm-up would divide 0 by 0.
     return ((step - warmup) / (total - warmup).clamp(min=1)).clamp(0, 1)
