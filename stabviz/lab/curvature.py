@@ -59,6 +59,7 @@ class Curvature:
             knob[name][:, None] if isinstance(knob[name], Tensor) else knob[name] for name in ("beta2", "eps")
         )
         step_R1 = state["step"][:, None].to(like_RP.dtype)
+        # At step 0 nothing is filled: 1 - beta^0 is 0, and 0 / 0 would be NaN.
         corrected_RP = state["second_moment"] / (1 - beta2**step_R1).clamp(
             min=torch.finfo(like_RP.dtype).tiny
         )

@@ -57,7 +57,9 @@ class RunBatch:
         )
         state = torch.vmap(self.optimizer.init)(self.params_RP)
         self.state = {
-            name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()
+            # vmap hands out one zero expanded over runs, which nothing can be written to in place.
+            name: value.clone(memory_format=torch.contiguous_format)
+            for name, value in state.items()
         }
         self.clip = YourTensor("clip", first.clip) if first.clip else None
         self.lr_SR = torch.stack([rates(run) for run in runs], dim=1).to(device, self.dtype)
@@ -179,8 +181,9 @@ class RunBatch:
         objective_R, grads_RP, measured = self._gradients(batch)
         with torch.no_grad():
             grads_RP = grads_RP.detach()
-            if not _is(self.knob["gradient_scale"], 1.0):
-                grads_RP = grads_RP * _column(self.knob["gradient_scale"])
+            scale = self.knob["gradient_scale"]
+            if isinstance(scale, Tensor) or scale != 1:
+                grads_RP = grads_RP * (scale[:, None] if isinstance(scale, Tensor) else scale)
             lr_R = self._rate(objective_R)
             clipped_RP, norm_R = self._clip(grads_RP)
             new, update = self._update(clipped_RP, lr_R)
@@ -217,6 +220,7 @@ class RunBatch:
     def _poison(self) -> Tensor:
         at = torch.as_tensor(self.knob["poison_step"], device=self.device)
         scale = torch.as_tensor(self.knob["poison_scale"], device=self.device, dtype=self.dtype)
+        # No `if` on the step: a replay repeats operations, not Python.
         return torch.where(self.step_index == at, scale, torch.ones_like(scale)).expand(len(self.runs))
 
     def _rate(self, objective_R: Tensor) -> Tensor:
@@ -227,19 +231,12 @@ class RunBatch:
         return lr_R
 
     def _clip(self, grads_RP: Tensor) -> tuple[Tensor, Tensor]:
-        """Clip by your rule or by ours; the norm is that before any clipping."""
+        """Clip by your rule, or unit by unit, by value, by norm: what is on; and the norm before all that."""
+        norm_R, clipped_RP = None, grads_RP
         if self.clip is not None:
             args, knobs = (grads_RP, self._each("clip_norm")), self.clip.yours.knobs
             clipped_RP = self._over_runs(self.clip, *args, knobs=knobs, part={"clip"})
-        else:
-            clipped_RP, norm_R = self._clip_by_ours(grads_RP)
-            if norm_R is not None:
-                return clipped_RP, norm_R
-        return clipped_RP, torch.linalg.vector_norm(grads_RP, dim=1)
-
-    def _clip_by_ours(self, grads_RP: Tensor) -> tuple[Tensor, Tensor | None]:
-        """By the rules that are on: unit by unit, then by value, then by norm; and the norm, if taken."""
-        norm_R, clipped_RP = None, grads_RP
+            return clipped_RP, torch.linalg.vector_norm(grads_RP, dim=1)
         if _on(self.knob["clip_adaptive"]):
             grads, params = self.views(clipped_RP), self.views(self.params_RP)
             factor_R = self._each("clip_adaptive")
@@ -252,8 +249,8 @@ class RunBatch:
         for name, rule in rules.items():
             if _on(self.knob[name]):
                 clipped_RP, here_R = torch.vmap(rule)(clipped_RP, self._each(name))
-                norm_R = here_R if norm_R is None else norm_R
-        return clipped_RP, norm_R
+                norm_R = here_R if norm_R is None else norm_R  # a later rule sees a clipped gradient
+        return clipped_RP, torch.linalg.vector_norm(grads_RP, dim=1) if norm_R is None else norm_R
 
     def _was_clipped(self, grads_RP, clipped_RP, norm_R):
         """1 for each run that a rule touched; where only the norm's rule is on, the norm alone tells it."""
@@ -307,6 +304,7 @@ class RunBatch:
         params, states, measures = zip(*results, strict=True)
         new = {"param": torch.cat(params, dim=1), "step": states[0]["step"]}
         new |= {name: torch.cat([state[name] for state in states], dim=1) for name in moments}
+        # The RMS over all tensors is the root of their mean squares, weighted by size.
         weights = torch.tensor(sizes, dtype=self.dtype, device=self.device) / sum(sizes)
         measured = {
             name: (torch.stack([m[name].square() for m in measures], dim=1) @ weights).sqrt()
@@ -345,6 +343,7 @@ class RunBatch:
         """The values of a signal so far, (S, R), NaN where it was not measured."""
         if name not in self.signals:
             shape = (self.lr_SR.shape[0], len(self.runs))
+            # In one of the written steps: made in a recorded one it would be emptied at every replay.
             self.signals[name] = torch.full(shape, math.nan, device=self.device, dtype=self.dtype)
         return self.signals[name]
 
@@ -379,11 +378,3 @@ def _layers(shapes) -> list[tuple[str, int]]:
 
 def _on(limit) -> bool:
     return isinstance(limit, Tensor) or math.isfinite(limit)
-
-
-def _is(knob, number) -> bool:
-    return not isinstance(knob, Tensor) and knob == number
-
-
-def _column(knob):
-    return knob[:, None] if isinstance(knob, Tensor) else knob

@@ -259,12 +259,10 @@ class SurfaceProblem(Problem):
 
     def loss(self, params, batch, knobs, measure):
         position = params["position"]
-        surfaces = {"quartic": quartic, "bowl": bowl}
-        loss = (
-            ravine(position, knobs["condition"])
-            if self.run.task == "ravine"
-            else surfaces[self.run.task](position)
-        )
+        if self.run.task == "ravine":
+            loss = ravine(position, knobs["condition"])
+        else:
+            loss = {"quartic": quartic, "bowl": bowl}[self.run.task](position)
         measured = dict(zip(("x", "y"), position.detach().unbind(-1), strict=False)) if measure else {}
         if "noise" in batch:
             # Noise on the gradient, none on the loss that is reported: its value is that of a zero.

@@ -108,6 +108,7 @@ def _written(function, args, kwargs) -> tuple[Tensor, ...]:
 
 def memory_of(x: Tensor) -> int:
     """The number of a tensor's storage; its views share it."""
+    # An address, unique while the storage lives: the calls hold their tensors, so none is given out twice.
     return x.untyped_storage()._cdata
 
 
@@ -192,9 +193,8 @@ class MemoryPlan:
         for index, call in enumerate(calls):
             last_use.update({memory_of(x): index for x in (*call.reads, *call.results)})
         dying: list[list[int]] = [[] for _ in calls]
-        for (
-            memory
-        ) in last_use:  # in order of first use, not of the set: the plan must not differ between runs
+        # In order of first use, not of the set: the plan must not differ between runs.
+        for memory in last_use:
             if memory in passing:
                 dying[last_use[memory]].append(memory)
         return dying
@@ -226,6 +226,7 @@ def _action(call: Call, plan: MemoryPlan) -> Action:
     if name in ("clone", "_to_copy"):
         return partial(results[0].copy_, args[0])
     if name in ("zeros_like", "new_zeros", "zeros"):
+        # Straight into its place: to make zeros and copy them would be two passes.
         return results[0].zero_
     if call.writer is not None:
         return partial(call.writer, *args, **kwargs, out=results[0])
@@ -247,6 +248,7 @@ def _writer(function, args, kwargs, results) -> Callable | None:
             candidate(*args, **kwargs, out=scratch)
         except (TypeError, RuntimeError):
             continue
+        # nan_to_num: a NaN does not equal itself, and a step may hold one.
         if scratch.shape == results[0].shape and torch.equal(scratch.nan_to_num(), results[0].nan_to_num()):
             return candidate
     return None

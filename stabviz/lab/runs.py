@@ -159,6 +159,7 @@ def _trace(experiment: Experiment, batches: list[tuple[list[int], RunBatch]], do
     signals = {name: np.full(shape, np.nan, dtype=dtype) for name in names}
     for rows, batch in batches:
         for name, values_SR in batch.signals.items():
+            # A copy: the next steps write to the buffers, and a Trace must stay as it was yielded.
             signals[name][rows] = values_SR[:done].T.cpu().numpy()
     first = batches[0][1]
     config = experiment.shared | {"device": str(first.device)}

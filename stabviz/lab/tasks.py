@@ -109,6 +109,7 @@ def markov_corpus(
         stationary_V = stationary_V @ transition_VV
     row_entropy_V = -(transition_VV * np.log(transition_VV)).sum(axis=1)
     cumulative_VV = transition_VV.cumsum(axis=1)
+    # Rounding may leave the last sum below 1, and a draw above it would find no symbol.
     cumulative_VV[:, -1] = 1.0
     draws_N, tokens_N = rng.random(length), np.empty(length, dtype=np.int64)
     state = int(rng.integers(n_symbols))

@@ -34,6 +34,7 @@ class Threads(AbstractContextManager):
         return self
 
     def __exit__(self, *_):
+        # The number belongs to the process: whoever called would keep ours.
         torch.set_num_threads(self.before)
 
     def each(self, do: Callable, items: Iterable) -> None:
@@ -54,6 +55,7 @@ class Threads(AbstractContextManager):
         for item in items:
             do(item)
         if trial:
+            # The least, not the mean: what disturbs a stopwatch only ever adds.
             self.seconds[count] = min(self.seconds[count], time.perf_counter() - start)
 
 
