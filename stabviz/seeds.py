@@ -29,11 +29,12 @@ def integer(seed: int, *purpose: str | int) -> int:
     Raises: ValueError if STABVIZ_SEED_OFFSET is no integer
     """
     # Not hash(): Python salts that of a text anew in each process. repr keeps 1 and "1" apart.
-    words = repr((int(seed) + _offset(), *(word if isinstance(word, str) else int(word) for word in purpose)))
+    words = repr((int(seed) + offset(), *(word if isinstance(word, str) else int(word) for word in purpose)))
     return int.from_bytes(blake2b(words.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def _offset() -> int:
+def offset() -> int:
+    """Return what STABVIZ_SEED_OFFSET adds to every seed; 0 where it is not set."""
     text = os.environ.get(OFFSET) or "0"
     try:
         return int(text)

@@ -60,11 +60,11 @@ class Lab:
     """Folder for trace.parquet, trace.jsonl and training.svg."""
 
     def knobs(self) -> dict:
-        """Return what `stabviz.lab.grid` is given: lists for the knobs that vary, and the seeds."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != ()}
-        tuples = {name: value for name, value in given.items() if isinstance(value, tuple)}
-        several = {name: list(value) if len(value) > 1 else value[0] for name, value in tuples.items()}
-        return {"task": self.task, "steps": self.steps, **several, "seed": list(range(self.seeds))}
+        """Return the arguments of `stabviz.lab.grid`: lists for the knobs that vary, and the seeds."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tuples = {name: value for name, value in values.items() if isinstance(value, tuple) and value}
+        knobs = {name: list(value) if len(value) > 1 else value[0] for name, value in tuples.items()}
+        return {"task": self.task, "steps": self.steps, **knobs, "seed": list(range(self.seeds))}
 
 
 def lab(options: Lab) -> int:

@@ -44,16 +44,16 @@ def parsed(arguments: list[str]) -> Any:
         else Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
         for kind in COMMANDS
     ]
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             # a union that is put together here, which a type checker cannot follow
             union: Any = Union[tuple(commands)]  # noqa: UP007
             return tyro.cli(union, prog="python -m stabviz", description=__doc__, args=arguments)
     except SystemExit:
-        words = " ".join(re.sub("[│╭╮╰╯─]", " ", said.getvalue()).split())
+        words = " ".join(re.sub("[│╭╮╰╯─]", " ", errors.getvalue()).split())
         refused = re.search(r"\w+Config: .*?(?= For full helptext|$)", words)
         if refused:
             raise ValueError(refused.group()) from None
-        sys.stderr.write(said.getvalue())
+        sys.stderr.write(errors.getvalue())
         raise

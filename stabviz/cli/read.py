@@ -94,7 +94,7 @@ def evaluate(options: Evaluate) -> int:
 
 
 def predict(options: Predict) -> int:
-    from stabviz.finetune.run import predict as say
+    from stabviz.finetune.run import predict as answers
 
     texts = list(options.texts)
     if options.file is not None:
@@ -106,8 +106,8 @@ def predict(options: Predict) -> int:
         raise ValueError(
             "predict: texts must be given as arguments, by --file, or on standard input; got none"
         )
-    for text, said in zip(texts, say(options.run, texts, device=options.device), strict=True):
-        print(json.dumps({"text": text, **said}, ensure_ascii=False))
+    for text, answer in zip(texts, answers(options.run, texts, device=options.device), strict=True):
+        print(json.dumps({"text": text, **answer}, ensure_ascii=False))
     return 0
 
 

@@ -55,9 +55,7 @@ class Resume:
 def finetune(options: Finetune) -> int:
     from stabviz.finetune.run import finetune_seeds
 
-    config = options.run
-    outcomes, found = finetune_seeds(config)
-    return _finish(config, outcomes, found)
+    return _finish(options.run, *finetune_seeds(options.run))
 
 
 def pretrain(options: Pretrain) -> int:
@@ -82,23 +80,16 @@ def _pretrained(config: PretrainConfig, **how) -> int:
 def resume(options: Resume) -> int:
     from stabviz.finetune.run import finetune_seeds, load_config
 
-    folder = options.run
+    folder, flags = options.run, {"steps": options.steps, "workers": options.workers}
+    # stop_after in any case: where the run stopped before says nothing of where this one is to stop
+    changes = {"stop_after": options.stop_after} | {k: v for k, v in flags.items() if v is not None}
     if (folder / "pretrain.json").exists():
-        return _resume_pretraining(folder, options)
-    config = load_config(folder)
-    changes = {"steps": options.steps, "workers": options.workers}
-    config = config.replace(
-        stop_after=options.stop_after, **{k: v for k, v in changes.items() if v is not None}
-    )
+        started = PretrainConfig.of_folder(folder).replace(**changes)
+        return _pretrained(started, resume=True, force=options.force)
+    config = load_config(folder).replace(**changes)
     if (folder / "scores.json").exists() and not options.force:
         raise ValueError(f"resume: {folder} is finished; --force with --steps trains on")
-    outcomes, found = finetune_seeds(config, resume=True, force=options.force)
-    return _finish(config, outcomes, found)
-
-
-def _resume_pretraining(folder: Path, options: Resume) -> int:
-    config = PretrainConfig.of_folder(folder).replace(stop_after=options.stop_after)
-    return _pretrained(config, resume=True, force=options.force)
+    return _finish(config, *finetune_seeds(config, resume=True, force=options.force))
 
 
 def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
@@ -134,11 +125,8 @@ def scores_table(outcomes: list, found: dict | None) -> str:
     done = [o for o in outcomes if o.scores]
     if not done:
         return "no run has come to its end yet"
-    keys = [
-        k
-        for k in ("accuracy", "macro_f1", "ece", "precision", "recall", "f1", "loss_nats")
-        if k in done[0].scores
-    ]
+    shown = ("accuracy", "macro_f1", "ece", "precision", "recall", "f1", "loss_nats")
+    keys = [name for name in shown if name in done[0].scores]
     rows = [
         {
             "seed": o.config.run.seed,

@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -349,6 +350,7 @@ class LoopConfig:
         def flat(plain: Mapping[str, Any]) -> dict[str, Any]:
             found: dict[str, Any] = {}
             for name, value in plain.items():
+                # "data" and "model" are sections and settings both: what is no table is the setting
                 in_section = name in sections and isinstance(value, Mapping)
                 found |= flat(value) if in_section else {name: as_number(value)}
             return found
@@ -363,12 +365,8 @@ class LoopConfig:
         """Read a JSON or TOML file of settings; what it leaves out has its default."""
         path = Path(path)
         try:
-            if path.suffix == ".toml":
-                import tomllib
-
-                plain = tomllib.loads(path.read_text(encoding="utf-8"))
-            else:
-                plain = loads(path.read_text(encoding="utf-8"))
+            parse = tomllib.loads if path.suffix == ".toml" else loads
+            plain = parse(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{cls.__name__}.load: {path} must be JSON or TOML ({error})") from error
         if not isinstance(plain, dict):
@@ -397,8 +395,5 @@ class FinetuneConfig(LoopConfig):
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self):
-        if self.train.compute.packing and not self.data.tags:
-            raise ValueError(
-                "FinetuneConfig: packing must be off for classes: their label stands on a whole text; "
-                "got packing=True"
-            )
+        # a class stands on a whole text, not on its word pieces
+        must(self.train.compute, "packing", lambda on: self.data.tags or not on, "off for classes")

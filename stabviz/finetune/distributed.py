@@ -35,7 +35,7 @@ class ProcessGroup:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         owns = not dist.is_initialized()
-        if owns:
+        if owns:  # an outer caller, as the series of seeds, may have joined already
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen, owns_group=owns)
 
@@ -59,6 +59,7 @@ class ProcessGroup:
         """Return the whole numbers of every process, in the order of the ranks."""
         if self.size == 1:
             return [list(mine)]
+        # a sum with zeros elsewhere: one all_reduce, which gloo and nccl both have
         table = torch.zeros(self.size, len(mine), dtype=torch.int64, device=self.device)
         table[self.rank] = torch.tensor(mine)
         return self.total(table).tolist()
@@ -171,7 +172,8 @@ def assign(tensor: Tensor, value: Tensor) -> None:
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return every weight and buffer that is kept, whole and on the CPU: all processes must call."""
     model = bare(model)
-    kept = model.state_dict(keep_vars=True)
+    kept = model.state_dict(keep_vars=True)  # without buffers that are not persistent
+    # named_parameters lists a tied weight once, state_dict under each of its names
     tensors = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in kept}
     return {name: whole(tensor.detach()).cpu() for name, tensor in tensors.items()}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stabviz.finetune.data.batches import collate
-from stabviz.finetune.data.encode import TokenRows
+from stabviz.finetune.data.encode import IGNORED, TokenRows
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.methods.objective import model_inputs
 from stabviz.ops import cross_entropy
@@ -55,11 +55,8 @@ def predict_logits(
             check()
             tensors = collate([rows[(0, i)] for i in indices], pad_id=pad_id)
             with torch.no_grad(), autocast():
-                logits = (
-                    model(**{k: v.to(processes.device) for k, v in model_inputs(tensors).items()})
-                    .logits.float()
-                    .cpu()
-                )
+                inputs = {name: x.to(processes.device) for name, x in model_inputs(tensors).items()}
+                logits = model(**inputs).logits.float().cpu()
             if mine:
                 found |= dict(zip(indices, _labelled(logits, tensors["labels"]), strict=True))
     finally:
@@ -70,6 +67,7 @@ def predict_logits(
 
 def _shares(lengths, batch: int, processes: ProcessGroup) -> Iterator[tuple[list[int], bool]]:
     """Batches of rows of like length for this process; every process gets as many, the last may be spare."""
+    # Spare passes too: FSDP gathers weights in each, and one process short would leave all waiting.
     order = np.argsort(lengths, kind="stable").tolist()
     batches = [order[i : i + batch] for i in range(0, len(order), batch)]
     for first in range(0, len(batches), processes.size):
@@ -78,16 +76,14 @@ def _shares(lengths, batch: int, processes: ProcessGroup) -> Iterator[tuple[list
 
 
 def _labelled(logits: Tensor, labels: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
-    if labels.ndim == 1:
-        return [(row[None].numpy(), label[None].numpy()) for row, label in zip(logits, labels, strict=True)]
-    return [
-        (row[label != -100].numpy(), label[label != -100].numpy())
-        for row, label in zip(logits, labels, strict=True)
-    ]
+    if labels.ndim == 1:  # classes: one label a row
+        logits, labels = logits[:, None], labels[:, None]
+    counts = labels != IGNORED
+    return [(logits[i, kept].numpy(), labels[i, kept].numpy()) for i, kept in enumerate(counts)]
 
 
 def evaluate(model: nn.Module, rows: TokenRows, labels: tuple[str, ...], **options) -> Evaluation:
-    """Predict a split and score it; words without a piece (cut off by max_length, or empty) count as "O".
+    """Predict a split and score it; words without a word piece (cut off, or empty) count as "O".
 
     Units:  loss_nats per label that counts
     Raises: ValueError if the split is empty
@@ -102,8 +98,8 @@ def evaluate(model: nn.Module, rows: TokenRows, labels: tuple[str, ...], **optio
         return Evaluation(scores=scores, predictions=logits_NC.argmax(dim=-1).tolist())
     true, predicted = [], []
     for (logits, _), tags, words in zip(found, rows.tags, rows.labelled_words, strict=True):
-        said = dict(zip(words, logits.argmax(axis=-1).tolist(), strict=True))
+        tag_of = dict(zip(words, logits.argmax(axis=-1).tolist(), strict=True))
         true.append([labels[i] for i in tags])
-        predicted.append([labels[said[w]] if w in said else "O" for w in range(len(tags))])
+        predicted.append([labels[tag_of[w]] if w in tag_of else "O" for w in range(len(tags))])
     scores = entity_scores(true, predicted) | {"loss_nats": float(cross_entropy(logits_NC, labels_N)[0])}
     return Evaluation(scores=scores, predictions=predicted)

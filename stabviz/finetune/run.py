@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -337,19 +337,12 @@ def _class(probabilities: list[float], labels: tuple[str, ...]) -> dict:
 
 
 def _entities(words: list[str], tags: list[str]) -> dict:
-    tags = tags + ["O"] * (len(words) - len(tags))
-    entities: list[dict[str, Any]] = []
-    for word, tag in zip(words, tags, strict=True):
-        kind = tag[2:]
-        if tag.startswith("I-") and entities and entities[-1]["open"] and entities[-1]["type"] == kind:
+    tags = tags + ["O"] * (len(words) - len(tags))  # words that max_length cut off
+    entities: list[dict[str, str]] = []
+    for word, tag, before in zip(words, tags, ["O", *tags], strict=False):
+        # An I- after another type, or after O, begins an entity: as `entity_scores` counts it.
+        if tag.startswith("I-") and before[2:] == tag[2:]:
             entities[-1]["text"] += f" {word}"
-            continue
-        if entities:
-            entities[-1]["open"] = False
-        if tag != "O":
-            entities.append({"type": kind, "text": word, "open": True})
-    return {
-        "words": words,
-        "tags": tags,
-        "entities": [{"type": e["type"], "text": e["text"]} for e in entities],
-    }
+        elif tag != "O":
+            entities.append({"type": tag[2:], "text": word})
+    return {"words": words, "tags": tags, "entities": entities}

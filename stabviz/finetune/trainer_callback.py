@@ -12,6 +12,7 @@ and before clipping. Update and moments are read at `on_optimizer_step`, evaluat
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -104,10 +105,9 @@ class StabilityCallback(TrainerCallback):
         keep = _bytes_before(path, state.global_step) if state.global_step and path.exists() else None
         self.log = MetricsLog(path, _described(args, model), keep_bytes=keep)
         processes = ProcessGroup(rank=0, size=1, device=args.device, owns_group=False)
-        group = {
-            "betas": (args.adam_beta1, args.adam_beta2),
-            "eps": args.adam_epsilon,
-        } | optimizer.param_groups[0]
+        # What the optimizer really uses: one handed to the Trainer does not follow the arguments.
+        group = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        group |= optimizer.param_groups[0]
         adam = OptimizerConfig(beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"])
         run = RunConfig(out=self.out, signals_every=self.signals_every, flush_every=self.flush_every)
         self.telemetry = Telemetry(trained_parameters(model, adam), adam, run, processes, self.log)
@@ -116,26 +116,24 @@ class StabilityCallback(TrainerCallback):
 
     def _observe(self, inner, model, inputs, num_items_in_batch):
         """One micro-batch: forward and backward by the Trainer, and what they leave behind."""
-        due = self.telemetry.due(self.trainer.state.global_step) and not self._micro
         mask, labels, held = inputs.get("attention_mask"), inputs.get("labels"), {}
+        due = self.telemetry.due(self.trainer.state.global_step) and not self._micro and mask is not None
         bare = self.trainer.model
         handle = bare.register_forward_hook(
             lambda module, args, out: held.__setitem__("logits", _logits(out))
         )
         try:
-            if due and mask is not None:
-                with self.probe:
-                    loss = inner(model, inputs, num_items_in_batch)
-            else:
+            with self.probe if due else nullcontext():
                 loss = inner(model, inputs, num_items_in_batch)
         finally:
             handle.remove()
         seen = {"loss_nats": loss.detach()}
-        if due and mask is not None:
+        if due:
             seen |= self.probe.measured(mask.to(loss.device))
         if self.classifies and labels is not None and held.get("logits") is not None:
             seen |= _right(held["logits"], labels.to(loss.device))
         self._micro.append(seen)
+        # Only the last micro-batch leaves the whole gradient; before it, it is a part of the sum.
         if self.trainer.accelerator.gradient_state.sync_gradients:
             scale = self._loss_scale()
             gradients = [p.tensor.grad for p in self.telemetry.parameters]
@@ -171,11 +169,9 @@ class StabilityCallback(TrainerCallback):
             counted = torch.stack([m["counted"] for m in micro]).sum()
             device["accuracy"] = torch.stack([m["right"] for m in micro]).sum() / counted
         device |= {name: value for name, value in micro[0].items() if name.endswith(("_logit", "_entropy"))}
-        device["clipped"] = (
-            (self._norms[0] > args.max_grad_norm).float()
-            if args.max_grad_norm > 0
-            else torch.zeros((), device=self._norms.device)
-        )
+        # the Trainer clips nothing where max_grad_norm is 0 or less
+        limit = args.max_grad_norm if args.max_grad_norm > 0 else math.inf
+        device["clipped"] = (self._norms[0] > limit).float()
         # with a fused optimizer accelerate reports a skipped step as taken; the scale that fell tells
         skipped = self.trainer.accelerator.optimizer_step_was_skipped or self._loss_scale() < self._scale
         if self._param_norm is not None:
@@ -218,7 +214,7 @@ class StabilityCallback(TrainerCallback):
         if state.global_step:
             self.trace = read_metrics(self.out / "metrics.jsonl")
             if self.report:
-                print(_told(self.verdict, self.diagnosis))
+                print(_summary(self.verdict, self.diagnosis))
 
     def _flush(self) -> None:
         if self.log is not None:
@@ -277,7 +273,7 @@ def _described(args, model: nn.Module) -> dict:
 
 def _bytes_before(path: Path, step: int) -> int:
     """Length of the part of a log that a resume at `step` goes on from."""
-    kept = 0
+    kept = 0  # in bytes: the rest is cut off, also half a line that a kill left
     with open(path, "rb") as file:
         for line in file:
             if not line.endswith(b"\n") or json.loads(line).get("step", -1) >= step:
@@ -286,7 +282,7 @@ def _bytes_before(path: Path, step: int) -> int:
     return kept
 
 
-def _told(judged: Verdict, found: Diagnosis) -> str:
+def _summary(judged: Verdict, found: Diagnosis) -> str:
     rows = [f"verdict    {judged.kind}: {judged.evidence}", f"diagnosis  {found.kind}"]
     rows += [f"           {line}" for line in found.evidence]
     lesson = f" Lesson {found.lesson}." if found.lesson else ""

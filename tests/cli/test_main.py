@@ -160,3 +160,17 @@ def test_progress_looks_where_the_notebooks_keep_it(tmp_path, capsys, monkeypatc
     assert main(["progress"]) == 0
     assert "07-planted" in capsys.readouterr().out
     assert os.environ.pop("STABVIZ_HOME")  # set by main; monkeypatch puts the tests' own back
+
+
+def test_resume_hands_its_flags_to_a_pretraining_run_too(monkeypatch, tmp_path):
+    from stabviz.cli import train
+    from stabviz.files import dumps
+    from stabviz.finetune.pretrain.config import PretrainConfig
+
+    started = PretrainConfig.of(steps=5, stop_after=2, warmup_steps=1)
+    (tmp_path / "pretrain.json").write_text(dumps(started.as_dict()), encoding="utf-8")
+    resumed = []
+    monkeypatch.setattr(train, "_pretrained", lambda config, **how: resumed.append((config, how)) or 0)
+    assert main(["resume", str(tmp_path), "--steps", "7", "--workers", "1", "--force"]) == 0
+    expected = started.replace(out=tmp_path, steps=7, workers=1, stop_after=None)
+    assert resumed == [(expected, {"resume": True, "force": True})]

@@ -45,6 +45,7 @@ class Loader:
         """Yield (position, this process's rows) from `position` on, without the rows in `left_out`."""
         loader = DataLoader(
             _Positioned(self.rows),
+            # positions, not an iterator's state: what workers prepared ahead is drawn again after a resume
             batch_sampler=_Sampler(self, position, frozenset(left_out)),
             collate_fn=partial(_collate, self.collate),
             num_workers=self.run.workers,
@@ -84,6 +85,7 @@ class _Sampler:
             kept = [i for i in self.loader.indices(position) if i not in self.left_out]
             if len(kept) >= processes.size:
                 epoch, empty = position // self.loader.per_epoch, 0
+                # every size-th row: the lengths of a bucket are spread evenly over the processes
                 yield [(position, epoch, i) for i in kept[processes.rank :: processes.size]]
             else:  # too few for every process: all of them pass this batch over
                 empty += 1

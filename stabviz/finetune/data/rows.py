@@ -26,7 +26,7 @@ def checked_rows(
             near = difflib.get_close_matches(name, source.columns, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise DataError(
-                source.file, None, name, f"is missing; {hint}There are {', '.join(source.columns)}"
+                source.file, f"is missing; {hint}There are {', '.join(source.columns)}", column=name
             )
     names = class_names(source, columns[1])
     rows = []

@@ -19,7 +19,7 @@ SPLIT_NAMES = {
 class DataError(ValueError):
     """Bad data, named: file, row and column in one line."""
 
-    def __init__(self, file: str, row: str | None, column: str | None, problem: str):
+    def __init__(self, file: str, problem: str, *, row: str | None = None, column: str | None = None):
         place = [file, *([row] if row else []), *([f"column {column!r}"] if column else [])]
         super().__init__(" ".join(f"read_splits: {', '.join(place)}: {problem}".split()))
         self.file, self.row, self.column, self.problem = file, row, column, problem
@@ -35,7 +35,7 @@ class Complaints:
     def add(self, file: str, row: str, column: str | None, problem: str) -> None:
         """Raise a `DataError`, or note that the row is left out."""
         if not self.skip:
-            raise DataError(file, row, column, problem)
+            raise DataError(file, problem, row=row, column=column)
         self.skipped.append({"file": file, "row": row, "column": column, "problem": problem})
 
 
@@ -56,21 +56,15 @@ def read_source(path: Path, columns: tuple[str, ...], complaints: Complaints) ->
     if path.suffix not in SUFFIXES:
         raise DataError(
             str(path),
-            None,
-            None,
             f"cannot read {path.suffix or 'a file without suffix'!r}; use one of {', '.join(SUFFIXES)}",
         )
     if path.suffix == ".parquet":
         return _parquet(path, columns)
-    found = {".csv": _csv_rows, ".tsv": _csv_rows}.get(path.suffix, _json_rows)(path, complaints)
-    places, rows = [], []
-    for place, row in found:
-        places.append(place)
-        rows.append(row)
+    reader = _csv_rows if path.suffix in (".csv", ".tsv") else _json_rows
+    found = list(reader(path, complaints))
+    places, rows = [place for place, _ in found], [row for _, row in found]
     if not rows:
-        raise DataError(
-            str(path), None, None, "holds no rows" + (" that can be read" if complaints.skipped else "")
-        )
+        raise DataError(str(path), "holds no rows" + (" that can be read" if complaints.skipped else ""))
     return Source(str(path), tuple(dict.fromkeys(name for row in rows for name in row)), rows, places)
 
 
@@ -82,16 +76,14 @@ def read_folder(folder: Path, columns: tuple[str, ...], complaints: Complaints) 
         split = split_of(path.stem)
         if split and split in found:
             both = f"{found[split].name} and {path.name}"
-            raise DataError(str(folder), None, None, f"{both} both claim the {split} split")
+            raise DataError(str(folder), f"{both} both claim the {split} split")
         if split:
             found[split] = path
     if not found and len(files) == 1:
         found = {"train": files[0]}
     if "train" not in found:
         names = ", ".join(path.name for path in files) or "no data file"
-        raise DataError(
-            str(folder), None, None, f"needs a train file ({', '.join(SUFFIXES)}); it holds {names}"
-        )
+        raise DataError(str(folder), f"needs a train file ({', '.join(SUFFIXES)}); it holds {names}")
     return {split: read_source(path, columns, complaints) for split, path in found.items()}
 
 
@@ -107,8 +99,6 @@ def read_hub(name: str, data_config: str | None, columns: tuple[str, ...]) -> di
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             name,
-            None,
-            None,
             f"is neither a local file or folder nor a data set that could be loaded "
             f"({type(error).__name__}: {first})",
         ) from error
@@ -120,7 +110,7 @@ def read_hub(name: str, data_config: str | None, columns: tuple[str, ...]) -> di
         if kind and kind not in sources:
             sources[kind] = _table(data, f"{name}[{split}]", columns)
     if "train" not in sources:
-        raise DataError(name, None, None, f"has no training split; it has {', '.join(loaded)}")
+        raise DataError(name, f"has no training split; it has {', '.join(loaded)}")
     return sources
 
 
@@ -143,7 +133,7 @@ def _parquet(path: Path, columns: tuple[str, ...]) -> Source:
     try:
         data = datasets.Dataset(datasets.table.InMemoryTable(pyarrow.parquet.read_table(path)))
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-        raise DataError(str(path), None, None, f"is not a readable Parquet file ({error})") from error
+        raise DataError(str(path), f"is not a readable Parquet file ({error})") from error
     return _table(data, str(path), columns)
 
 
@@ -152,9 +142,9 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(str(path), None, None, f"cannot be read ({error.strerror})") from error
+        raise DataError(str(path), f"cannot be read ({error.strerror})") from error
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(str(path), "line 1", None, "is UTF-16; save the file as UTF-8")
+        raise DataError(str(path), "is UTF-16; save the file as UTF-8", row="line 1")
     yield from io.StringIO(
         content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"), newline=""
     )
@@ -179,10 +169,9 @@ def _csv_rows(path: Path, complaints: Complaints) -> Iterator[tuple[str, dict[st
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            if "end of data" in str(
-                error
-            ):  # an open quote swallows what follows: that cannot be counted, so it stops
-                raise DataError(str(path), place, None, "opens a quote that is never closed") from error
+            # an open quote swallows what follows: that cannot be counted, so it stops
+            if "end of data" in str(error):
+                raise DataError(str(path), "opens a quote that is never closed", row=place) from error
             complaints.add(str(path), place, None, f"is broken CSV ({error})")
             continue
         if fields is None:
@@ -191,7 +180,7 @@ def _csv_rows(path: Path, complaints: Complaints) -> Iterator[tuple[str, dict[st
         if header is None:
             header = fields
             if wrong or len(set(header)) < len(header):
-                raise DataError(str(path), place, None, wrong or "names a column twice")
+                raise DataError(str(path), wrong or "names a column twice", row=place)
         elif wrong:
             column = next((name for name, text in zip(header, fields, strict=False) if undecoded(text)), None)
             complaints.add(str(path), place, column, wrong)
@@ -229,7 +218,7 @@ def _json_list(path: Path, text: str, complaints: Complaints) -> Iterator[tuple[
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(str(path), f"line {error.lineno}", None, f"is broken JSON ({error.msg})") from error
+        raise DataError(str(path), f"is broken JSON ({error.msg})", row=f"line {error.lineno}") from error
     for number, row in enumerate(rows):
         wrong = None if isinstance(row, dict) else f"must be a JSON object; got {row!r}"
         wrong = wrong or undecoded(json.dumps(row, ensure_ascii=False))

@@ -60,7 +60,7 @@ def read_splits(data: DataConfig, seed: int = 0) -> Splits:
         for split, source in sources.items()
     }
     if not checked["train"]:
-        raise DataError(sources["train"].file, None, None, "no training row is left")
+        raise DataError(sources["train"].file, "no training row is left")
     labels = _labels(checked["train"], sources["train"], columns, data)
     for split in SPLITS[1:]:
         if split in checked:
@@ -91,13 +91,11 @@ def _open(data: DataConfig, seed: int, complaints: Complaints) -> tuple[dict[str
         if not path.is_dir():
             raise DataError(
                 str(path),
-                None,
-                None,
                 "the corpus is in the repository, not in the installed package; "
                 "run from a clone, or give data of your own",
             )
     if path.suffix in SUFFIXES and not path.exists():
-        raise DataError(data.source, None, None, "no such file")
+        raise DataError(data.source, "no such file")
     if path.is_file():
         return {"train": read_source(path, columns, complaints)}, columns
     if path.is_dir() and not any(
@@ -109,12 +107,10 @@ def _open(data: DataConfig, seed: int, complaints: Complaints) -> tuple[dict[str
 
 def _docstrings(data: DataConfig, seed: int) -> dict[str, Source]:
     if data.tags:
-        raise DataError("docstrings", None, data.tags, "docstrings have classes, no tags")
+        raise DataError("docstrings", "docstrings have classes, no tags", column=data.tags)
     packages = docstring_modules()
     if len(packages) < 2:
-        raise DataError(
-            "docstrings", None, None, "this Python has no standard library in source form to read"
-        )
+        raise DataError("docstrings", "this Python has no standard library in source form to read")
     rows = split_docstrings(
         packages, validation_share=data.validation_share, test_share=data.test_share, seed=seed
     )
@@ -132,11 +128,11 @@ def _labels(rows: list[Row], source: Source, columns: tuple[str, str], data: Dat
     if data.tags:
         types = sorted({tag[2:] for row in rows for tag in row.label if tag != "O"})
         if not types:
-            raise DataError(source.file, None, columns[1], "has no entity in training, only O")
+            raise DataError(source.file, "has no entity in training, only O", column=columns[1])
         return ("O", *(f"B-{name}" for name in types), *(f"I-{name}" for name in types))
     found = {row.label for row in rows}
     if len(found) < 2:
-        raise DataError(source.file, None, columns[1], f"must have at least 2 classes; got {sorted(found)}")
+        raise DataError(source.file, f"must have at least 2 classes; got {sorted(found)}", column=columns[1])
     names = class_names(source, columns[1])
     if names is not None:
         return tuple(names)
@@ -156,8 +152,6 @@ def _with_made_splits(
         if wanted < 1:
             raise DataError(
                 file,
-                None,
-                None,
                 f"there is no {split} split and {split}_share = {share} of {total} rows "
                 "makes none; raise it or add a file",
             )
@@ -170,11 +164,9 @@ def _with_made_splits(
 
 
 def _stratum(row: Row) -> str:
-    return (
-        row.label
-        if isinstance(row.label, str)
-        else " ".join(sorted({tag[2:] for tag in row.label if tag != "O"}))
-    )
+    if isinstance(row.label, str):
+        return row.label
+    return " ".join(sorted({tag[2:] for tag in row.label if tag != "O"}))
 
 
 def _stratified(strata: list[str], order: np.ndarray, wanted: int) -> set[int]:
@@ -206,7 +198,7 @@ def _with_noise(rows: list[Row], labels: tuple[str, ...], data: DataConfig, seed
     rows = [dataclasses.replace(row, label=list(row.label) if data.tags else row.label) for row in rows]
     names = sorted({label[2:] for label in labels if label != "O"}) if data.tags else list(labels)
     if len(names) < 2:
-        raise DataError(data.source, None, data.tags, "label_noise needs at least 2 entity types")
+        raise DataError(data.source, "label_noise needs at least 2 entity types", column=data.tags)
     if data.tags:
         units = [
             (i, j) for i, row in enumerate(rows) for j, tag in enumerate(row.label) if tag.startswith("B-")
@@ -235,19 +227,10 @@ def _as_splits(
 
     ids = {name: i for i, name in enumerate(labels)}
     content, target = ("words", "tags") if data.tags else ("text", "label")
-    features = datasets.Features(
-        {
-            "row": datasets.Value("int64"),
-            "words": datasets.List(datasets.Value("string")),
-            "tags": datasets.List(datasets.Value("int64")),
-        }
-        if data.tags
-        else {
-            "row": datasets.Value("int64"),
-            "text": datasets.Value("string"),
-            "label": datasets.Value("int64"),
-        }
-    )
+    text, number = datasets.Value("string"), datasets.Value("int64")
+    cells = (datasets.List(text), datasets.List(number)) if data.tags else (text, number)
+    # Named, not inferred: the columns of an empty split would have no type.
+    features = datasets.Features({"row": number, content: cells[0], target: cells[1]})
     digest = hashlib.sha256(json.dumps(labels).encode())
     made = {}
     for split in SPLITS:

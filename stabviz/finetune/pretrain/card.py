@@ -50,27 +50,23 @@ def model_card(
             f"{parameters:,} parameters: {config.shape.layers} layers of width {config.shape.width}, "
             f"{config.shape.heads} heads, "
             f"{config.text.vocab_size:,} lower-case word pieces, {config.text.max_length} positions. In "
-            "transformers' format: "
-            "`AutoModel.from_pretrained` loads it, and so does `stabviz.models.Bert.from_folder`."
+            "transformers' format: `AutoModel.from_pretrained` loads it, and so does "
+            "`stabviz.models.Bert.from_folder`."
         ),
         "## Data": _data(config, documents, lengths),
         "## Training": _training(config, trace, progress),
         "## Measured": (
             f"On the documents held out, after {progress.best_at:,} updates: masked pieces "
             f"{scores['masked_lm_loss_nats']:.3f} nats and {scores['accuracy']:.1%} right "
-            f"({scores['pieces']:,} "
-            f"pieces); next sentence {scores['next_sentence_loss_nats']:.3f} nats and "
+            f"({scores['pieces']:,} pieces); next sentence {scores['next_sentence_loss_nats']:.3f} nats and "
             f"{scores['next_sentence_accuracy']:.1%} right ({scores['pairs']:,} pairs). A uniform guess "
             f"costs {np.log(config.text.vocab_size):.3f} and 0.693 nats."
         ),
         "## Limits": (
-            "It has read about half a million word pieces on Python, and made-up support messages: "
-            "it knows little "
-            "English and no facts. It is there to make fine-tuning quick in a course. The held-out "
-            "messages share "
-            "phrases with the training ones, and the losses above flatter it on that part. It will "
-            "repeat whatever "
-            "slant its sources have: do not let it decide about people."
+            "It has read about half a million word pieces on Python, and made-up support messages: it knows "
+            "little English and no facts. It is there to make fine-tuning quick in a course. The held-out "
+            "messages share phrases with the training ones, and the losses above flatter it on that part. It "
+            "will repeat whatever slant its sources have: do not let it decide about people."
         ),
     }
     return "\n\n".join(f"{head}\n\n{body}" for head, body in sections.items()) + "\n"
@@ -82,34 +78,31 @@ def _data(config: PretrainConfig, documents: Sequence[Document], lengths: np.nda
     return (
         f"{sources}\n\nNear duplicates and lines of code were left out: {len(lengths):,} passages, "
         f"{int(lengths.sum()):,} word pieces. {config.text.held_out:.0%} of the documents, by seed, were "
-        "held out. The "
-        f"text of the standard library is that of Python {platform.python_version()}, under its own "
-        "licence (PSF)."
+        f"held out. The text of the standard library is that of Python {platform.python_version()}, under "
+        "its own licence (PSF)."
     )
 
 
 def _training(config: PretrainConfig, trace: Trace, progress: Progress) -> str:
     c = config.train
     flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in _changed(config).items())
-    told = [
+    means = [
         (step + 1, trace["loss_nats"][0, max(0, i - 49) : i + 1].mean())
         for i, step in enumerate(trace.steps)
         if (step + 1) % max(1, c.steps // 8) == 0
     ]
-    rows = "\n".join(f"| {updates:,} | {loss:.3f} |" for updates, loss in told)
+    rows = "\n".join(f"| {updates:,} | {loss:.3f} |" for updates, loss in means)
     return (
         f"Masked language model ({config.text.mask_share:.0%} of the pieces, 80/10/10) and next-sentence "
-        "prediction: "
-        f"{progress.updates:,} updates of {c.batch} rows, AdamW, peak rate {c.lr:g}, "
+        f"prediction: {progress.updates:,} updates of {c.batch} rows, AdamW, peak rate {c.lr:g}, "
         f"{c.warmup} warm-up steps, {c.schedule} schedule; seed {config.run.seed}, {c.compute.precision}, on "
         f"{device_name(c.compute.device)} with {config.threads} thread of torch {torch.__version__} "
         f"(transformers {transformers.__version__}):\n\n"
         f"    python -m stabviz pretrain{flags} --out {config.run.out}\n\n"
         f"| updates | training loss in nats, mean of 50 steps |\n|---|---|\n{rows}\n\n"
         "The embeddings are stored at the size that they began with, the vocabulary head's layer "
-        "norm takes up the "
-        "factor: the same function, and fine-tuning moves them faster. The pooler is left out: next-sentence "
-        "prediction had saturated it, and fine-tuning draws a new one."
+        "norm takes up the factor: the same function, and fine-tuning moves them faster. The pooler is left "
+        "out: next-sentence prediction had saturated it, and fine-tuning draws a new one."
     )
 
 

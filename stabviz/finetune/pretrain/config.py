@@ -20,7 +20,7 @@ from stabviz.finetune.config import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
-    """What is read, and what is asked about it."""
+    """What is read, and what is hidden in it."""
 
     messages: Annotated[Path | None, flag(metavar="PATH")] = DATA / "support-desk" / "train.jsonl"
     """JSON lines with a "text" column, added to the standard library's prose; None: that prose alone."""

@@ -177,15 +177,9 @@ def train_tokenizer(
     """
     texts = list(texts)
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    insides = {
-        c
-        for word in {
-            word
-            for text in texts
-            for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
-        }
-        for c in word[1:]
-    }
+    plain = (normalizer.normalize_str(text) for text in texts)
+    words = {word for text in plain for word, _ in pre_tokenizer.pre_tokenize_str(text)}
+    insides = {c for word in words for c in word[1:]}
     # The trainer numbers "##a" ... in the order of a hash map and breaks ties by number, so that two runs may
     # disagree (huggingface/tokenizers issue 1794). Named beforehand, as if special, these pieces have fixed
     # numbers.

@@ -1,4 +1,4 @@
-"""What a masked language model is asked: pieces hidden by the 80/10/10 rule, and pairs of passages.
+"""What a masked language model predicts: word pieces hidden by the 80/10/10 rule, and pairs of passages.
 
 Everything random is keyed to (seed, epoch, row): a row is the same whatever was drawn before it, with any
 number of loader workers, and after a resume.
@@ -41,11 +41,14 @@ def mask_pieces(
         raise ValueError(f"mask_pieces: share must be in (0, 1]; got {share!r}")
     special = torch.tensor(sorted(set(special_ids)))
     draw_L, fate_L = torch.rand(2, len(input_ids_L), generator=generator, dtype=torch.float64)
-    draw_L[torch.isin(input_ids_L, special)] = 2.0
+    draw_L[torch.isin(input_ids_L, special)] = 2.0  # above any share
+    # The smallest draw always counts: a row without a target would leave a mean over nothing, NaN.
+    # Capped at 1, below the 2 of special tokens: where there are only those, none is chosen.
     chosen_L = draw_L < max(share, float(draw_L.min().clamp_max(1.0)) + 1e-12)
     ordinary = torch.ones(vocab_size, dtype=torch.bool)
     ordinary[special] = False
     pool = ordinary.nonzero().squeeze(-1)
+    # Drawn for every piece, used for few: the number of draws must not hang on what was chosen.
     random_L = pool[torch.randint(len(pool), input_ids_L.shape, generator=generator)]
     masked_L = torch.where(chosen_L & (fate_L < 0.8), mask_id, input_ids_L)
     masked_L = torch.where(chosen_L & (fate_L >= 0.9), random_L, masked_L)
@@ -119,6 +122,7 @@ class PretrainingRows(Dataset):
         document, sentences = self.passages[index]
         if len(sentences) == 1:
             return sentences[0], [], IGNORED
+        # From one stream, in this order: cut, replaced or not, by what; the masks go on from there.
         cut = 1 + int(torch.randint(len(sentences) - 1, (), generator=generator))
         first = [piece for sentence in sentences[:cut] for piece in sentence]
         second = [piece for sentence in sentences[cut:] for piece in sentence]

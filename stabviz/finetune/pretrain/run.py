@@ -46,15 +46,8 @@ class MaskedBert(BertForPreTraining):
     Lesson: 09-pretraining
     """
 
-    def forward(
-        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, predicted_BL=None
-    ):
-        output = self.bert(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-        )
+    def forward(self, input_ids=None, predicted_BL=None, **inputs):
+        output = self.bert(input_ids=input_ids, **inputs)
         hidden = output.last_hidden_state if predicted_BL is None else output.last_hidden_state[predicted_BL]
         pieces, follows_BC = self.cls(hidden, output.pooler_output)
         return BertForPreTrainingOutput(prediction_logits=pieces, seq_relationship_logits=follows_BC)
@@ -66,7 +59,7 @@ def masked_lm_objective(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[
     Rows without a second sentence (next_sentence_label -100) teach the language model alone; a batch without
     any pair adds 0.
 
-    Shapes: batch labels (B, L) and next_sentence_label (B,), -100 where nothing is asked -> loss (), measured
+    Shapes: batch labels (B, L) and next_sentence_label (B,), -100 = not predicted -> loss (), measured
     Units:  nats, the sum of the two; "accuracy" over the predicted pieces
     Source: Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.2: the sum of the two mean
             likelihoods
@@ -79,19 +72,17 @@ def masked_lm_objective(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[
     logits_NV = (logits if logits.ndim == 2 else logits[predicted_BL]).float()
     targets_N = batch["labels"][predicted_BL]
     pieces, seen = cross_entropy(logits_NV, targets_N)
-    follows, asked = cross_entropy(output.seq_relationship_logits.float(), batch["next_sentence_label"])
-    follows = torch.where(asked.kept > 0, follows, 0.0)
+    follows, seen_pairs = cross_entropy(output.seq_relationship_logits.float(), batch["next_sentence_label"])
+    follows = torch.where(seen_pairs.kept > 0, follows, 0.0)  # no pair: 0/0, a NaN for all
     with torch.no_grad():
         right = (logits_NV.argmax(dim=-1) == targets_N).float().mean()
-        told = (
-            output.seq_relationship_logits.argmax(dim=-1) == batch["next_sentence_label"]
-        ).sum() / asked.kept
+        right_pairs = output.seq_relationship_logits.argmax(dim=-1) == batch["next_sentence_label"]
     measured = {
         "log_z": seen.log_z,
         "accuracy": right,
         "masked_lm_loss_nats": pieces.detach(),
         "next_sentence_loss_nats": follows.detach(),
-        "next_sentence_accuracy": told,
+        "next_sentence_accuracy": right_pairs.sum() / seen_pairs.kept,
     }
     return pieces + follows, measured
 
@@ -124,9 +115,8 @@ def start_with_sinusoids(model: BertForPreTraining) -> None:
     L, D = table_LD.shape
     angle_LD = torch.arange(L)[:, None] / 10_000 ** (torch.arange(0, D, 2) / D)
     waves_LD = torch.stack([angle_LD.sin(), angle_LD.cos()], dim=-1).flatten(1)[:, :D]
-    table_LD.copy_(
-        waves_LD * 2**0.5 * model.config.initializer_range
-    )  # the root mean square of a wave is 1/sqrt(2)
+    # the root mean square of a wave is 1/sqrt(2)
+    table_LD.copy_(waves_LD * 2**0.5 * model.config.initializer_range)
 
 
 def with_small_embeddings(weights: Mapping[str, Tensor], std: float) -> dict[str, Tensor]:
@@ -270,7 +260,7 @@ def prepare(
 
     def save_model(model: nn.Module, folder: Path, weights: dict[str, Tensor]) -> None:
         shape = small_bert(len(tokenizer), config, dropout=config.shape.checkpoint_dropout)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng():  # the weights drawn here are overwritten: they must use up no draws
             plain = BertForPreTraining(shape)  # under the name by which transformers knows it
         plain.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)

@@ -65,10 +65,12 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tenso
                 for name, group in tensors.items()
             }
             files[_STATE] = _written(scratch / _STATE, state_bytes)
+            # Last: a folder without it was never finished. Each file is on the disk before the next begins.
             write_file(scratch / _MANIFEST, _manifest_bytes(step, files))
+            # The names too, before the rename: a power cut could keep the folder and lose what is in it.
             sync_folder(scratch)
             _give_name(scratch, path)
-        except BaseException:
+        except BaseException:  # KeyboardInterrupt too: it may come in the middle of a write
             shutil.rmtree(scratch, ignore_errors=True)
             raise
     return path
@@ -95,6 +97,7 @@ def read_checkpoint(path: Path, device="cpu") -> tuple[dict[str, dict[str, Tenso
     path = Path(path)
     tensors, state = {}, {}
     for name, record in _manifest(path)["files"].items():
+        # parsed from these bytes, not read again: a file could change after its hash was checked
         content = _checked_bytes(path / name, record)
         try:
             if name == _STATE:
@@ -175,7 +178,7 @@ def _give_name(scratch: Path, path: Path) -> None:
         if had_one and not path.exists():
             os.rename(aside, path)
         raise
-    if had_one:
+    if had_one:  # only now: until the new name was on the disk, this was the checkpoint
         _remove(aside)
 
 
@@ -199,7 +202,7 @@ def _remove(path: Path) -> None:
     """Remove a checkpoint; it loses its name first, so that a kill leaves no damaged one behind."""
     going = path.with_name(f".deleting-{path.name}-{os.getpid()}")
     os.rename(path, going)
-    sync_folder(path.parent)
+    sync_folder(path.parent)  # the name is gone from the disk before the first file is
     shutil.rmtree(going)
 
 
@@ -294,6 +297,7 @@ def _parsed_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = loads(raw)
         schema, files = manifest["schema"], manifest["files"]
+        # written again and compared whole: a change of white space or an extra key shows too
         whole = raw == _manifest_bytes(manifest["step"], files)
         names_fit = all(_FILE.fullmatch(name) for name in files) and _STATE in files
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -40,7 +40,7 @@ class Interrupt:
         self.requested = True
 
     def check(self) -> None:
-        """Raise StopRequested if a stop was asked for: between the pieces of work that may be dropped."""
+        """Raise StopRequested if a stop was asked for: between batches whose results may be dropped."""
         if self.requested:
             raise StopRequested
 

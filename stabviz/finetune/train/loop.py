@@ -81,6 +81,7 @@ class Training:
             micro_batch=min(compute.micro_batch or rows_here, rows_here),
             loss_scale=compute.loss_scale if compute.precision == "fp16" else 1.0,
         )
+        # after weights and moments have their memory: a model too large fails before an old run is cleared
         self.folder = RunFolder(setup)
         if resume:
             log_bytes = self.restore(processes.first(lambda: self.folder.to_resume(force)))["log_bytes"]
@@ -164,6 +165,7 @@ class Training:
         # the one wait for the device in a step
         loss, norm = torch.stack([done.loss_nats.float(), norms[0].to(done.loss_nats.device)]).tolist()
         recent = p.recent_losses if c.guard.rewind else []
+        # the same two numbers in every process, so that all of them decide alike
         outcome = judge(loss, norm, recent, sigmas=c.guard.spike_sigmas, height=c.guard.spike_height)
 
         known = {"lr": lr, "loss_nats": loss, "updates": p.updates, "targets": done.targets}
@@ -246,6 +248,7 @@ class Training:
             p.leave_out([row for batch in p.recent_rows for row in batch])
             path = self.folder.checkpoints / f"step-{go_back_to(p.scheduled, p.attempts):08d}"
             self.restore(path)
+            # the checkpoint's progress, with the rows left out and the spikes counted since
             self.progress = p.rewound_to(self.progress)
             self.event("rewind", to=path.name, updates=self.progress.updates)
             self.bar.n = self.progress.updates
@@ -260,7 +263,7 @@ class Training:
         """Score the validation split, keep the best weights; where a stop ends it, a resume does it again."""
         p, c, alone = self.progress, self.config.train, self.processes.size == 1
         self.telemetry.flush()
-        if self.average:
+        if self.average:  # in place, and back again: a copy of the model would need its memory twice
             self.average.swap()
         try:
             with interrupt.interruptible() if alone else nullcontext():
@@ -297,6 +300,6 @@ class Training:
         load_moments(self.optimizer, tensors["optimizer"])
         if self.average:
             self.average.load(tensors["average"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress(**state["progress"])  # a new object: `p` of a caller is the old one
         self.batches = None
         return state

@@ -84,6 +84,7 @@ class MicroBatches:
         """Add up the gradients of a batch's micro-batches of `progress.micro_batch` rows."""
         processes = self.processes
         micro_batches = split_batch(batch, progress.micro_batch, trim=not self.compute.fixed_length)
+        # exchanged before the first pass: the weight of a micro-batch needs the targets of all processes
         counts = processes.table(count_targets(batch), len(micro_batches))
         total, n_passes = float(sum(targets for targets, _ in counts)), max(n for _, n in counts)
         zero = torch.zeros((), device=processes.device)
@@ -130,8 +131,9 @@ class MicroBatches:
         with without_sync(self.model, last):
             with autocast(self.compute.precision, device), self.probe if look else nullcontext():
                 loss, measured = self.objective(self.model, micro_batch)
+            # inside of `without_sync`, whose hooks look at backward; outside of autocast, as torch asks
             (loss * weight).backward()
-        if look:
+        if look:  # after backward: what is measured here must not lie beside its activations
             measured |= self.probe.measured(micro_batch["attention_mask"])
         return loss.detach(), measured
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from stabviz.finetune.config import OptimizerConfig
 from stabviz.finetune.distributed import assign, local, whole
@@ -216,8 +217,6 @@ def _stored(optimizer, parameter):
     moments = optimizer.moments(parameter)
     like = parameter.tensor
     if local(like) is not like and isinstance(optimizer, AdamW):
-        from torch.distributed.tensor import DTensor
-
         first, second, count = moments
         moments = (
             *(

@@ -1,6 +1,6 @@
 """The folder of a run: what it holds, whether a resume fits it, and the log that stays open while it trains.
 
-    config.json      settings, fingerprint of the data, version of torch
+    config.json      settings, fingerprint of the data, offset of the seeds, version of torch
     metrics.jsonl    the signals and events of every step      (tensorboard/ too, where that is asked for)
     timings.jsonl    how long each step took: clocks differ from run to run, so they stand beside the log
     checkpoints/     what a resume and a rewind go on from
@@ -32,6 +32,7 @@ from stabviz.finetune.train.optimizer import Parameter
 from stabviz.finetune.train.progress import Progress
 from stabviz.finetune.train.setup import Setup
 from stabviz.finetune.train.tensorboard import TensorBoardLog
+from stabviz.seeds import OFFSET, offset
 from stabviz.trace.log import MetricsLog
 
 _CONTENT = (
@@ -85,7 +86,7 @@ class RunFolder:
     def to_resume(self, force: bool) -> Path:
         """Return the newest whole checkpoint, after a look at whether the run is the same.
 
-        Raises: ValueError if there is none, or settings or data are others and `force` is off
+        Raises: ValueError if there is none, or settings, data or seed offset are others and `force` is off
         """
         self._check_same(force)
         path, problems = newest_checkpoint(self.checkpoints)
@@ -111,6 +112,9 @@ class RunFolder:
         ]
         if before["data_fingerprint"] != self.fingerprint:
             changed.append("the data are others")
+        # The offset comes from the environment: no setting shows it, and every draw depends on it.
+        if (was := before.get("seed_offset", 0)) != offset():
+            changed.append(f"{OFFSET} was {was}, is {offset()}")
         if changed and not force:
             raise ValueError(
                 f"finetune: a resume must have the settings of the run; {'; '.join(changed)}. "
@@ -120,7 +124,12 @@ class RunFolder:
     def open_log(self, attempts: int, keep_bytes: int | None) -> None:
         """Write config.json, and open the log: a new one, or where a checkpoint at `attempts` left it."""
         plain = self.config.as_dict()
-        described = {"config": plain, "data_fingerprint": self.fingerprint, "torch": torch.__version__}
+        described = {
+            "config": plain,
+            "data_fingerprint": self.fingerprint,
+            "seed_offset": offset(),
+            "torch": torch.__version__,
+        }
         write_atomically(self.run.out / "config.json", dumps(described, indent=2) + "\n")
         # What may change from resume to resume is no part of the header: the same run, the same bytes.
         settings = {name: value for name, value in plain.items() if name not in MAY_CHANGE}
@@ -171,6 +180,7 @@ class RunFolder:
         # The log goes to the disk first: the checkpoint counts on that many bytes of it.
         state = {"progress": asdict(progress), "log_bytes": self.log.sync()}
         write_checkpoint(self.checkpoints, progress.attempts, tensors, state)
+        # By name, not the newest `keep`: a save that a stop asked for must push out no place to rewind to.
         prune_checkpoints(self.checkpoints, 1, also=progress.scheduled)
         with open(self.run.out / "timings.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in self._timings)

@@ -102,7 +102,7 @@ class AttentionProbe:
         if not seen or any(q.ndim != 3 or q.shape != k.shape for q, k, _ in seen):
             return {}
         if attention_mask.ndim == 2:
-            real = attention_mask.bool()
+            real = attention_mask.bool()  # neither a padded query nor a padded key counts
             may_BHLM = real[:, None, :, None] & real[:, None, None, :]
         else:
             may_BHLM = attention_mask.bool() if attention_mask.dtype != torch.float32 else attention_mask == 0
@@ -115,6 +115,7 @@ class AttentionProbe:
             logits_BHLM = query_BHLK @ key_BHMK.mT / math.sqrt(D // heads)
             largest.append(logits_BHLM.abs().masked_fill(~may_BHLM, 0.0).amax())
             log_weights = logits_BHLM.masked_fill(~may_BHLM, -torch.inf).log_softmax(dim=-1)
+            # a weight of 0 has log -inf, and 0 * -inf is NaN: hidden places count log 0.0
             entropy_BHL = -(log_weights.exp() * log_weights.masked_fill(~may_BHLM, 0.0)).sum(dim=-1)
             asks_BHL = may_BHLM.any(dim=-1).expand_as(entropy_BHL)
             entropies.append(entropy_BHL[asks_BHL].mean())

@@ -170,6 +170,21 @@ def test_resume_on_other_data_is_refused_unless_forced(go, desk, config_of, tmp_
     assert go(config, resume=True, force=True).updates == 2
 
 
+def test_resume_under_another_seed_offset_is_refused_unless_forced(go, config_of, tmp_path, monkeypatch):
+    monkeypatch.delenv("STABVIZ_SEED_OFFSET", raising=False)
+    config, path = config_of(tmp_path / "run", stop_after=1), tmp_path / "run" / "config.json"
+    go(config)
+    described = json.loads(path.read_text(encoding="utf-8"))
+    assert described.pop("seed_offset") == 0
+    path.write_text(json.dumps(described), encoding="utf-8")  # as older versions wrote it
+    monkeypatch.setenv("STABVIZ_SEED_OFFSET", "100")
+    with pytest.raises(ValueError, match="STABVIZ_SEED_OFFSET was 0, is 100"):
+        go(config, resume=True)
+    assert go(config, resume=True, force=True).updates == 2
+    assert json.loads(path.read_text(encoding="utf-8"))["seed_offset"] == 100
+    assert go(config, resume=True).updates == 3
+
+
 def test_resume_of_nothing_says_so(go, config_of, tmp_path):
     with pytest.raises(ValueError, match="holds no run to resume: config.json is missing"):
         go(config_of(tmp_path / "run"), resume=True)
