@@ -409,17 +409,19 @@ def test_diagnose_with_fewer_signals_accuses_no_healthy_run_and_rarely_another_f
 
 
 def test_planted_runs_hold_the_fault_that_they_are_named_for():
-    """A warm-up, QK-norm and clipping make the very same runs come out at least 0.3 nats lower."""
+    """A warm-up and clipping make the very same runs come out 0.3 nats lower, QK-norm 0.1 in the median."""
     from stabviz.lab import grid, train
 
     def gain(bad, good):
         return train(bad, device="cpu").final() - train(good, device="cpu").final()
 
-    small = {"batch": 8, "context": 16, "layers": 2, "clip_norm": 1.0, "seed": [100, 102]}
+    small = {"batch": 8, "context": 16, "layers": 2, "clip_norm": 1.0, "seed": range(100, 108)}
     wide = small | {"width": 64, "steps": 70, "lr": 0.06}
     assert (gain(grid("markov", warmup_steps=0, **wide), grid("markov", warmup_steps=12, **wide)) > 0.3).all()
     attention = small | {"width": 32, "steps": 100, "lr": 0.3, "warmup_steps": 15}
-    assert (gain(grid("markov", **attention), grid("markov", qk_norm=True, **attention)) > 0.1).all()
+    gain_R = gain(grid("markov", **attention), grid("markov", qk_norm=True, **attention))
+    assert (gain_R > 0).all()
+    assert np.median(gain_R) > 0.1
     lstm = small | {
         "model": "lstm",
         "layers": 1,
