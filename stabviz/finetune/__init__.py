@@ -15,7 +15,6 @@ _LATER = {
     "Outcome": "run",
     "read_splits": "data.splits",
     "PretrainConfig": "pretrain.config",
-    "pretrain": "pretrain.run",
     "StabilityCallback": "trainer_callback",
 }
 __all__ = ["FinetuneConfig", *_LATER]

@@ -8,7 +8,7 @@
 The only room in which the run axis R exists. Imports ops, models and trace.
 """
 
-from stabviz.lab.ablate import Ablation, AblationRow, ablate
+from stabviz.lab.ablation import Ablation, AblationRow, ablate
 from stabviz.lab.experiment import KNOBS, Experiment, Run, grid
 from stabviz.lab.runs import Trained, stream, train
 from stabviz.lab.tasks import (

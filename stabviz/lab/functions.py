@@ -17,7 +17,8 @@ schedule
     (step, total_steps, warmup_steps) -> multiplier of the peak rate; numbers, step = 0, 1, ...
 
 P are all parameters of one model in one vector. An argument named like a knob (beta1, eps, softcap, ...) is
-fed from that knob, and arguments that are not needed are left out of the signature.
+fed from that knob, unless it stands where one of the table above is missing: that is refused.
+Arguments that are not needed are left out of the signature.
 
 A function depends on its arguments alone and edits none in place. The engine maps it over runs (`torch.vmap`)
 and records it like its own. One that looks at a tensor's value (an `if`, `.item()`) runs as written, run by
@@ -77,12 +78,22 @@ def yours(knob: str, function: Callable, places: Sequence[str], others: Sequence
     except (TypeError, ValueError):  # some functions written in C have no signature
         return Yours(knob=knob, function=function, fed_from={}, positional=tuple(places))
     # A place that another parameter takes by name is no longer free for one of another name.
-    open_places = [name for name in places if name not in {p.name for p in parameters}]
+    names = {SAME.get(p.name, p.name) if SAME.get(p.name) in places else p.name for p in parameters}
+    open_places = [name for name in places if name not in names]
     fed_from, positional = {}, []
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if parameter.name in (*places, *others, *KNOBS):
+        required = parameter.default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY
+        if SAME.get(parameter.name) in places:
+            source = SAME[parameter.name]
+        elif parameter.name in (*places, *others):
+            source = parameter.name
+        elif parameter.name in KNOBS and open_places and required:
+            must = f"must say whether {parameter.name!r} is {open_places[0]} or the knob"
+            hint = f"Call it {open_places[0]}, or put it behind a * to have the knob"
+            raise ValueError(f"train: {knob} {named(function)} {must}; got both. {hint}")
+        elif parameter.name in KNOBS:
             source = parameter.name
         elif open_places and parameter.kind is not parameter.KEYWORD_ONLY:
             source = open_places.pop(0)
@@ -100,6 +111,10 @@ def yours(knob: str, function: Callable, places: Sequence[str], others: Sequence
     return Yours(knob=knob, function=function, fed_from=fed_from, positional=tuple(positional))
 
 
+SAME = {"steps": "total_steps", "clip_norm": "max_norm"}
+"""Knobs that are the same as a place of another name."""
+
+
 class YourOptimizer:
     """An optimizer step of the reader's, in the engine's form."""
 
@@ -113,9 +128,10 @@ class YourOptimizer:
         self.with_state = "state" in sources
 
     def init(self, param: Tensor) -> dict[str, Tensor]:
-        """Make the first state. The count is float64: 1 - 0.999**t keeps three digits in float32."""
+        """Make the first state; the count is float64: in float32 1 - 0.999**t has three digits."""
         moments = ("first_moment", "second_moment") if self.with_state else self.moments
-        count = torch.zeros((), dtype=torch.float64, device=param.device)
+        wide = torch.float32 if param.device.type == "mps" else torch.float64  # MPS has no float64
+        count = torch.zeros((), dtype=wide, device=param.device)
         return {"step": count} | {name: torch.zeros_like(param) for name in moments}
 
     def step(self, param, grad, state, *, lr, measure, **knobs):
@@ -143,7 +159,7 @@ class YourOptimizer:
             if not after.keys() <= state.keys():
                 raise self.yours.refuse(f"{must} (other moments: take them as arguments)", result)
             after = {name: torch.as_tensor(value).to(state[name].device) for name, value in after.items()}
-            after |= {"step": after["step"].to(torch.float64)} if "step" in after else {}
+            after |= {"step": after["step"].to(state["step"].dtype)} if "step" in after else {}
         else:
             must = f"return ({', '.join(('param', *self.moments))})" if self.moments else "return param"
             parts = result if isinstance(result, tuple) else (result,)

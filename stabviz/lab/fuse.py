@@ -137,8 +137,10 @@ def _replaced(calls: list[Call], keep: set[int], kernel: _Kernel) -> list[Call]:
 
 
 def _match(chain: _Chain, calls: list[Call], start: int, by_function: dict[Any, list[int]], taken: set[int]):
-    """Find the chain whose first call stands at `start`: the places of its calls, and which memory stands for
-    which. Later calls are looked for among those of equal function that read what the chain says."""
+    """Find the chain whose first call stands at `start`; return the places of its calls and their memory.
+
+    Later calls are looked for among those of equal function that read what the chain says.
+    """
 
     def search(position: int, places: list[int], actual: dict[int, int]):
         if position == len(chain.calls):

@@ -75,6 +75,10 @@ def smoothed(logits_NV, targets_N, label_smoothing):
     return -(1 - label_smoothing) * right - label_smoothing * log_p_NV.mean()
 
 
+def cosine_by_other_names(step, steps, warmup):
+    return half_cosine(step, steps, warmup)
+
+
 def half_cosine(step, total_steps, warmup_steps):
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -110,6 +114,7 @@ def curves(trace):
         ({"schedule": half_cosine, "warmup_steps": 3}, {"warmup_steps": 3}),
         ({"schedule": tensor_cosine, "warmup_steps": 3}, {"warmup_steps": 3}),
         ({"schedule": lambda step: 1.0}, {"schedule": "constant"}),
+        ({"schedule": cosine_by_other_names, "warmup_steps": 3}, {"warmup_steps": 3}),
     ],
 )
 def test_a_function_of_yours_gives_the_curves_of_ours(yours, named, recwarn):
@@ -269,6 +274,10 @@ def bad_state(param, grad, state, lr):
         ({"loss": lambda logits, targets: logits}, r"loss <lambda> must return float64 of shape \(\); got"),
         ({"loss": lambda logits, targets: 3.0}, r"loss <lambda> must return float64 of shape \(\); got 3.0"),
         ({"loss": detached}, "loss detached must return what can be differentiated"),
+        (
+            {"clip": lambda grad, norm: grad / norm},
+            "clip <lambda> must say whether 'norm' is max_norm or the knob; got both. Call it max_norm",
+        ),
         ({"schedule": lambda step: "soon"}, "schedule <lambda> must return one number.* got 'soon'"),
         ({"schedule": lambda step: None}, "schedule <lambda> must return one number.* got None"),
     ],

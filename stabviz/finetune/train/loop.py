@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stabviz.finetune.data.loader import Loader
 from stabviz.finetune.distributed import bare, load_weights, local, share, whole_weights
@@ -40,7 +39,7 @@ from stabviz.finetune.train.optimizer import (
     save_moments,
     trained_parameters,
 )
-from stabviz.finetune.train.progress import Progress
+from stabviz.finetune.train.progress import Progress, progress_bar
 from stabviz.finetune.train.run_folder import RunFolder, shown
 from stabviz.finetune.train.setup import Setup
 from stabviz.finetune.train.telemetry import Telemetry
@@ -98,15 +97,9 @@ class Training:
 
     def run(self, interrupt: Interrupt) -> Progress:
         """Train until the run is finished or is to stop, and save what was reached."""
-        run, p = self.config.run, self.progress
-        self.bar = tqdm(
-            total=self.config.train.steps,
-            initial=p.updates,
-            desc=f"seed {run.seed}",
-            unit="step",
-            mininterval=0.2,
-            disable=not (run.progress and self.processes.leads),
-        )
+        run = self.config.run
+        shown = run.progress and self.processes.leads
+        self.bar = progress_bar(self.progress, self.config.train.steps, f"seed {run.seed}", shown=shown)
         try:
             with interrupt:
                 try:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from tqdm.auto import tqdm
 
 from stabviz.ops import loss_scale_state, update_loss_scale
 from stabviz.trace.verdicts import SPIKE_WINDOW
@@ -98,3 +99,10 @@ class Progress:
             left_out=self.left_out,
             micro_batch=self.micro_batch,
         )
+
+
+def progress_bar(progress: Progress, steps: int, name: str, *, shown: bool) -> tqdm:
+    """Return a bar over the updates of a run, which begins where the run stands."""
+    return tqdm(
+        total=steps, initial=progress.updates, desc=name, unit="step", mininterval=0.2, disable=not shown
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stabviz.lab import ablate, grid, train
-from stabviz.lab.ablate import _interval, _rank, _share
+from stabviz.lab.ablation import _interval, _rank, _share
 
 BOWL = {
     "task": "bowl",
@@ -34,7 +34,7 @@ def test_ablate_shares_are_those_worked_out_by_hand():
     assert found.gap == pytest.approx(0.5936, rel=1e-5)
     assert found["rate 0.2"].sentence == "rate 0.2: 42 % of the gap [42 %, 42 %], median 0.41"
     assert str(found).startswith(
-        "The gap is 0.594 (last x, 3 paired seeds); intervals are the range of 3 seeds."
+        "The gap is 0.594 (last x, 3 paired seeds); intervals run from the lowest to the highest seed."
     )
 
 

@@ -43,7 +43,9 @@ class AblationRow:
     def sentence(self) -> str:
         """The finding in words."""
         low, high = (_percent(share) for share in (self.share_low, self.share_high))
-        return f"{self.name}: {_percent(self.share)} of the gap [{low}, {high}], median {self.median:.3g}"
+        found = f"{self.name}: {_percent(self.share)} of the gap [{low}, {high}], median {self.median:.3g}"
+        # Where broken is chaotic, rounding alone moves the shares: the interval tells that from an effect.
+        return found + ("; cannot be told from no effect" if self.share_low <= 0 <= self.share_high else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,10 @@ class Ablation:
         ]
 
     def __str__(self) -> str:
-        gap = f"The gap is {self.gap:.3g} ({self.measure}, {len(self.seeds)} paired seeds); {self.interval}."
+        seeds = f"{len(self.seeds)} paired seed{'s' * (len(self.seeds) > 1)}"
+        gap = f"The gap is {self.gap:.3g} ({self.measure}, {seeds}); {self.interval}."
+        if self.gap < 0:
+            gap += " It is negative: healthy is the worse one here, if less is better."
         return "\n".join([gap, *(f"- {row.sentence}" for row in self.rows[2:])])
 
 
@@ -118,7 +123,13 @@ def ablate(
     [0.0, 1.0, 0.48]
     """
     seeds = tuple(int(seed) for seed in seeds)
-    settings = {"broken": {}, "healthy": dict(healthy), **{name: dict(c) for name, c in changes.items()}}
+    for name, change in {"broken": broken, "healthy": healthy, **changes}.items():
+        if not isinstance(change, Mapping):
+            raise ValueError(f"ablate: {name} must be knobs by name, such as {{'lr': 0.01}}; got {change!r}")
+    settings: dict[str, dict] = {"broken": {}}
+    for name, change in {"healthy": healthy, **changes}.items():
+        # What is as in broken is no change, and would only lengthen the table.
+        settings[name] = {k: v for k, v in change.items() if k not in broken or broken[k] != v}
     if len(settings) != 2 + len(changes):
         raise ValueError(f"ablate: changes must not be called broken or healthy; got {list(changes)}")
     values = {}
@@ -194,9 +205,11 @@ def _words(count: int) -> str:
     k = _rank(count)
     covered = 1 - sum(2 * math.comb(count, i) for i in range(k)) / 2**count
     if covered < COVERAGE:
-        return f"intervals are the range of {count} seeds"
-    return f"intervals: values {k} to {count + 1 - k} of {count} in order hold the median with {covered:.0%}"
+        return "intervals run from the lowest to the highest seed"
+    rank = "" if k == 1 else {2: "second ", 3: "third "}.get(k, f"{k}th ")
+    ends = f"the {rank}lowest to the {rank}highest of {count} seeds"
+    return f"intervals run from {ends}, which holds the median with {covered:.0%}"
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if math.isfinite(share) else f"{share} %"
+    return f"{round(100 * share)} %" if math.isfinite(share) else f"{share} %"  # round: 0, never -0
