@@ -1,5 +1,6 @@
 """What one run minimises: parameters, batches, a loss that knows ONE run; the engine adds the run axis."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ Batch = dict[str, Tensor]
 Knobs = dict[str, Any]
 
 
-class Problem:
+class Problem(ABC):
     """One structure of run: everything that runs trained as one batch share."""
 
     floor_nats: float | None
@@ -52,27 +53,27 @@ class Problem:
     knobs: tuple[str, ...] = ()
     """Knobs that `loss` reads beside the numeric ones of the objective: those that your functions ask for."""
 
+    @abstractmethod
     def init(self, run: Run) -> dict[str, Tensor]:
         """Initial parameters of one run, drawn from its seed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, runs: Sequence[Run], device: torch.device) -> Callable[[Tensor], Batch]:
         """A function from the step, a () int64 tensor, to its batch, each tensor with a leading run axis."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(
         self, params: Mapping[str, Tensor], batch: Batch, knobs: Knobs, measure: bool
     ) -> tuple[Tensor, Batch]:
         """Loss of one run on one batch, and what was measured on the way."""
-        raise NotImplementedError
 
     def held_out(self, device: torch.device) -> list[Batch]:
         """Batches of the held-out data, the same for all runs; none where nothing is held out."""
         return []
 
     def held_out_loss(self, params: Mapping[str, Tensor], batch: Batch, knobs: Knobs) -> Tensor:
-        """Cross-entropy of one run on held-out data, whatever is minimised in training."""
-        raise NotImplementedError
+        """Loss of one run on held-out data: where training adds terms or takes yours, without these."""
+        return self.loss(params, batch, knobs, measure=False)[0]
 
     def yours(self, device: torch.device, dtype: torch.dtype) -> list[tuple[Yours, Callable, tuple]]:
         """Functions of the reader's inside the loss: each with a call(*example, knobs) and an example."""
