@@ -66,7 +66,7 @@ test-fast: $(STAMP)
 
 # Every stored output is compared, except where a cell says that it differs between machines.
 test-notebooks: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	  $(NOTEBOOKS)
 
 # One at a time: these measure how soon a curve appears.
