@@ -46,6 +46,7 @@ class RunBatch:
         per_run = [self.problem.init(run) for run in runs]
         self.shapes = {name: tensor.shape for name, tensor in per_run[0].items()}
         self.layers = _layers(self.shapes)
+        self.is_qk_P = _query_and_key(self.shapes).to(device)
         self.params_RP = torch.stack(
             [torch.cat([tensor.flatten() for tensor in params.values()]) for params in per_run]
         ).to(device, self.dtype)
@@ -187,6 +188,7 @@ class RunBatch:
             lr_R = self._rate(objective_R)
             clipped_RP, norm_R = self._clip(grads_RP)
             new, update = self._update(clipped_RP, lr_R)
+            new["param"] = self._scale_query_and_key(new["param"])
             signals = {"loss_nats": objective_R, "lr": lr_R, "grad_norm_preclip": norm_R}
             if self.measure:
                 signals |= measured | self._norms_by_layer(grads_RP)
@@ -282,6 +284,14 @@ class RunBatch:
         )
         return state | {"param": new_RP}, measured
 
+    def _scale_query_and_key(self, new_RP: Tensor) -> Tensor:
+        """Let query and key weights go qk_lr_scale of their way: every rule here is linear in the rate."""
+        scale = self.knob["qk_lr_scale"]
+        if not isinstance(scale, Tensor) and scale == 1:
+            return new_RP
+        way_RP = self._each("qk_lr_scale")[:, None] * (new_RP - self.params_RP)
+        return torch.where(self.is_qk_P, self.params_RP + way_RP, new_RP)
+
     def _one_update(self, param, grad, state, lr, knobs):
         """The optimizer's step for ONE run."""
         knobs = {name: knobs[name] for name in self.optimizer.hyperparameters}
@@ -374,6 +384,14 @@ def _layers(shapes) -> list[tuple[str, int]]:
         else:
             layers.append((layer, shape.numel()))
     return layers
+
+
+def _query_and_key(shapes) -> Tensor:
+    """Which of the flat parameters make queries and keys, (P,) bool; a norm's gains are none of them."""
+    is_part = [".attention.query." in name or ".attention.key." in name for name in shapes]
+    return torch.cat(
+        [torch.full((shape.numel(),), part) for part, shape in zip(is_part, shapes.values(), strict=True)]
+    )
 
 
 def _on(limit) -> bool:

@@ -117,6 +117,8 @@ class Run:
     """Added to the root of the second moment."""
     weight_decay: float = _knob(0.0, "optimizer", NOT_NEGATIVE, numeric=True)
     """Decoupled weight decay of the AdamW family."""
+    qk_lr_scale: float = _knob(1.0, "engine", NOT_NEGATIVE, numeric=True)
+    """Factor on the update of query and key weights alone, so on their rate; 0 keeps them as drawn."""
     bias_correction: bool = _knob(True, "optimizer", numeric=True)
     """False leaves out Adam's correction of the moments that start at zero."""
     label_smoothing: float = _knob(0.0, "objective", BELOW_ONE, unit="share", numeric=True)
@@ -173,6 +175,7 @@ class Run:
             ("sharpness", self.task == "regression", "False unless task is 'regression'"),
             ("held_out", self.task in CORPORA, f"0 unless task is one of {CORPORA}"),
             ("attention", tokens and self.model == "transformer", "None without a transformer"),
+            ("qk_lr_scale", tokens and self.model == "transformer", "1 without a transformer"),
             ("loss", tokens, f"None for task {self.task!r}"),
         ):
             if not fits and getattr(self, name) != KNOBS[name].default:
