@@ -5,7 +5,8 @@
 """
 
 from stabviz.course.claims import ClaimFailed, claim
-from stabviz.course.exercises import ExerciseFailed, check, exercise, expect, judge
+from stabviz.course.exercises import ExerciseFailed, check, exercise, expect, judge, yours
+from stabviz.course.margins import above, at_least, at_most, below
 from stabviz.course.predictions import predict, reveal
 from stabviz.course.progress import report
 from stabviz.course.quizzes import Question, quiz
@@ -14,6 +15,10 @@ __all__ = [
     "ClaimFailed",
     "ExerciseFailed",
     "Question",
+    "above",
+    "at_least",
+    "at_most",
+    "below",
     "check",
     "claim",
     "exercise",
@@ -23,4 +28,5 @@ __all__ = [
     "quiz",
     "report",
     "reveal",
+    "yours",
 ]

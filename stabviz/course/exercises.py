@@ -39,7 +39,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabviz.course.progress import try_to_record
+from stabviz.course.progress import load, try_to_record
 
 _NOT_ATTEMPTED = "not attempted yet. Replace the ... and run the cell again."
 
@@ -123,13 +123,40 @@ def exercise(name: str, check: Callable | None = None) -> Callable:
     def decorate(function):
         judgement = judge(function_of_check, function)
         mark = {"done": "✓", "wrong": "✗", "not attempted": "○"}[judgement.kind]
-        print(f"{mark} exercise {name}: {judgement.message}", flush=True)
+        solved_before = load()["exercises"].get(name, {}).get("done", False)
+        stays = solved_before and judgement.kind == "wrong"
+        also = " You solved it before, and solved it stays." if stays else ""
+        print(f"{mark} exercise {name}: {judgement.message}{also}", flush=True)
         if judgement.kind != "not attempted":
-            try_to_record("exercises", name, done=judgement.kind == "done")
+            try_to_record("exercises", name, done=solved_before or judgement.kind == "done")
         function.judgement = judgement
         return function
 
     return decorate
+
+
+def yours(function: Callable, *, otherwise: Callable) -> Callable:
+    """Return the learner's function if its exercise is solved, else `otherwise`, and print which.
+
+    Raises: ValueError if `function` was not decorated by `exercise`
+
+    >>> @exercise("99-double", check=lambda solution: expect("twice 2", solution(2), 4))
+    ... def double(x):
+    ...     ...
+    ○ exercise 99-double: not attempted yet. Replace the ... and run the cell again.
+    >>> yours(double, otherwise=abs).__name__
+    Not solved yet: what follows runs with stabviz's own abs instead of your double.
+    'abs'
+    """
+    judgement = getattr(function, "judgement", None)
+    if judgement is None:
+        raise ValueError(f"yours: function must be one that `exercise` decorates; got {function!r}")
+    mine, ours = function.__name__, otherwise.__name__
+    if judgement.kind == "done":
+        print(f"What follows runs with your own {mine}.", flush=True)
+        return function
+    print(f"Not solved yet: what follows runs with stabviz's own {ours} instead of your {mine}.", flush=True)
+    return otherwise
 
 
 def judge(check: Callable, function: Callable) -> Judgement:
@@ -140,7 +167,10 @@ def judge(check: Callable, function: Callable) -> Judgement:
     try:
         check(watched)
     except _ReturnedNothing as nothing:
-        message = f"your function returned {nothing}. Is a `return` missing?"
+        reason = (
+            "It came to a `return` without a value." if _returns_none(function) else "Is a `return` missing?"
+        )
+        message = f"your function returned {nothing}. {reason}"
     except _Raised as raised:
         error = raised.__cause__
         if isinstance(error, NotImplementedError):
@@ -264,6 +294,16 @@ def _is_untouched(function) -> bool:
         and (isinstance(node, ast.Expr) or node.value is None or node.value.value is None)
         for node in body
     )
+
+
+def _returns_none(function) -> bool:
+    """True if the source holds a bare `return` or a `return None`."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    returned = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
+    return any(value is None or isinstance(value, ast.Constant) and value.value is None for value in returned)
 
 
 def _at_line(error, function) -> str:

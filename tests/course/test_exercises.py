@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stabviz.course import exercise, expect
+from stabviz.course import exercise, expect, yours
 from stabviz.course.exercises import (
     CHECKS,
     ExerciseFailed,
@@ -44,6 +44,7 @@ def learner(code):
         ("raise NotImplementedError", "not attempted", "not attempted yet"),
         ("scale = ...\n    return x * scale", "not attempted", "Replace the ..."),
         ("y = x / 2", "wrong", "Is a `return` missing?"),
+        ("if x > 0:\n        return None\n    return x / 2", "wrong", "came to a `return` without a value"),
         ("return x * 2", "wrong", "half of 3: expected 1.5; got 6."),
         ("return torch.tensor([x / 2])", "wrong", r"expected shape \(\); got shape \(1,\)"),
         ("return 'half'", "wrong", "expected numbers; got str 'half'"),
@@ -155,3 +156,29 @@ def test_check_needs_a_lesson_and_two_wrong_answers():
         check("halve", wrong=[abs, abs])
     with pytest.raises(ValueError, match="two or more functions"):
         check("03-halve", wrong=[abs])
+
+
+def test_solved_stays_solved_when_a_later_try_is_wrong(capsys):
+    def is_half(solution):
+        expect("half of 3", solution(3.0), 1.5)
+
+    exercise("99-half", is_half)(lambda x: x / 2)
+    exercise("99-half", is_half)(lambda x: x * 2)
+    assert load()["exercises"]["99-half"]["done"]
+    assert "You solved it before, and solved it stays." in capsys.readouterr().out
+    exercise("99-other", is_half)(lambda x: x * 2)
+    assert not load()["exercises"]["99-other"]["done"]
+    assert "solved it before" not in capsys.readouterr().out
+
+
+def test_yours_is_the_learners_function_once_it_is_solved(capsys):
+    def is_half(solution):
+        expect("half of 3", solution(3.0), 1.5)
+
+    right, wrong = (exercise("99-half", is_half)(function) for function in (lambda x: x / 2, lambda x: x))
+    assert yours(right, otherwise=abs) is right
+    assert "with your own" in capsys.readouterr().out
+    assert yours(wrong, otherwise=abs) is abs
+    assert "stabviz's own abs instead of your" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="must be one that `exercise` decorates"):
+        yours(abs, otherwise=abs)
