@@ -204,7 +204,14 @@ class RunBatch:
         objective_R = loss_R * self._poison() if any(run.poison_step >= 0 for run in self.runs) else loss_R
         second = self.curvature is not None  # the Hessian is a derivative of the gradient
         # The sum: no run's loss depends on another's parameters, so its gradient is each run's own.
-        grads = torch.autograd.grad(objective_R.sum(), list(leaves.values()), create_graph=second)
+        # A block or attention of yours may leave a parameter unused: its gradient is then 0, not an error.
+        grads = torch.autograd.grad(
+            objective_R.sum(),
+            list(leaves.values()),
+            create_graph=second,
+            allow_unused=True,
+            materialize_grads=True,
+        )
         grads_RP = torch.cat([grad.reshape(len(self.runs), -1) for grad in grads], dim=1)
         if self.curvature is not None:
             measured |= self.curvature.measure(leaves, grads_RP, self.optimizer, self.state, self.knob)
@@ -217,7 +224,7 @@ class RunBatch:
             return self.problem.loss(params, batch, knobs, self.measure)
 
         knobs = (*numeric_knobs("objective"), *self.problem.knobs)
-        return self._over_runs(one, params, batch, knobs=knobs, part={"attention", "loss"})
+        return self._over_runs(one, params, batch, knobs=knobs, part={"attention", "block", "loss"})
 
     def _poison(self) -> Tensor:
         at = torch.as_tensor(self.knob["poison_step"], device=self.device)
@@ -366,7 +373,7 @@ class RunBatch:
                 lambda params, knobs, batch=batch: self.problem.held_out_loss(params, batch, knobs),
                 params,
                 knobs=knobs,
-                part={"attention"},
+                part={"attention", "block"},
             )
             for batch in self.held_out
         ]

@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from stabviz.models.transformer import INIT_GROUPS, PLACEMENTS
 from stabviz.ops import OPTIMIZERS, SCHEDULES
 
 TASKS = ("text", "markov", "copy", "ravine", "quartic", "bowl", "regression")
 CORPORA = ("text", "markov")
 SEQUENCES = (*CORPORA, "copy")
 MODELS = ("transformer", "lstm")
-FUNCTIONS = ("optimizer", "clip", "attention", "loss", "schedule")
+FUNCTIONS = ("optimizer", "clip", "attention", "block", "loss", "schedule")
 """Knobs that take a function of the reader's own; `lab.functions` says what it gets and returns."""
 
 Condition = tuple[Callable[[Any], bool], str]
@@ -87,6 +88,8 @@ class Run:
     """A clip rule of your own, in place of the three below; its limit is clip_norm."""
     attention: Callable | None = _knob(None, "model", FUNCTION)
     """Attention of your own, in place of `ops.scaled_dot_product_attention`."""
+    block: Callable | None = _knob(None, "model", FUNCTION)
+    """A transformer block of your own, in place of that in `models.transformer_logits`."""
     loss: Callable | None = _knob(None, "objective", FUNCTION)
     """A loss of your own, in place of `ops.cross_entropy`."""
     schedule: str | Callable = _knob("cosine", "schedule", choices=(*SCHEDULES, "plateau"))
@@ -135,10 +138,12 @@ class Run:
     """Length of a sequence, L."""
     held_out: float = _knob(0.0, "data", BELOW_ONE, unit="share")
     """Share of the corpus, its end, that no batch is drawn from; held_out_loss_nats is measured on it."""
-    norm: str = _knob("pre", "model", choices=("pre", "post"))
-    """Layer norm "pre" or "post"."""
+    norm: str = _knob("pre", "model", choices=PLACEMENTS)
+    """Layer norm "pre", "post" or "deepnorm"."""
     init_scale: float = _knob(1.0, "start", POSITIVE, numeric=True)
-    """Factor on the standard deviation of every initial weight."""
+    """Factor on the standard deviation of every initial weight, or of those that init_scale_of names."""
+    init_scale_of: str = _knob("all", "start", choices=INIT_GROUPS)
+    """What init_scale reaches in a transformer: "all", "branches", "writers" (to the stream) or "ends"."""
     qk_norm: bool = _knob(False, "model")
     """Normalise queries and keys."""
     softcap: float = _knob(math.inf, "objective", POSITIVE, numeric=True)
@@ -176,6 +181,9 @@ class Run:
             ("held_out", self.task in CORPORA, f"0 unless task is one of {CORPORA}"),
             ("attention", tokens and self.model == "transformer", "None without a transformer"),
             ("qk_lr_scale", tokens and self.model == "transformer", "1 without a transformer"),
+            ("block", tokens and self.model == "transformer", "None without a transformer"),
+            ("attention", self.block is None, "None beside a block of your own, which brings its attention"),
+            ("init_scale_of", tokens and self.model == "transformer", "'all' without a transformer"),
             ("loss", tokens, f"None for task {self.task!r}"),
         ):
             if not fits and getattr(self, name) != KNOBS[name].default:
@@ -241,7 +249,7 @@ def grid(task: str = "text", **knobs: Any) -> Experiment:
     """Make the product of all knobs that are given as a list, range or array; the others are shared.
 
     Knobs are the fields of `Run`. A knob given as a list labels the runs, even with one value. `optimizer`,
-    `clip`, `attention`, `loss` and `schedule` take a function of yours: see `lab.functions`.
+    `clip`, `attention`, `block`, `loss` and `schedule` take a function of yours: see `lab.functions`.
 
     Raises: ValueError for an unknown knob or a value out of range, each named
     Lesson: 00-start-here

@@ -1,6 +1,7 @@
 """Your function in the lab: a plain function of ONE model, where the lab takes a name.
 
     grid(optimizer=my_step, clip=my_clip, attention=my_attention, loss=my_loss, schedule=my_schedule)
+    grid(block=my_block)
 
 optimizer
     (param_P, grad_P, state, lr) -> (param_P, state), where state holds "step", "first_moment" and
@@ -11,6 +12,12 @@ clip
 attention
     (query_BHLK, key_BHMK, value_BHMK, mask) -> out_BHLK, or (out_BHLK, anything); mask_LM True = may attend.
     It must hide later tokens: with `mask`, with `causal` (True), or by itself
+block
+    (params, stream_BLD) -> stream_BLD, or (stream_BLD, anything); params are those of ONE block, by their
+    names in `models.init_transformer` without "block0.", such as "attention.query.weight". It must hide later
+    tokens: with `mask` (mask_LM True = may attend), with `causal` (True), or by itself; `heads` is a knob.
+    What stands before and after the blocks is ours: with norm "pre" a layer norm on the last stream.
+    max_attention_logit and attention_entropy are not measured
 loss
     (logits_NV, targets_N) -> loss (), or (loss, anything); in the task "copy" a target of -100 does not count
 schedule
@@ -175,13 +182,14 @@ class YourOptimizer:
 PLACES = {
     "clip": (("grad", "max_norm"), ()),
     "attention": (("query", "key", "value"), ("mask", "causal")),
+    "block": (("params", "stream"), ("mask", "causal")),
     "loss": (("logits", "targets"), ()),
 }
 """What a function of one tensor gets: first by place or name, then by name alone."""
 
 
 class YourTensor:
-    """A clip rule, attention or loss of the reader's: call(*what PLACES says, knobs) -> one tensor."""
+    """A clip rule, attention, block or loss of the reader's: call(*what PLACES says, knobs) -> one tensor."""
 
     def __init__(self, knob: str, function: Callable):
         self.names = (*PLACES[knob][0], *PLACES[knob][1])
@@ -191,8 +199,9 @@ class YourTensor:
         *given, knobs = arguments
         result = self.yours(dict(zip(self.names, given, strict=True)) | knobs)
         value = result[0] if isinstance(result, tuple) and result else result
-        # A loss is one number; a clipped gradient and an attention's output are as their first argument.
-        like = given[0][0, 0] if self.yours.knob == "loss" else given[0]
+        # A loss is one number, a block's result is as the stream it got; the others as their first argument.
+        like = given[1] if self.yours.knob == "block" else given[0]
+        like = like[0, 0] if self.yours.knob == "loss" else like
         if not _alike(value, like):
             raise self.yours.refuse(f"return {_described(like)}", value)
         return value
@@ -252,7 +261,7 @@ def examine(mine: Yours, call: Callable, examples: tuple) -> Finding:
     Raises: ValueError, naming the function, if it fails alone, edits an argument or returns what cannot be
             used
     """
-    differentiable = mine.knob in ("attention", "loss")
+    differentiable = mine.knob in ("attention", "block", "loss")
     _try_alone(mine, call, examples, differentiable)
     examples = tree_map(torch.clone, examples)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from stabviz.lab.experiment import SEQUENCES, Run
 from stabviz.lab.functions import Yours, YourTensor, made_up
@@ -29,6 +30,7 @@ from stabviz.models import (
     mlp_outputs,
     transformer_logits,
 )
+from stabviz.models.transformer import part
 from stabviz.ops import causal_mask, cross_entropy, scaled_dot_product_attention
 from stabviz.seeds import generator
 
@@ -122,12 +124,16 @@ class SequenceProblem(Problem):
             )
 
         self.attend = YourTensor("attention", run.attention) if run.attention else None
+        self.your_block = YourTensor("block", run.block) if run.block else None
         self.your_loss = YourTensor("loss", run.loss) if run.loss else None
-        self.knobs = tuple(name for f in (self.attend, self.your_loss) if f for name in f.yours.knobs)
+        mine = (self.attend, self.your_block, self.your_loss)
+        self.knobs = tuple(name for f in mine if f for name in f.yours.knobs)
 
     def init(self, run):
-        draw = init_lstm if run.model == "lstm" else init_transformer
-        return draw(self.config, generator(run.seed, "initial weights"), run.init_scale)
+        start = generator(run.seed, "initial weights")
+        if run.model == "lstm":
+            return init_lstm(self.config, start, run.init_scale)
+        return init_transformer(self.config, start, run.init_scale, run.init_scale_of)
 
     def batches(self, runs, device):
         batch, context, steps = self.run.batch, self.run.context, self.run.steps
@@ -205,6 +211,7 @@ class SequenceProblem(Problem):
             softcap=None if off else softcap,
             measure=measure,
             attend=self._attend_with(knobs) if self.attend else scaled_dot_product_attention,
+            block=self._block_with(knobs) if self.your_block else None,
         )
 
     def _attend_with(self, knobs):
@@ -214,6 +221,13 @@ class SequenceProblem(Problem):
 
         return attend
 
+    def _block_with(self, knobs):
+        def block(params, stream_BLD):
+            mask_LM = causal_mask(stream_BLD.shape[-2], device=stream_BLD.device)
+            return self.your_block(params, stream_BLD, mask_LM, True, knobs)
+
+        return block
+
     def yours(self, device, dtype):
         B, L, H, V = self.run.batch, self.run.context, self.run.heads, self.config.vocab_size
         found = []
@@ -221,6 +235,11 @@ class SequenceProblem(Problem):
             example = tuple(made_up(3, B, H, L, self.run.width // H).to(device, dtype))
             call = lambda *example: self._attend_with(example[3])(*example[:3])[0]  # noqa: E731
             found.append((self.attend.yours, call, example))
+        if self.your_block is not None:
+            first_block = part(self.init(self.run), "block0")
+            example = tree_map(lambda x: x.to(device, dtype), (first_block, made_up(B, L, self.run.width)))
+            call = lambda *example: self._block_with(example[2])(*example[:2])  # noqa: E731
+            found.append((self.your_block.yours, call, example))
         if self.your_loss is not None:
             example = (made_up(B * L, V).to(device, dtype), torch.arange(B * L, device=device) % V)
             found.append((self.your_loss.yours, self.your_loss, example))

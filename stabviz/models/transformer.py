@@ -19,7 +19,11 @@ from stabviz.ops import (
     scaled_dot_product_attention,
 )
 
-PLACEMENTS = ("pre", "post")
+PLACEMENTS = ("pre", "post", "deepnorm")
+INIT_GROUPS = ("all", "branches", "writers", "ends")
+"""Which first weights init_scale multiplies: all; those inside blocks; the two of each block that write to
+the stream; or the embeddings and the head."""
+_WRITERS = ("attention.output.weight", "feed_forward.down.weight")
 ACTIVATIONS = {"gelu": gelu, "relu": relu}
 
 
@@ -40,7 +44,8 @@ class TransformerConfig:
     feed_forward_multiple: int = 4
     """Feed-forward width over width, F / D."""
     norm: str = "pre"
-    """Layer norm "pre": inside the branch, before it; "post": on the sum, after it, as in 2017."""
+    """Layer norm "pre": inside the branch, before it; "post": on the sum, after it, as in 2017; "deepnorm":
+    the same on alpha stream + branch."""
     activation: str = "gelu"
     """"gelu" or "relu"."""
     qk_norm: bool = False
@@ -65,30 +70,45 @@ class TransformerConfig:
 
 
 def init_transformer(
-    config: TransformerConfig, generator: Generator, init_scale: float = 1.0
+    config: TransformerConfig, generator: Generator, init_scale: float = 1.0, init_scale_of: str = "all"
 ) -> dict[str, Tensor]:
     """Draw the parameters of one transformer: weights normal, layer norms at identity, biases at zero.
 
     Linear weights have standard deviation init_scale / sqrt(inputs); the two that write to the residual
     stream are divided by sqrt(2 layers) more in a pre-LN transformer, whose stream is a sum of that many
-    branches.
+    branches. With DeepNorm value, output, up and down are multiplied by (8 layers)^(-1/4). `init_scale_of`
+    says which weights init_scale reaches, one of INIT_GROUPS; the numbers drawn stay the same.
 
     Shapes: -> {name: float32 tensor}; linear weights (out, in)
-    Raises: ValueError if init_scale <= 0
+    Raises: ValueError if init_scale <= 0, or for an unknown init_scale_of
     Source: the division by sqrt(2 layers): Radford et al. 2019 (GPT-2), section 2.3, as 1/sqrt(N) for N
-            residual layers
+            residual layers; DeepNorm: Wang et al. 2022, arXiv:2203.00555, for a decoder or encoder alone
     Lesson: 07-transformer
     """
     if not init_scale > 0:
         raise ValueError(f"init_transformer: init_scale must be > 0; got {init_scale!r}")
+    if init_scale_of not in INIT_GROUPS:
+        raise ValueError(
+            f"init_transformer: init_scale_of must be one of {INIT_GROUPS}; got {init_scale_of!r}"
+        )
     D, F, V = config.width, config.width * config.feed_forward_multiple, config.vocab_size
-    residual_scale = init_scale / math.sqrt(2 * config.layers) if config.norm == "pre" else init_scale
+    beta = (8 * config.layers) ** -0.25 if config.norm == "deepnorm" else 1.0
+    written = 1 / math.sqrt(2 * config.layers) if config.norm == "pre" else beta
     params: dict[str, Tensor] = {}
 
-    def draw(name, *shape, scale):
-        params[name] = torch.randn(*shape, generator=generator) * scale
+    def reached(name):
+        inside = name.startswith("block")
+        return {
+            "all": True,
+            "branches": inside,
+            "writers": inside and name.endswith(_WRITERS),
+            "ends": not inside,
+        }[init_scale_of]
 
-    def draw_linear(name, out, inputs, scale):
+    def draw(name, *shape, scale=1.0):
+        params[name] = torch.randn(*shape, generator=generator) * scale * (init_scale if reached(name) else 1)
+
+    def draw_linear(name, out, inputs, scale=1.0):
         draw(f"{name}.weight", out, inputs, scale=scale / math.sqrt(inputs))
         if config.bias:
             params[f"{name}.bias"] = torch.zeros(out)
@@ -96,23 +116,23 @@ def init_transformer(
     def add_norm(name, width):
         params[f"{name}.weight"], params[f"{name}.bias"] = torch.ones(width), torch.zeros(width)
 
-    draw("embedding.token", V, D, scale=init_scale)
-    draw("embedding.position", config.context, D, scale=0.1 * init_scale)
+    draw("embedding.token", V, D)
+    draw("embedding.position", config.context, D, scale=0.1)
     for block in range(config.layers):
         at = f"block{block}"
         add_norm(f"{at}.attention_norm", D)
         for name in ("query", "key", "value"):
-            draw_linear(f"{at}.attention.{name}", D, D, init_scale)
+            draw_linear(f"{at}.attention.{name}", D, D, beta if name == "value" else 1.0)
         if config.qk_norm:
             for name in ("query_norm", "key_norm"):
                 params[f"{at}.attention.{name}.weight"] = torch.ones(D // config.heads)
-        draw_linear(f"{at}.attention.output", D, D, residual_scale)
+        draw_linear(f"{at}.attention.output", D, D, written)
         add_norm(f"{at}.feed_forward_norm", D)
-        draw_linear(f"{at}.feed_forward.up", F, D, init_scale)
-        draw_linear(f"{at}.feed_forward.down", D, F, residual_scale)
+        draw_linear(f"{at}.feed_forward.up", F, D, beta)
+        draw_linear(f"{at}.feed_forward.down", D, F, written)
     if config.norm == "pre":
         add_norm("head.norm", D)
-    draw_linear("head", V, D, init_scale)
+    draw_linear("head", V, D)
     return params
 
 
@@ -136,10 +156,13 @@ def transformer_logits(
     softcap: float | Tensor | None = None,
     measure: bool = True,
     attend: Callable = scaled_dot_product_attention,
+    block: Callable | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run the transformer on token ids; measure the largest attention logit and the mean attention entropy.
 
     Another `attend` is called as `scaled_dot_product_attention` is; it may return None for the measures.
+    Another `block`, called as block(params of one block, stream_BLD) -> stream_BLD, takes the place of ours,
+    mask, soft-cap and measures with it.
 
     Shapes: tokens_BL (B, L) integer, L <= context; mask bool broadcastable to (B, H, L, L), True = may attend
             -> logits_BLV (B, L, V), {"max_attention_logit": (), "attention_entropy": ()}, or {} if not
@@ -156,11 +179,13 @@ def transformer_logits(
             f"transformer_logits: tokens_BL must be at most context = {config.context} long; got {L!r}"
         )
     stream_BLD = embedding(params["embedding.token"], tokens_BL) + params["embedding.position"][:L]
-    seen_by_block = []
-    for block in range(config.layers):
-        stream_BLD, seen = _block(
-            part(params, f"block{block}"), stream_BLD, config, mask, softcap, measure, attend
-        )
+    seen_by_block: list = []
+    for index in range(config.layers):
+        mine = part(params, f"block{index}")
+        if block is not None:
+            stream_BLD, seen = block(mine, stream_BLD), None
+        else:
+            stream_BLD, seen = _block(mine, stream_BLD, config, mask, softcap, measure, attend)
         seen_by_block.append(seen)
     if config.norm == "pre":
         # A pre-LN stream is a sum of branches that nothing has normalised yet.
@@ -199,6 +224,7 @@ def _block(params, stream_BLD, config, mask, softcap, measure, attend):
         attended, seen = mix(norm("attention_norm", stream_BLD))
         stream_BLD = stream_BLD + attended
         return stream_BLD + feed(norm("feed_forward_norm", stream_BLD)), seen
+    alpha = (2 * config.layers) ** 0.25 if config.norm == "deepnorm" else 1.0
     attended, seen = mix(stream_BLD)
-    stream_BLD = norm("attention_norm", stream_BLD + attended)
-    return norm("feed_forward_norm", stream_BLD + feed(stream_BLD)), seen
+    stream_BLD = norm("attention_norm", alpha * stream_BLD + attended)
+    return norm("feed_forward_norm", alpha * stream_BLD + feed(stream_BLD)), seen

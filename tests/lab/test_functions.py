@@ -9,6 +9,7 @@ import torch
 
 from stabviz import ops
 from stabviz.lab import grid, train
+from stabviz.models.transformer import part
 
 TINY = {
     "task": "markov",
@@ -65,6 +66,32 @@ def hidden_attention(q, k, v):
     return torch.softmax(scores, dim=-1) @ v, "whatever else"
 
 
+def block(params, x, mask, heads):
+    """Pre-LN, as the exercise of lesson 07 asks for it."""
+
+    def norm(name, x):
+        return ops.layer_norm(x, params[f"{name}.weight"], params[f"{name}.bias"])
+
+    x = (
+        x
+        + ops.multi_head_attention(
+            part(params, "attention"), norm("attention_norm", x), heads=heads, mask=mask, measure=False
+        )[0]
+    )
+    return x + ops.feed_forward(part(params, "feed_forward"), norm("feed_forward_norm", x))
+
+
+def post_block(params, stream, *, causal, heads):
+    def norm(name, x):
+        return ops.layer_norm(x, params[f"{name}.weight"], params[f"{name}.bias"])
+
+    attended, seen = ops.multi_head_attention(
+        part(params, "attention"), stream, heads=heads, causal=causal, measure=False
+    )
+    stream = norm("attention_norm", stream + attended)
+    return norm("feed_forward_norm", stream + ops.feed_forward(part(params, "feed_forward"), stream)), seen
+
+
 def loss(logits_NV, targets_N):
     return -torch.log_softmax(logits_NV, -1).gather(-1, targets_N[:, None]).mean()
 
@@ -108,6 +135,12 @@ def curves(trace):
         ({"attention": attention}, {}),
         ({"attention": hidden_attention}, {}),
         ({"attention": ops.scaled_dot_product_attention, "softcap": [2.0, 5.0]}, {"softcap": [2.0, 5.0]}),
+        ({"block": block}, {}),
+        (
+            {"block": post_block, "norm": "post", "init_scale": [0.5, 1.0]},
+            {"norm": "post", "init_scale": [0.5, 1.0]},
+        ),
+        ({"block": block, "task": "copy"}, {"task": "copy"}),
         ({"loss": loss}, {}),
         ({"loss": smoothed, "label_smoothing": [0.1, 0.2]}, {"label_smoothing": [0.1, 0.2]}),
         ({"loss": ops.cross_entropy}, {}),
@@ -131,7 +164,13 @@ def test_a_function_of_yours_gives_the_curves_of_ours(yours, named, recwarn):
 
 @pytest.mark.parametrize(
     "yours",
-    [{"optimizer": paper_adam}, {"clip": clip, "clip_norm": 0.3}, {"attention": attention}, {"loss": loss}],
+    [
+        {"optimizer": paper_adam},
+        {"clip": clip, "clip_norm": 0.3},
+        {"attention": attention},
+        {"block": block},
+        {"loss": loss},
+    ],
 )
 def test_run_r_among_many_equals_run_r_alone_with_a_function_of_yours(yours):
     together = train(grid(**TINY | yours))
@@ -153,6 +192,10 @@ def branching_loss(logits_NV, targets_N):
     return value if value < 1e9 else value * 0
 
 
+def branching_block(params, stream, mask, heads):
+    return block(params, stream if stream.sum() < 1e9 else -stream, mask, heads)
+
+
 def branching_attention(query, key, value, mask):
     return attention(query, key, value, mask if query.sum() < 1e9 else ~mask)
 
@@ -172,6 +215,7 @@ def branching_attention(query, key, value, mask):
         ),
         ({"loss": branching_loss}, {}, "loss branching_loss branches on a tensor's value"),
         ({"attention": branching_attention}, {}, "attention branching_attention branches"),
+        ({"block": branching_block}, {}, "block branching_block branches on a tensor's value"),
     ],
 )
 def test_what_cannot_be_recorded_runs_as_written_and_says_so(yours, named, why):
@@ -203,6 +247,19 @@ def test_your_functions_label_runs_by_name_and_stand_in_the_configuration():
     assert trace.config["clip"] == "clip"
     assert hash(grid(**TINY | {"clip": clip}).runs[0]) == hash(grid(**TINY | {"clip": clip}).runs[0])
     assert grid(optimizer=[partial(heavy_ball, beta1=0.5)]).labels == ({"optimizer": "partial"},)
+
+
+def test_a_block_that_leaves_parameters_unused_trains_the_others():
+    def without_attention(params, x):
+        return x + ops.feed_forward(part(params, "feed_forward"), x)
+
+    trace, params, _ = train(grid(**TINY | {"block": without_attention}), keep_params=True)
+    first = train(grid(**TINY | {"block": without_attention, "lr": 0.0}), keep_params=True).params
+    unused, used = "block0.attention.query.weight", "block0.feed_forward.up.weight"
+    assert torch.equal(params[0][unused], first[0][unused])
+    assert not torch.equal(params[0][used], first[0][used])
+    assert "max_attention_logit" not in trace
+    assert "note" not in trace.config
 
 
 def test_your_optimizer_measures_the_update_in_units_of_the_rate():
@@ -271,6 +328,20 @@ def bad_state(param, grad, state, lr):
             {"attention": lambda q, k, v: v.detach()},
             "attention <lambda> must return what can be differentiated",
         ),
+        (
+            {"block": lambda params, stream: stream[:, :3] * params["feed_forward.down.weight"].sum()},
+            r"block <lambda> must return float64 of shape \(5, 6, 12\); got float64 of shape \(5, 3, 12\)",
+        ),
+        ({"block": lambda params, x: x.mul_(2)}, "block <lambda> must leave its arguments as they are"),
+        ({"block": lambda params, x: x.detach()}, "block <lambda> must return what can be differentiated"),
+        (
+            {"block": lambda params, x: x * params["block0.up.weight"].sum()},
+            "block <lambda> must run on one model; got KeyError",
+        ),
+        (
+            {"block": lambda params, x, memory: x},
+            "block <lambda> must take only params, stream, mask, causal .* got 'memory'",
+        ),
         ({"loss": lambda logits, targets: logits}, r"loss <lambda> must return float64 of shape \(\); got"),
         ({"loss": lambda logits, targets: 3.0}, r"loss <lambda> must return float64 of shape \(\); got 3.0"),
         ({"loss": detached}, "loss detached must return what can be differentiated"),
@@ -296,6 +367,12 @@ def test_train_refuses_a_function_that_it_cannot_use(yours, message):
             {"attention": attention, "model": "lstm"},
             "attention must be None without a transformer; got attention",
         ),
+        ({"block": block, "model": "lstm"}, "block must be None without a transformer; got block"),
+        (
+            {"block": block, "attention": attention},
+            "attention must be None beside a block of your own.* got attention",
+        ),
+        ({"init_scale_of": "ends", "model": "lstm"}, "init_scale_of must be 'all' without a transformer"),
         ({"loss": loss, "task": "bowl"}, "loss must be None for task 'bowl'; got loss"),
         ({"clip": [lambda g, c: g, lambda g, c: 2 * g]}, "functions of clip must differ in their names; got"),
     ],

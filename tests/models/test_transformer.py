@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from stabviz.models import TransformerConfig, init_transformer, transformer_logits
-from stabviz.models.transformer import part
+from stabviz.models.transformer import INIT_GROUPS, part
+from stabviz.ops import feed_forward, multi_head_attention
 
 B, L, H, K, LAYERS, V = 2, 5, 3, 7, 2, 11
 D = H * K
@@ -173,3 +174,69 @@ def test_transformer_logits_refuses_a_sequence_longer_than_its_positions():
 def test_init_transformer_refuses_a_scale_of_zero():
     with pytest.raises(ValueError, match="init_scale must be > 0; got 0"):
         init_transformer(TransformerConfig(vocab_size=V), torch.Generator(), 0)
+
+
+def test_init_transformer_scales_the_group_that_is_named_and_draws_the_same_numbers():
+    config = TransformerConfig(vocab_size=V, width=D, heads=H, layers=LAYERS, context=13, norm="post")
+
+    def drawn(*scale):
+        return init_transformer(config, torch.Generator().manual_seed(3), *scale)
+
+    plain, weights = drawn(), [name for name in drawn() if "norm" not in name]
+    writers = [
+        f"block{i}.{name}.weight" for i in (0, 1) for name in ("attention.output", "feed_forward.down")
+    ]
+    branches = [name for name in weights if name.startswith("block")]
+    ends = ["embedding.token", "embedding.position", "head.weight"]
+    groups = {"all": weights, "branches": branches, "writers": writers, "ends": ends}
+    assert set(groups) == set(INIT_GROUPS)
+    assert sorted(branches + ends) == sorted(weights)
+    for group, reached in groups.items():
+        for name, tensor in drawn(0.25, group).items():
+            torch.testing.assert_close(tensor, plain[name] * (0.25 if name in reached else 1))
+    with pytest.raises(ValueError, match="init_scale_of must be one of .* got 'middle'"):
+        drawn(0.25, "middle")
+
+
+def test_deepnorm_multiplies_the_stream_by_alpha_and_four_first_weights_by_beta():
+    post, params, _ = build(norm="post")
+    deep, turned_down, tokens_BL = build(norm="deepnorm")
+    alpha, beta = 4**0.25, 16**-0.25  # two blocks, by hand: (2 N)^(1/4) and (8 N)^(-1/4)
+    by_beta = ("value.weight", "attention.output.weight", "up.weight", "down.weight")
+    for name, tensor in params.items():
+        torch.testing.assert_close(turned_down[name], tensor * (beta if name.endswith(by_beta) else 1))
+
+    def block(params, x):
+        """LN(x + f/alpha): a layer norm forgets scale, up to its epsilon."""
+        for name, branch in (("attention", "attention.output"), ("feed_forward", "feed_forward.down")):
+            softer = {f"{branch}.weight": params[f"{branch}.weight"] / alpha}
+            mine = part(params | softer, name)
+            if name == "attention":
+                out = multi_head_attention(mine, x, heads=H, causal=True)[0]
+            else:
+                out = feed_forward(mine, x)
+            x = nn.functional.layer_norm(x + out, (D,))
+        return x
+
+    expected = transformer_logits(turned_down, tokens_BL, post, block=block)[0]
+    # the two epsilons differ by alpha^2: a few 1e-5 of numbers near 1
+    torch.testing.assert_close(
+        transformer_logits(turned_down, tokens_BL, deep)[0], expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_block_of_ones_own_takes_the_place_of_ours_and_measures_nothing():
+    config, params, tokens_BL = build(norm="pre")
+    seen = []
+
+    def halves(params, stream_BLD):
+        seen.append(sorted(params)[0])
+        return stream_BLD / 2
+
+    logits_BLV, measured = transformer_logits(params, tokens_BL, config, block=halves)
+    stream_BLD = (params["embedding.token"][tokens_BL] + params["embedding.position"][:L]) / 2**LAYERS
+    expected = nn.functional.layer_norm(stream_BLD, (D,)) @ params["head.weight"].T
+    # the epsilon of the layer norm weighs more on a stream a quarter as large: 1e-5 of 1/16
+    torch.testing.assert_close(logits_BLV, expected, rtol=1e-3, atol=1e-3)
+    assert measured == {}
+    assert seen == ["attention.key.weight"] * LAYERS
