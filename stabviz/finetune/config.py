@@ -26,7 +26,7 @@ from stabviz.files import as_number, loads
 
 DATA = Path(__file__).resolve().parent.parent.parent / "data"
 """The project's own corpora, present in a clone."""
-ScheduleName = Literal["constant", "warmup", "cosine", "inverse_sqrt", "linear"]
+ScheduleName = Literal["constant", "warmup", "cosine", "inverse_sqrt", "linear", "warmup_stable_decay"]
 MaybeInt = Annotated[int | None, flag(metavar="INT")]
 MaybeFloat = Annotated[float | None, flag(metavar="FLOAT")]
 MaybeText = Annotated[str | None, flag(metavar="STR")]

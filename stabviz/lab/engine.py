@@ -27,6 +27,9 @@ WRITTEN_STEPS = 3
 """Steps done as they are written before one is recorded: recording takes a tenth of a second, and a first
 curve should not wait for it."""
 
+RATES = {"qk_lr_scale": ("query", "key"), "vo_lr_scale": ("value", "output")}
+"""Knobs that give weights of attention a rate of their own, and which weights."""
+
 HELD_OUT_EVERY = 20
 """Steps between two measurements on the held-out end of the corpus; the last step is always measured."""
 
@@ -46,7 +49,9 @@ class RunBatch:
         per_run = [self.problem.init(run) for run in runs]
         self.shapes = {name: tensor.shape for name, tensor in per_run[0].items()}
         self.layers = _layers(self.shapes)
-        self.is_qk_P = _query_and_key(self.shapes).to(device)
+        self.is_scaled_P = {
+            knob: _attention_weights(self.shapes, *parts).to(device) for knob, parts in RATES.items()
+        }
         self.params_RP = torch.stack(
             [torch.cat([tensor.flatten() for tensor in params.values()]) for params in per_run]
         ).to(device, self.dtype)
@@ -188,7 +193,8 @@ class RunBatch:
             lr_R = self._rate(objective_R)
             clipped_RP, norm_R = self._clip(grads_RP)
             new, update = self._update(clipped_RP, lr_R)
-            new["param"] = self._scale_query_and_key(new["param"])
+            for knob, is_scaled_P in self.is_scaled_P.items():
+                new["param"] = self._scale_update(new["param"], knob, is_scaled_P)
             signals = {"loss_nats": objective_R, "lr": lr_R, "grad_norm_preclip": norm_R}
             if self.measure:
                 signals |= measured | self._norms_by_layer(grads_RP)
@@ -291,13 +297,13 @@ class RunBatch:
         )
         return state | {"param": new_RP}, measured
 
-    def _scale_query_and_key(self, new_RP: Tensor) -> Tensor:
-        """Let query and key weights go qk_lr_scale of their way: every rule here is linear in the rate."""
-        scale = self.knob["qk_lr_scale"]
+    def _scale_update(self, new_RP: Tensor, knob: str, is_scaled_P: Tensor) -> Tensor:
+        """Let some weights go a share of their way, a rate of their own: every rule is linear in the rate."""
+        scale = self.knob[knob]
         if not isinstance(scale, Tensor) and scale == 1:
             return new_RP
-        way_RP = self._each("qk_lr_scale")[:, None] * (new_RP - self.params_RP)
-        return torch.where(self.is_qk_P, self.params_RP + way_RP, new_RP)
+        way_RP = self._each(knob)[:, None] * (new_RP - self.params_RP)
+        return torch.where(is_scaled_P, self.params_RP + way_RP, new_RP)
 
     def _one_update(self, param, grad, state, lr, knobs):
         """The optimizer's step for ONE run."""
@@ -393,9 +399,9 @@ def _layers(shapes) -> list[tuple[str, int]]:
     return layers
 
 
-def _query_and_key(shapes) -> Tensor:
-    """Which of the flat parameters make queries and keys, (P,) bool; a norm's gains are none of them."""
-    is_part = [".attention.query." in name or ".attention.key." in name for name in shapes]
+def _attention_weights(shapes, *parts: str) -> Tensor:
+    """Which flat parameters are these parts of attention, (P,) bool; a norm's gains are none of them."""
+    is_part = [any(f".attention.{part}." in name for part in parts) for name in shapes]
     return torch.cat(
         [torch.full((shape.numel(),), part) for part, shape in zip(is_part, shapes.values(), strict=True)]
     )

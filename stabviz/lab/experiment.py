@@ -122,6 +122,8 @@ class Run:
     """Decoupled weight decay of the AdamW family."""
     qk_lr_scale: float = _knob(1.0, "engine", NOT_NEGATIVE, numeric=True)
     """Factor on the update of query and key weights alone, so on their rate; 0 keeps them as drawn."""
+    vo_lr_scale: float = _knob(1.0, "engine", NOT_NEGATIVE, numeric=True)
+    """The same for the value and output weights of attention."""
     bias_correction: bool = _knob(True, "optimizer", numeric=True)
     """False leaves out Adam's correction of the moments that start at zero."""
     label_smoothing: float = _knob(0.0, "objective", BELOW_ONE, unit="share", numeric=True)
@@ -184,6 +186,7 @@ class Run:
             ("block", tokens and self.model == "transformer", "None without a transformer"),
             ("attention", self.block is None, "None beside a block of your own, which brings its attention"),
             ("init_scale_of", tokens and self.model == "transformer", "'all' without a transformer"),
+            ("vo_lr_scale", tokens and self.model == "transformer", "1 without a transformer"),
             ("loss", tokens, f"None for task {self.task!r}"),
         ):
             if not fits and getattr(self, name) != KNOBS[name].default:

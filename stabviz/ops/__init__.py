@@ -100,5 +100,6 @@ from stabviz.ops.schedules import (
     linear_warmup,
     plateau_state,
     reduce_on_plateau,
+    warmup_stable_decay,
 )
 from stabviz.ops.tiled_attention import tiled_attention

@@ -96,6 +96,32 @@ def linear_decay(step: Steps, total_steps: Steps, warmup_steps: Steps = 0) -> Te
     )
 
 
+def warmup_stable_decay(
+    step: Steps, total_steps: Steps, warmup_steps: Steps = 0, decay_share: float | Tensor = 0.2
+) -> Tensor:
+    """Warm up, stay at 1, and fall as 1 - sqrt(p) over the last `decay_share` of the steps, to 0.
+
+    Before the fall it does not depend on total_steps: a run may go on at the peak and fall when it must end.
+    A warm-up longer than the rest leaves a shorter fall. p is the share of the fall that is done.
+
+    Shapes: step any -> same
+    Raises: ValueError if total_steps < warmup_steps, a length is negative or decay_share outside [0, 1]
+    Source: Hu et al. 2024 (MiniCPM), arXiv:2404.06395, the WSD schedule; the fall 1 - sqrt(p): Hägele et al.
+            2024, arXiv:2405.18392; MiniCPM's own fall is exponential
+
+    >>> warmup_stable_decay(torch.tensor([0, 5, 6, 7, 10]), 10, 2, decay_share=0.4)
+    tensor([0.5000, 1.0000, 1.0000, 0.5000, 0.0000])
+    """
+    if not isinstance(decay_share, Tensor) and not 0 <= decay_share <= 1:
+        raise ValueError(f"warmup_stable_decay: decay_share must be in [0, 1]; got {decay_share!r}")
+    step = _step("warmup_stable_decay", step)
+    total, warmup = _lengths("warmup_stable_decay", step, total_steps, warmup_steps)
+    # Whole steps: the root makes a fall that starts 1e-7 of a step early visible.
+    decay_start = torch.maximum(warmup, total - torch.round(decay_share * total))
+    p = _progress("warmup_stable_decay", step, total, decay_start)
+    return linear_warmup(step, warmup) * (1 - torch.sqrt(p))
+
+
 def plateau_state(device: torch.device | str | None = None) -> State:
     """Make the state of `reduce_on_plateau`: best value inf, nothing bad yet, multiplier 1.
 
@@ -161,6 +187,9 @@ SCHEDULES = {
     "cosine": lambda step, *, total_steps, warmup_steps=0: cosine(step, total_steps, warmup_steps),
     "inverse_sqrt": lambda step, *, total_steps, warmup_steps=0: inverse_sqrt(step, warmup_steps),
     "linear": lambda step, *, total_steps, warmup_steps=0: linear_decay(step, total_steps, warmup_steps),
+    "warmup_stable_decay": lambda step, *, total_steps, warmup_steps=0: warmup_stable_decay(
+        step, total_steps, warmup_steps
+    ),
 }
 """Name -> f(step, *, total_steps, warmup_steps=0): one signature, so that a run may choose by name."""
 
@@ -182,10 +211,16 @@ def _length(function: str, name: str, value: Steps, step: Tensor) -> Tensor:
 
 def _progress(function: str, step: Tensor, total_steps: Steps, warmup_steps: Steps) -> Tensor:
     """Share of the way from the end of the warm-up to the end, between 0 and 1."""
+    total, warmup = _lengths(function, step, total_steps, warmup_steps)
+    # A run that is all warm-up would divide 0 by 0.
+    return ((step - warmup) / (total - warmup).clamp(min=1)).clamp(0, 1)
+
+
+def _lengths(function: str, step: Tensor, total_steps: Steps, warmup_steps: Steps) -> tuple[Tensor, Tensor]:
     numbers = not isinstance(total_steps, Tensor) and not isinstance(warmup_steps, Tensor)
     if numbers and total_steps < warmup_steps:
         raise ValueError(f"{function}: total_steps must be at least warmup_steps; got {total_steps!r}")
-    total = _length(function, "total_steps", total_steps, step)
-    warmup = _length(function, "warmup_steps", warmup_steps, step)
-    # A run that is all warm-up would divide 0 by 0.
-    return ((step - warmup) / (total - warmup).clamp(min=1)).clamp(0, 1)
+    return (
+        _length(function, "total_steps", total_steps, step),
+        _length(function, "warmup_steps", warmup_steps, step),
+    )

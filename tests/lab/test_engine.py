@@ -44,6 +44,7 @@ def test_train_gives_a_run_among_many_what_it_gives_alone(optimizer):
         {"task": "ravine", "noise_scale": 0.3, "lr": 1e-2},
         {"bias_correction": False},
         {"qk_lr_scale": 0.1},
+        {"vo_lr_scale": 0.1},
         {"gradient_scale": 1e-7},
     ],
 )
@@ -275,23 +276,27 @@ def test_train_that_applies_a_nan_is_lost_from_there_on():
     assert np.isnan(trace["loss_nats"][0, 2:]).all()
 
 
-def test_train_qk_lr_scale_is_a_rate_of_their_own_for_query_and_key_weights():
+@pytest.mark.parametrize(
+    ("knob", "parts"), [("qk_lr_scale", ("query", "key")), ("vo_lr_scale", ("value", "output"))]
+)
+def test_train_gives_attention_weights_a_rate_of_their_own(knob, parts):
     tiny = {**TINY, "steps": 1, "lr": 1e-2, "warmup_steps": 0, "schedule": "constant", "seed": [0]}
-    changes: list[dict] = [{"lr": 0.0}, {}, {"qk_lr_scale": 0.1}, {"qk_lr_scale": 0.0}]
+    changes: list[dict] = [{"lr": 0.0}, {}, {knob: 0.1}, {knob: 0.0}]
     start, whole, tenth, none = (
         train(grid("markov", **tiny | change), keep_params=True).params[0] for change in changes
     )
     for name in start:
         moved = whole[name] - start[name]
-        share = 0.1 if ".attention.query." in name or ".attention.key." in name else 1.0
+        share = 0.1 if any(f".attention.{part}." in name for part in parts) else 1.0
         assert moved.abs().max() > 0, name
         torch.testing.assert_close(tenth[name] - start[name], share * moved, rtol=1e-4, atol=1e-7)
         assert torch.equal(none[name], start[name] if share < 1 else whole[name]), name
 
 
-def test_train_refuses_qk_lr_scale_without_attention():
-    with pytest.raises(ValueError, match="qk_lr_scale must be 1 without a transformer"):
-        grid("text", model="lstm", qk_lr_scale=0.1)
+@pytest.mark.parametrize("knob", ["qk_lr_scale", "vo_lr_scale"])
+def test_train_refuses_rates_of_attention_weights_without_attention(knob):
+    with pytest.raises(ValueError, match=f"{knob} must be 1 without a transformer"):
+        grid("text", model="lstm", **{knob: 0.1})
 
 
 def test_train_joins_runs_of_several_structures_in_their_order():

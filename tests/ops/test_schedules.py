@@ -16,6 +16,7 @@ from stabviz.ops.schedules import (
     linear_warmup,
     plateau_state,
     reduce_on_plateau,
+    warmup_stable_decay,
 )
 
 STEPS = torch.arange(500)
@@ -55,6 +56,9 @@ def test_hand_values():
     assert float(inverse_sqrt(15, 4)) == 0.5
     assert float(inverse_sqrt(3, 0)) == 0.5
     assert [float(linear_decay(step, 4)) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
+    # 20 steps: 2 up, stable until 15, then 1 - sqrt(p) with p = 0, 0.2, 0.8, 1
+    shares = [float(warmup_stable_decay(step, 20, 2, 0.25)) for step in (0, 1, 14, 15, 16, 19, 20, 99)]
+    assert shares == pytest.approx([0.5, 1, 1, 1, 1 - math.sqrt(0.2), 1 - math.sqrt(0.8), 0, 0], abs=1e-7)
 
 
 def test_linear_warmup_equals_linear_lr():
@@ -91,6 +95,27 @@ def test_inverse_sqrt_equals_the_formula_of_the_paper_scaled_to_peak_1():
         return min((step + 1) ** -0.5, (step + 1) * 29**-1.5) / peak
 
     close(inverse_sqrt(STEPS.double(), 29), reference(lambda o: lr_scheduler.LambdaLR(o, rate)))
+
+
+def test_warmup_stable_decay_before_its_fall_does_not_know_the_end():
+    short, long = (warmup_stable_decay(STEPS, total, 29) for total in (300, 437))
+    assert torch.equal(short[:241], long[:241])  # 300 steps fall over the last 60, from step 240 on
+    assert short[241] < long[241] == 1
+
+
+def test_warmup_stable_decay_equals_sequential_lr():
+    def make(o):
+        fall = lr_scheduler.LambdaLR(o, lambda step: 1 - math.sqrt(min(step / 100, 1)))
+        stable = lr_scheduler.ConstantLR(o, factor=1.0, total_iters=363)
+        return lr_scheduler.SequentialLR(o, [warmup(o, 37), stable, fall], milestones=[37, 400])
+
+    close(warmup_stable_decay(STEPS.double(), 500, 37), reference(make))
+
+
+def test_warmup_stable_decay_longer_warm_up_leaves_a_shorter_fall():
+    shares = [float(warmup_stable_decay(step, 10, 9, 0.5)) for step in (4, 8, 9, 10)]
+    assert shares == pytest.approx([5 / 9, 1, 1, 0])
+    assert float(warmup_stable_decay(9, 10, 0, 0.0)) == 1
 
 
 @pytest.mark.parametrize(
@@ -167,6 +192,8 @@ def test_plateau_under_vmap_equals_the_loop():
         (lambda: linear_warmup(3, -2), r"linear_warmup: warmup_steps must be at least 0; got -2"),
         (lambda: cosine(3, 5, 6), r"cosine: total_steps must be at least warmup_steps; got 5"),
         (lambda: linear_decay(3, 5, 6), r"linear_decay: total_steps must be at least warmup_steps; got 5"),
+        (lambda: warmup_stable_decay(3, 5, 6), r"total_steps must be at least warmup_steps; got 5"),
+        (lambda: warmup_stable_decay(3, 5, 1, 1.5), r"decay_share must be in \[0, 1\]; got 1.5"),
         (lambda: inverse_sqrt(3, -1), r"inverse_sqrt: warmup_steps must be at least 0; got -1"),
         (lambda: reduce_on_plateau(plateau_state(), 1.0, factor=1.0), r"factor must be in \(0, 1\); got 1.0"),
         (
