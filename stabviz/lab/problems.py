@@ -31,7 +31,7 @@ from stabviz.models import (
     transformer_logits,
 )
 from stabviz.models.transformer import part
-from stabviz.ops import causal_mask, cross_entropy, scaled_dot_product_attention
+from stabviz.ops import causal_mask, cross_entropy, log_sum_exp, scaled_dot_product_attention
 from stabviz.seeds import generator
 
 HELD_OUT_ROWS = 64
@@ -192,7 +192,11 @@ class SequenceProblem(Problem):
     def loss(self, params, batch, knobs, measure):
         logits_BLV, measured = self._logits(params, batch["tokens"], knobs, measure)
         logits_NV, targets_N = logits_BLV.flatten(0, 1), batch["targets"].flatten()
+        if measure:
+            measured = measured | {"mean_logit": logits_NV.detach().mean()}
         if self.your_loss is not None:
+            if measure:  # your loss returns one number: log Z is taken beside it, over all tokens
+                measured["log_z"] = log_sum_exp(logits_NV.detach()).mean()
             return self.your_loss(logits_NV, targets_N, knobs), measured
         loss_nats, seen = cross_entropy(
             logits_NV, targets_N, label_smoothing=knobs["label_smoothing"], z_loss=knobs["z_loss"]

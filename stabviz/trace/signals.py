@@ -42,6 +42,12 @@ _REGISTERED = (
         "Log of the output softmax's denominator, mean over the tokens that count.",
     ),
     Signal(
+        "mean_logit",
+        "nats",
+        "mean output logit",
+        "Mean of the output logits over tokens and classes, their common height: the softmax ignores it.",
+    ),
+    Signal(
         "max_attention_logit",
         "",
         "largest |attention logit|",

@@ -198,6 +198,17 @@ def test_train_marks_a_step_as_clipped_just_when_the_norm_is_above_the_threshold
     assert np.array_equal(trace["clipped"].astype(bool), above)
 
 
+def test_train_measures_the_output_logits_the_same_with_a_loss_of_yours():
+    def mine(logits_NV, targets_N):
+        return torch.nn.functional.cross_entropy(logits_NV, targets_N)
+
+    ours, theirs = (train(grid("markov", seed=[1, 2], loss=loss, **TINY)) for loss in (None, mine))
+    for name in ("mean_logit", "log_z"):
+        np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-9)
+    # Jensen: the log of a sum of V exponentials is at least log V above their mean exponent
+    assert (ours["log_z"] - ours["mean_logit"] >= math.log(64)).all()
+
+
 def test_train_without_measures_keeps_the_curve():
     experiment = grid("markov", seed=[1, 2], **TINY)
     bare, full = train(experiment, measure=False), train(experiment)
