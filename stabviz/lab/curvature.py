@@ -8,11 +8,15 @@ from torch import Tensor
 ITERATIONS = 4
 """Power iterations a step. The eigenvector of the last step is the start, so that a few are enough."""
 
+MOST_ITERATIONS = 20
+"""Power iterations where many steps lie between two measurements, and the eigenvector has turned."""
+
 
 class Curvature:
     """Follows the top eigenvector of each run's Hessian, (R, P), along the training."""
 
-    def __init__(self, params_RP: Tensor):
+    def __init__(self, params_RP: Tensor, every: int = 1):
+        self.iterations = min(ITERATIONS * every, MOST_ITERATIONS)
         generator = torch.Generator().manual_seed(0)
         start_P = torch.randn(params_RP.shape[1], generator=generator)
         self.vector_RP = start_P.to(params_RP).expand_as(params_RP).clone()
@@ -35,7 +39,7 @@ class Curvature:
         Source: Cohen et al. 2022, arXiv:2207.14484
         """
         weights_RP = self._inverse_root(optimizer, state, knob, grads_RP)
-        for _ in range(ITERATIONS):
+        for _ in range(self.iterations):
             length_R1 = self.vector_RP.norm(dim=1, keepdim=True)
             self.vector_RP = self.vector_RP / length_R1
             probe_RP = self.vector_RP if weights_RP is None else self.vector_RP * weights_RP

@@ -70,9 +70,10 @@ class RunBatch:
         self.clip = YourTensor("clip", first.clip) if first.clip else None
         self.lr_SR = torch.stack([rates(run) for run in runs], dim=1).to(device, self.dtype)
         self.plateau = Plateau(len(runs), device) if first.schedule == "plateau" else None
-        self.curvature = Curvature(self.params_RP) if first.sharpness else None
+        self.curvature = Curvature(self.params_RP, first.sharpness_every) if first.sharpness else None
         self.alive_R = torch.ones(len(runs), dtype=torch.bool, device=device)
         self.step_index = torch.zeros((), dtype=torch.int64, device=device)
+        self.anchor: Batch = {}
         self.signals: dict[str, Tensor] = {}
         self.steps_done = 0
         self.replay: list[Action] | None = None
@@ -110,7 +111,9 @@ class RunBatch:
             findings[mine.knob] = examine(mine, one, (*example, varying))
         self.notes = [finding.note for finding in findings.values() if finding.note]
         self.run_by_run = {knob for knob, finding in findings.items() if not finding.mapped}
-        self.recorded = self.curvature is None and all(finding.recorded for finding in findings.values())
+        # What changes from step to step cannot be replayed.
+        changes = self.curvature is not None or self.runs[0].linearise_step >= 0
+        self.recorded = not changes and all(finding.recorded for finding in findings.values())
 
     def _over_runs(self, one: Callable, *args, knobs: tuple[str, ...], part: set[str]):
         """Call one(*args, knobs) for every run: by vmap, or in turn where a function of yours needs it."""
@@ -183,7 +186,7 @@ class RunBatch:
 
     def _step(self) -> tuple[dict[str, Tensor], Tensor]:
         """Measure, clip, update: return the new parameters and state, and which runs take them over."""
-        batch = self.next_batch(self.step_index)
+        batch = self.next_batch(self.step_index) | self._anchor()
         objective_R, grads_RP, measured = self._gradients(batch)
         with torch.no_grad():
             grads_RP = grads_RP.detach()
@@ -202,13 +205,23 @@ class RunBatch:
             self._write(signals)
             return new, self._judge(objective_R.isfinite() & norm_R.isfinite())
 
+    def _anchor(self) -> Batch:
+        """The parameters at which the model is linearised, from that step on; before it none."""
+        if self.steps_done == self.runs[0].linearise_step:
+            # Cloned: the buffer goes on changing.
+            self.anchor = {
+                f"anchor {name}": view.clone() for name, view in self.views(self.params_RP).items()
+            }
+        return self.anchor
+
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The objective of every run, (R,), its gradient, (R, P), and what was measured."""
         # Leaves of their own, not the buffer: each parameter gets a gradient of its shape.
         leaves = {name: view.detach().requires_grad_() for name, view in self.views(self.params_RP).items()}
         loss_R, measured = self.losses(leaves, batch)
         objective_R = loss_R * self._poison() if any(run.poison_step >= 0 for run in self.runs) else loss_R
-        second = self.curvature is not None  # the Hessian is a derivative of the gradient
+        curvature = self.curvature if self.steps_done % self.runs[0].sharpness_every == 0 else None
+        second = curvature is not None  # the Hessian is a derivative of the gradient
         # The sum: no run's loss depends on another's parameters, so its gradient is each run's own.
         # A block or attention of yours may leave a parameter unused: its gradient is then 0, not an error.
         grads = torch.autograd.grad(
@@ -219,8 +232,8 @@ class RunBatch:
             materialize_grads=True,
         )
         grads_RP = torch.cat([grad.reshape(len(self.runs), -1) for grad in grads], dim=1)
-        if self.curvature is not None:
-            measured |= self.curvature.measure(leaves, grads_RP, self.optimizer, self.state, self.knob)
+        if curvature is not None:
+            measured |= curvature.measure(leaves, grads_RP, self.optimizer, self.state, self.knob)
         return objective_R.detach(), grads_RP, {name: value.detach() for name, value in measured.items()}
 
     def losses(self, params: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

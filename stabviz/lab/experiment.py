@@ -171,6 +171,11 @@ class Run:
     sharpness: bool = _knob(False, "engine")
     """Measure the largest eigenvalue of the Hessian (preconditioned for the Adam family): task "regression"
     only."""
+    sharpness_every: int = _knob(1, "engine", _whole_from(1), unit="updates")
+    """Steps between two measurements of the sharpness; each costs as much as several steps."""
+    linearise_step: int = _knob(-1, "engine", _whole_from(-1), unit="updates")
+    """Step from which the perceptron is replaced by its tangent there, whose loss is a parabola of fixed
+    curvature; -1 is never. Task "regression" only."""
     dtype: str = _knob("float32", "engine", choices=("float32", "float64"))
     """"float32" or "float64"."""
 
@@ -180,6 +185,7 @@ class Run:
         tokens = self.task in SEQUENCES
         for name, fits, must in (
             ("sharpness", self.task == "regression", "False unless task is 'regression'"),
+            ("linearise_step", self.task == "regression", "-1 unless task is 'regression'"),
             ("held_out", self.task in CORPORA, f"0 unless task is one of {CORPORA}"),
             ("attention", tokens and self.model == "transformer", "None without a transformer"),
             ("qk_lr_scale", tokens and self.model == "transformer", "1 without a transformer"),

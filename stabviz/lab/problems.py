@@ -315,5 +315,15 @@ class RegressionProblem(Problem):
         return lambda step: {}
 
     def loss(self, params, batch, knobs, measure):
-        residual_N1 = mlp_outputs(params, self.x_N2, self.config) - self.y_N1
-        return residual_N1.square().mean(), {}
+        def outputs(params):
+            return mlp_outputs(params, self.x_N2, self.config)
+
+        anchor = {name: batch[f"anchor {name}"] for name in params if f"anchor {name}" in batch}
+        if anchor:
+            # The tangent: outputs at the anchor and their directional derivative, linear in the parameters.
+            moved = {name: params[name] - anchor[name] for name in params}
+            here_N1, slope_N1 = torch.func.jvp(outputs, (anchor,), (moved,))
+            predicted_N1 = here_N1 + slope_N1
+        else:
+            predicted_N1 = outputs(params)
+        return (predicted_N1 - self.y_N1).square().mean(), {}

@@ -401,6 +401,28 @@ def test_train_preconditioned_sharpness_divides_by_the_root_of_the_second_moment
     torch.testing.assert_close(batch.signals["preconditioned_sharpness"][59, 0], largest, rtol=2e-2, atol=0)
 
 
+def test_train_sharpness_every_measures_every_so_many_steps_and_changes_no_curve():
+    knobs = {"optimizer": "sgd", "layers": 2, "lr": 0.1, "steps": 41, "seed": [0, 3], "dtype": "float64"}
+    each = train(grid("regression", **knobs, sharpness=True))
+    some = train(grid("regression", **knobs, sharpness=True, sharpness_every=10))
+    np.testing.assert_array_equal(some["loss_nats"], each["loss_nats"])
+    assert np.isfinite(some["sharpness"]).sum(axis=1).tolist() == [5, 5]
+    # two ways to the same eigenvector, at a sharpness that moves a little from step to step
+    np.testing.assert_allclose(some["sharpness"][:, 40], each["sharpness"][:, 40], rtol=2e-3)
+
+
+def test_train_linearise_step_freezes_the_curvature_and_not_the_gradient():
+    knobs = {"optimizer": "sgd", "layers": 3, "lr": 0.05, "steps": 61, "seed": [0, 3], "dtype": "float64"}
+    knobs |= {"schedule": "constant", "warmup_steps": 0, "sharpness": True, "sharpness_every": 20}
+    bent = train(grid("regression", **knobs))
+    straight = train(grid("regression", **knobs, linearise_step=20))
+    # at the anchor value and gradient are the network's own
+    np.testing.assert_allclose(curves(straight)[..., :21], curves(bent)[..., :21], rtol=1e-9)
+    assert (np.abs(straight["loss_nats"][:, 60] / bent["loss_nats"][:, 60] - 1) > 1e-4).all()
+    np.testing.assert_allclose(straight["sharpness"][:, 40], straight["sharpness"][:, 60], rtol=1e-4)
+    assert (np.abs(bent["sharpness"][:, 40] / bent["sharpness"][:, 60] - 1) > 5e-4).all()
+
+
 def test_stream_restores_the_thread_count():
     before = torch.get_num_threads()
     train(grid("bowl", optimizer="sgd", lr=0.1, steps=3))

@@ -72,6 +72,8 @@ def test_the_table_of_knobs_says_kind_default_unit_and_reader():
             {"sharpness": True},
             "sharpness must be False unless task is 'regression'; got True with task 'text'",
         ),
+        ({"linearise_step": 3}, "linearise_step must be -1 unless task is 'regression'; got 3"),
+        ({"sharpness_every": 0}, "sharpness_every must be a whole number of at least 1; got 0"),
         ({"optimizer": "lion"}, "optimizer must be one of .* got 'lion'"),
     ],
 )
