@@ -14,7 +14,12 @@ from stabviz.models.bert import BertConfig, BertOutput, bert_outputs, init_bert
 from stabviz.models.bert_module import Bert
 from stabviz.models.lstm import LstmConfig, init_lstm, lstm_logits
 from stabviz.models.mlp import MlpConfig, init_mlp, mlp_outputs
-from stabviz.models.transformer import TransformerConfig, init_transformer, transformer_logits
+from stabviz.models.transformer import (
+    TransformerConfig,
+    init_transformer,
+    transformer_block,
+    transformer_logits,
+)
 
 __all__ = [
     "Bert",
@@ -30,5 +35,6 @@ __all__ = [
     "init_transformer",
     "lstm_logits",
     "mlp_outputs",
+    "transformer_block",
     "transformer_logits",
 ]

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from stabviz.models.sizes import check_sizes
 from stabviz.ops import (
+    AttentionMeasures,
     embedding,
     feed_forward,
     gelu,
@@ -185,7 +186,19 @@ def transformer_logits(
         if block is not None:
             stream_BLD, seen = block(mine, stream_BLD), None
         else:
-            stream_BLD, seen = _block(mine, stream_BLD, config, mask, softcap, measure, attend)
+            stream_BLD, seen = transformer_block(
+                mine,
+                stream_BLD,
+                heads=config.heads,
+                norm=config.norm,
+                layers=config.layers,
+                mask=mask,
+                causal=config.causal,
+                softcap=softcap,
+                activation=ACTIVATIONS[config.activation],
+                measure=measure,
+                attend=attend,
+            )
         seen_by_block.append(seen)
     if config.norm == "pre":
         # A pre-LN stream is a sum of branches that nothing has normalised yet.
@@ -199,32 +212,56 @@ def transformer_logits(
     }
 
 
-def _block(params, stream_BLD, config, mask, softcap, measure, attend):
-    """One block: attention, then feed-forward, each on a branch of the residual stream."""
+def transformer_block(
+    params: Mapping[str, Tensor],
+    stream_BLD: Tensor,
+    *,
+    heads: int,
+    norm: str = "pre",
+    layers: int = 1,
+    mask: Tensor | None = None,
+    causal: bool = True,
+    softcap: float | Tensor | None = None,
+    activation: Callable[[Tensor], Tensor] = gelu,
+    measure: bool = False,
+    attend: Callable = scaled_dot_product_attention,
+) -> tuple[Tensor, AttentionMeasures]:
+    """Run one block: attention, then feed-forward, each on a branch of the stream; parameters of ONE block.
 
-    def norm(name, x):
+    `layers`, the number of blocks, is read by DeepNorm alone, for alpha = (2 layers)^(1/4).
+
+    Shapes: stream_BLD (B, L, D) -> stream_BLD (B, L, D), what attention measured
+    Raises: ValueError if norm is not one of PLACEMENTS
+    Source: post-LN: Vaswani et al. 2017, arXiv:1706.03762; pre-LN: Xiong et al. 2020, arXiv:2002.04745;
+            DeepNorm: Wang et al. 2022, arXiv:2203.00555
+    Lesson: 07-transformer
+    """
+    if norm not in PLACEMENTS:
+        raise ValueError(f"transformer_block: norm must be one of {PLACEMENTS}; got {norm!r}")
+
+    def normed(name, x):
         return layer_norm(x, params[f"{name}.weight"], params[f"{name}.bias"])
 
     def mix(x):
         return multi_head_attention(
             part(params, "attention"),
             x,
-            heads=config.heads,
+            heads=heads,
             mask=mask,
-            causal=config.causal,
+            causal=causal,
             softcap=softcap,
             measure=measure,
             attend=attend,
         )
 
     def feed(x):
-        return feed_forward(part(params, "feed_forward"), x, ACTIVATIONS[config.activation])
+        return feed_forward(part(params, "feed_forward"), x, activation)
 
-    if config.norm == "pre":
-        attended, seen = mix(norm("attention_norm", stream_BLD))
+    if norm == "pre":
+        attended, seen = mix(normed("attention_norm", stream_BLD))
         stream_BLD = stream_BLD + attended
-        return stream_BLD + feed(norm("feed_forward_norm", stream_BLD)), seen
-    alpha = (2 * config.layers) ** 0.25 if config.norm == "deepnorm" else 1.0
+        return stream_BLD + feed(normed("feed_forward_norm", stream_BLD)), seen
+    alpha = (2 * layers) ** 0.25 if norm == "deepnorm" else 1.0
     attended, seen = mix(stream_BLD)
-    stream_BLD = norm("attention_norm", alpha * stream_BLD + attended)
-    return norm("feed_forward_norm", alpha * stream_BLD + feed(stream_BLD)), seen
+    stream_BLD = normed("attention_norm", alpha * stream_BLD + attended)
+    return normed("feed_forward_norm", alpha * stream_BLD + feed(stream_BLD)), seen

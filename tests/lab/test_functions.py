@@ -9,6 +9,7 @@ import torch
 
 from stabviz import ops
 from stabviz.lab import grid, train
+from stabviz.models import transformer_block
 from stabviz.models.transformer import part
 
 TINY = {
@@ -141,6 +142,11 @@ def curves(trace):
             {"norm": "post", "init_scale": [0.5, 1.0]},
         ),
         ({"block": block, "task": "copy"}, {"task": "copy"}),
+        (
+            {"block": transformer_block, "norm": "deepnorm", "softcap": 3.0},
+            {"norm": "deepnorm", "softcap": 3.0},
+        ),
+        ({"block": transformer_block}, {}),
         ({"loss": loss}, {}),
         ({"loss": smoothed, "label_smoothing": [0.1, 0.2]}, {"label_smoothing": [0.1, 0.2]}),
         ({"loss": ops.cross_entropy}, {}),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from stabviz.models import TransformerConfig, init_transformer, transformer_logits
+from stabviz.models import TransformerConfig, init_transformer, transformer_block, transformer_logits
 from stabviz.models.transformer import INIT_GROUPS, part
 from stabviz.ops import feed_forward, multi_head_attention
 
@@ -240,3 +240,16 @@ def test_a_block_of_ones_own_takes_the_place_of_ours_and_measures_nothing():
     torch.testing.assert_close(logits_BLV, expected, rtol=1e-3, atol=1e-3)
     assert measured == {}
     assert seen == ["attention.key.weight"] * LAYERS
+
+
+def test_transformer_block_is_what_the_transformer_repeats():
+    for norm in ("pre", "post", "deepnorm"):
+        config, params, tokens_BL = build(norm=norm)
+
+        def block(params, x, norm=norm):
+            return transformer_block(params, x, heads=H, norm=norm, layers=LAYERS)[0]
+
+        ours = transformer_logits(params, tokens_BL, config)[0]
+        torch.testing.assert_close(transformer_logits(params, tokens_BL, config, block=block)[0], ours)
+    with pytest.raises(ValueError, match="norm must be one of .* got 'middle'"):
+        transformer_block(part(params, "block0"), torch.zeros(B, L, D), heads=H, norm="middle")
