@@ -16,7 +16,8 @@ from stabviz.ops import OPTIMIZERS, SCHEDULES
 TASKS = ("text", "markov", "copy", "ravine", "quartic", "bowl", "regression")
 CORPORA = ("text", "markov")
 SEQUENCES = (*CORPORA, "copy")
-MODELS = ("transformer", "lstm")
+MODELS = ("transformer", "lstm", "rnn")
+RECURRENT = ("lstm", "rnn")
 FUNCTIONS = ("optimizer", "clip", "attention", "block", "loss", "schedule")
 """Knobs that take a function of the reader's own; `lab.functions` says what it gets and returns."""
 
@@ -81,7 +82,7 @@ class Run:
     task: str = _knob("text", "data", choices=TASKS)
     """One of TASKS."""
     model: str = _knob("transformer", "model", choices=MODELS)
-    """"transformer" or "lstm", for the sequence tasks."""
+    """"transformer", "lstm" or "rnn" (plain, tanh), for the sequence tasks."""
     optimizer: str | Callable = _knob("adamw", "optimizer", choices=OPTIMIZERS)
     """A name in `ops.OPTIMIZERS`, or a step of your own."""
     clip: Callable | None = _knob(None, "clip", FUNCTION)
@@ -146,6 +147,11 @@ class Run:
     """Factor on the standard deviation of every initial weight, or of those that init_scale_of names."""
     init_scale_of: str = _knob("all", "start", choices=INIT_GROUPS)
     """What init_scale reaches in a transformer: "all", "branches", "writers" (to the stream) or "ends"."""
+    recurrent_scale: float = _knob(1.0, "start", POSITIVE, numeric=True)
+    """Factor on the initial recurrent weights alone, of "lstm" and "rnn"."""
+    detach_state: bool = _knob(False, "model")
+    """"lstm" and "rnn": no gradient travels back through the state from place to place; the forward pass is
+    the same."""
     qk_norm: bool = _knob(False, "model")
     """Normalise queries and keys."""
     softcap: float = _knob(math.inf, "objective", POSITIVE, numeric=True)
@@ -169,8 +175,8 @@ class Run:
     """Scale of the Student-t(1.5) noise added to the gradient on a surface: heavy tails, infinite
     variance."""
     sharpness: bool = _knob(False, "engine")
-    """Measure the largest eigenvalue of the Hessian (preconditioned for the Adam family): task "regression"
-    only."""
+    """Measure the largest eigenvalue of the Hessian (preconditioned for the Adam family): of task
+    "regression", and of "lstm" and "rnn"."""
     sharpness_every: int = _knob(1, "engine", _whole_from(1), unit="updates")
     """Steps between two measurements of the sharpness; each costs as much as several steps."""
     linearise_step: int = _knob(-1, "engine", _whole_from(-1), unit="updates")
@@ -183,8 +189,13 @@ class Run:
         for knob in KNOBS.values():
             knob.check(getattr(self, knob.name))
         tokens = self.task in SEQUENCES
+        recurrent = tokens and self.model in RECURRENT
         for name, fits, must in (
-            ("sharpness", self.task == "regression", "False unless task is 'regression'"),
+            (
+                "sharpness",
+                self.task == "regression" or recurrent,
+                "False unless task is 'regression' or model recurrent",
+            ),
             ("linearise_step", self.task == "regression", "-1 unless task is 'regression'"),
             ("held_out", self.task in CORPORA, f"0 unless task is one of {CORPORA}"),
             ("attention", tokens and self.model == "transformer", "None without a transformer"),
@@ -194,6 +205,8 @@ class Run:
             ("init_scale_of", tokens and self.model == "transformer", "'all' without a transformer"),
             ("vo_lr_scale", tokens and self.model == "transformer", "1 without a transformer"),
             ("loss", tokens, f"None for task {self.task!r}"),
+            ("recurrent_scale", recurrent, f"1 unless model is one of {RECURRENT}"),
+            ("detach_state", recurrent, f"False unless model is one of {RECURRENT}"),
         ):
             if not fits and getattr(self, name) != KNOBS[name].default:
                 got = f"{named(getattr(self, name))} with task {self.task!r}"

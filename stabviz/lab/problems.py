@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from stabviz.lab.experiment import SEQUENCES, Run
+from stabviz.lab.experiment import RECURRENT, SEQUENCES, Run
 from stabviz.lab.functions import Yours, YourTensor, made_up
 from stabviz.lab.tasks import (
     bowl,
@@ -22,12 +22,15 @@ from stabviz.lab.tasks import (
 from stabviz.models import (
     LstmConfig,
     MlpConfig,
+    RnnConfig,
     TransformerConfig,
     init_lstm,
     init_mlp,
+    init_rnn,
     init_transformer,
     lstm_logits,
     mlp_outputs,
+    rnn_logits,
     transformer_logits,
 )
 from stabviz.models.transformer import part
@@ -110,8 +113,11 @@ class SequenceProblem(Problem):
             self.corpus = text_corpus() if run.task == "text" else markov_corpus()
             vocab_size = len(self.corpus.symbols)
             self.floor_nats, self.chance_nats = self.corpus.floor_nats, self.corpus.chance_nats
-        if run.model == "lstm":
-            self.config = LstmConfig(vocab_size=vocab_size, width=run.width, layers=run.layers)
+        if run.model in RECURRENT:
+            config = LstmConfig if run.model == "lstm" else RnnConfig
+            self.config = config(
+                vocab_size=vocab_size, width=run.width, layers=run.layers, detach_state=run.detach_state
+            )
         else:
             self.config = TransformerConfig(
                 vocab_size=vocab_size,
@@ -131,9 +137,10 @@ class SequenceProblem(Problem):
 
     def init(self, run):
         start = generator(run.seed, "initial weights")
-        if run.model == "lstm":
-            return init_lstm(self.config, start, run.init_scale)
-        return init_transformer(self.config, start, run.init_scale, run.init_scale_of)
+        if run.model == "transformer":
+            return init_transformer(self.config, start, run.init_scale, run.init_scale_of)
+        draw = init_lstm if run.model == "lstm" else init_rnn
+        return draw(self.config, start, run.init_scale, run.recurrent_scale)
 
     def batches(self, runs, device):
         batch, context, steps = self.run.batch, self.run.context, self.run.steps
@@ -204,8 +211,9 @@ class SequenceProblem(Problem):
         return loss_nats, measured | ({"log_z": seen.log_z} if measure else {})
 
     def _logits(self, params, tokens_BL, knobs, measure):
-        if self.run.model == "lstm":
-            return lstm_logits(params, tokens_BL, self.config)
+        if self.run.model in RECURRENT:
+            logits_of = lstm_logits if self.run.model == "lstm" else rnn_logits
+            return logits_of(params, tokens_BL, self.config)
         softcap = knobs["softcap"]
         off = not isinstance(softcap, Tensor) and softcap == float("inf")
         return transformer_logits(

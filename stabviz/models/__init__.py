@@ -14,6 +14,7 @@ from stabviz.models.bert import BertConfig, BertOutput, bert_outputs, init_bert
 from stabviz.models.bert_module import Bert
 from stabviz.models.lstm import LstmConfig, init_lstm, lstm_logits
 from stabviz.models.mlp import MlpConfig, init_mlp, mlp_outputs
+from stabviz.models.rnn import RnnConfig, init_rnn, rnn_logits
 from stabviz.models.transformer import (
     TransformerConfig,
     init_transformer,
@@ -27,14 +28,17 @@ __all__ = [
     "BertOutput",
     "LstmConfig",
     "MlpConfig",
+    "RnnConfig",
     "TransformerConfig",
     "bert_outputs",
     "init_bert",
     "init_lstm",
     "init_mlp",
+    "init_rnn",
     "init_transformer",
     "lstm_logits",
     "mlp_outputs",
+    "rnn_logits",
     "transformer_block",
     "transformer_logits",
 ]

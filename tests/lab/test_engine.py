@@ -7,6 +7,8 @@ import torch
 from stabviz.lab import engine as engine_module
 from stabviz.lab import grid, stream, train
 from stabviz.lab import runs as runs_module
+from stabviz.lab.engine import RunBatch
+from stabviz.lab.experiment import Run
 from stabviz.lab.problems import problem_of
 from stabviz.models import transformer_logits
 from stabviz.ops import OPTIMIZERS
@@ -32,6 +34,8 @@ def test_train_gives_a_run_among_many_what_it_gives_alone(optimizer):
     "knobs",
     [
         {"model": "lstm"},
+        {"model": "lstm", "detach_state": True},
+        {"model": "rnn", "recurrent_scale": 3.0},
         {"task": "copy"},
         {"norm": "post"},
         {"qk_norm": True},
@@ -369,6 +373,42 @@ def test_train_sharpness_finds_the_hessian_of_a_quadratic_model():
     inputs = torch.cat([x_N2, torch.ones(len(x_N2), 1)], dim=1).double()
     largest = torch.linalg.eigvalsh(2 * inputs.T @ inputs / len(inputs))[-1].item()
     np.testing.assert_allclose(trace["sharpness"][:, -1], largest, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["lstm", "rnn"])
+def test_detach_state_changes_the_gradient_and_not_the_loss(model):
+    knobs = TINY | {"model": model, "optimizer": "sgd", "lr": 0.5, "schedule": "constant", "warmup_steps": 0}
+    whole, cut = (train(grid("markov", seed=[1], detach_state=cut, **knobs)) for cut in (False, True))
+    assert whole["loss_nats"][0, 0] == cut["loss_nats"][0, 0]
+    assert whole["grad_norm_preclip"][0, 0] != cut["grad_norm_preclip"][0, 0]
+    assert whole["loss_nats"][0, 1] != cut["loss_nats"][0, 1]
+
+
+def test_recurrent_scale_multiplies_the_recurrent_weights_alone():
+    runs = [Run(task="markov", model="rnn", recurrent_scale=scale, **TINY) for scale in (1.0, 3.0)]
+    one, three = (RunBatch([run], torch.device("cpu"), True).params_of(0) for run in runs)
+    for name in one:
+        factor = 3.0 if "recurrent" in name else 1.0
+        torch.testing.assert_close(three[name], factor * one[name], rtol=1e-6, atol=0)
+
+
+def test_train_sharpness_of_a_recurrent_model_is_the_slope_of_its_gradient():
+    knobs = TINY | {"model": "lstm", "optimizer": "sgd", "lr": 0.0, "batch": 3, "sharpness_every": 10}
+    batch = RunBatch([Run(task="markov", sharpness=True, **knobs)], torch.device("cpu"), True)
+    first = batch.next_batch(batch.step_index)
+
+    def grad_at(params_1P):
+        batch.params_RP = params_1P
+        return batch._gradients(first)[1][0].detach()
+
+    start_1P = batch.params_RP
+    batch.step()
+    vector_P = batch.curvature.vector_RP[0] / batch.curvature.vector_RP[0].norm()
+    batch.curvature, step = None, 1e-5
+    # float64, a difference of gradients on either side along the eigenvector that was found
+    slope_P = (grad_at(start_1P + step * vector_P) - grad_at(start_1P - step * vector_P)) / (2 * step)
+    sharpness = batch.signals["sharpness"][0, 0]
+    torch.testing.assert_close(vector_P @ slope_P, sharpness, rtol=0.1, atol=0)
 
 
 def test_train_preconditioned_sharpness_divides_by_the_root_of_the_second_moment():

@@ -70,9 +70,17 @@ def test_the_table_of_knobs_says_kind_default_unit_and_reader():
         ({"seed": []}, "a knob's list must hold a value"),
         (
             {"sharpness": True},
-            "sharpness must be False unless task is 'regression'; got True with task 'text'",
+            "sharpness must be False unless task is 'regression' or model recurrent; got True",
         ),
         ({"linearise_step": 3}, "linearise_step must be -1 unless task is 'regression'; got 3"),
+        (
+            {"detach_state": True},
+            r"detach_state must be False unless model is one of \('lstm', 'rnn'\); got True",
+        ),
+        (
+            {"task": "bowl", "model": "rnn", "recurrent_scale": 2.0},
+            "recurrent_scale must be 1 unless model is",
+        ),
         ({"sharpness_every": 0}, "sharpness_every must be a whole number of at least 1; got 0"),
         ({"optimizer": "lion"}, "optimizer must be one of .* got 'lion'"),
     ],

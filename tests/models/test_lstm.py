@@ -53,3 +53,17 @@ def test_lstm_config_refuses_no_layers():
 def test_init_lstm_refuses_a_negative_scale():
     with pytest.raises(ValueError, match="init_lstm: init_scale must be > 0; got -1"):
         init_lstm(LstmConfig(vocab_size=V), torch.Generator(), -1)
+
+
+def test_detach_state_keeps_the_logits_and_lets_no_gradient_reach_an_earlier_place():
+    config, params, _ = build()
+    cut = LstmConfig(vocab_size=V, width=D, layers=LAYERS, detach_state=True)
+    tokens_BL = torch.arange(B * L).view(B, L) % V
+    params["embedding.token"].requires_grad_()
+    for which, reaches in ((config, True), (cut, False)):
+        logits_BLV, _ = lstm_logits(params, tokens_BL, which)
+        torch.testing.assert_close(logits_BLV, lstm_logits(params, tokens_BL, config)[0], rtol=0, atol=0)
+        # of one sequence, the last place alone: its own token is the only one that a cut gradient meets
+        grad_VD = torch.autograd.grad(logits_BLV[0, -1].sum(), params["embedding.token"])[0]
+        met = set(grad_VD.abs().sum(1).nonzero().flatten().tolist())
+        assert met == (set(tokens_BL[0].tolist()) if reaches else {tokens_BL[0, -1].item()})
