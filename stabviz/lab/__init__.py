@@ -10,6 +10,7 @@ The only room in which the run axis R exists. Imports ops, models and trace.
 
 from stabviz.lab.ablation import Ablation, AblationRow, ablate
 from stabviz.lab.experiment import KNOBS, Experiment, Run, grid
+from stabviz.lab.passages import Passages, neighbours_score, reading_loss, text_passages, unit
 from stabviz.lab.runs import Trained, stream, train
 from stabviz.lab.tasks import (
     Corpus,
@@ -27,16 +28,21 @@ __all__ = [
     "AblationRow",
     "Corpus",
     "Experiment",
+    "Passages",
     "Run",
     "Trained",
     "ablate",
     "copy_tokens",
     "grid",
     "markov_corpus",
+    "neighbours_score",
     "quartic",
     "ravine",
+    "reading_loss",
     "regression_points",
     "stream",
     "text_corpus",
+    "text_passages",
     "train",
+    "unit",
 ]

@@ -13,9 +13,10 @@ from typing import Any
 from stabviz.models.transformer import INIT_GROUPS, PLACEMENTS
 from stabviz.ops import OPTIMIZERS, SCHEDULES
 
-TASKS = ("text", "markov", "copy", "ravine", "quartic", "bowl", "regression")
+TASKS = ("text", "markov", "copy", "ravine", "quartic", "bowl", "regression", "pairs")
 CORPORA = ("text", "markov")
 SEQUENCES = (*CORPORA, "copy")
+HOLDS_OUT = (*CORPORA, "pairs")
 MODELS = ("transformer", "lstm", "rnn")
 RECURRENT = ("lstm", "rnn")
 FUNCTIONS = ("optimizer", "clip", "attention", "block", "loss", "schedule")
@@ -131,6 +132,8 @@ class Run:
     """Share of the target spread evenly over the vocabulary."""
     z_loss: float = _knob(0.0, "objective", NOT_NEGATIVE, unit="1/nats", numeric=True)
     """Weight of (log Z)^2 in the objective."""
+    temperature: float = _knob(0.1, "objective", POSITIVE, numeric=True)
+    """What InfoNCE divides cosines by, in the task "pairs"."""
     width: int = _knob(32, "model", _whole_from(1))
     """Width of the model, D."""
     layers: int = _knob(2, "model", _whole_from(1))
@@ -197,14 +200,14 @@ class Run:
                 "False unless task is 'regression' or model recurrent",
             ),
             ("linearise_step", self.task == "regression", "-1 unless task is 'regression'"),
-            ("held_out", self.task in CORPORA, f"0 unless task is one of {CORPORA}"),
+            ("held_out", self.task in HOLDS_OUT, f"0 unless task is one of {HOLDS_OUT}"),
             ("attention", tokens and self.model == "transformer", "None without a transformer"),
             ("qk_lr_scale", tokens and self.model == "transformer", "1 without a transformer"),
             ("block", tokens and self.model == "transformer", "None without a transformer"),
             ("attention", self.block is None, "None beside a block of your own, which brings its attention"),
             ("init_scale_of", tokens and self.model == "transformer", "'all' without a transformer"),
             ("vo_lr_scale", tokens and self.model == "transformer", "1 without a transformer"),
-            ("loss", tokens, f"None for task {self.task!r}"),
+            ("loss", tokens or self.task == "pairs", f"None for task {self.task!r}"),
             ("recurrent_scale", recurrent, f"1 unless model is one of {RECURRENT}"),
             ("detach_state", recurrent, f"False unless model is one of {RECURRENT}"),
         ):

@@ -19,7 +19,9 @@ block
     What stands before and after the blocks is ours: with norm "pre" a layer norm on the last stream.
     max_attention_logit and attention_entropy are not measured
 loss
-    (logits_NV, targets_N) -> loss (), or (loss, anything); in the task "copy" a target of -100 does not count
+    (logits_NV, targets_N) -> loss (), or (loss, anything); in the task "copy" targets of -100 do not count.
+    In the task "pairs" (x_BE, y_BE) -> loss (), embeddings as the encoder gives them, not of length 1; one
+    that asks for x_predicted and y_predicted gets both once more, through a linear map that learns as well
 schedule
     (step, total_steps, warmup_steps) -> multiplier of the peak rate; numbers, step = 0, 1, ...
 
@@ -184,6 +186,7 @@ PLACES = {
     "attention": (("query", "key", "value"), ("mask", "causal")),
     "block": (("params", "stream"), ("mask", "causal")),
     "loss": (("logits", "targets"), ()),
+    "loss of pairs": (("x", "y"), ("x_predicted", "y_predicted")),
 }
 """What a function of one tensor gets: first by place or name, then by name alone."""
 
@@ -191,9 +194,10 @@ PLACES = {
 class YourTensor:
     """A clip rule, attention, block or loss of the reader's: call(*what PLACES says, knobs) -> one tensor."""
 
-    def __init__(self, knob: str, function: Callable):
-        self.names = (*PLACES[knob][0], *PLACES[knob][1])
-        self.yours = yours(knob, function, *PLACES[knob])
+    def __init__(self, knob: str, function: Callable, places: str = ""):
+        first, by_name = PLACES[places or knob]
+        self.names = (*first, *by_name)
+        self.yours = yours(knob, function, first, by_name)
 
     def __call__(self, *arguments: Any) -> Tensor:
         *given, knobs = arguments

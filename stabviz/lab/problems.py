@@ -1,5 +1,6 @@
 """What one run minimises: parameters, batches, a loss that knows ONE run; the engine adds the run axis."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from stabviz.lab.experiment import RECURRENT, SEQUENCES, Run
 from stabviz.lab.functions import Yours, YourTensor, made_up
+from stabviz.lab.passages import reading_loss, text_passages, unit
 from stabviz.lab.tasks import (
     bowl,
     copy_tokens,
@@ -34,7 +36,15 @@ from stabviz.models import (
     transformer_logits,
 )
 from stabviz.models.transformer import part
-from stabviz.ops import causal_mask, cross_entropy, log_sum_exp, scaled_dot_product_attention
+from stabviz.ops import (
+    alignment,
+    causal_mask,
+    cross_entropy,
+    info_nce_in_batch,
+    log_sum_exp,
+    scaled_dot_product_attention,
+    uniformity,
+)
 from stabviz.seeds import generator
 
 HELD_OUT_ROWS = 64
@@ -89,6 +99,8 @@ def problem_of(run: Run) -> Problem:
     """Return the problem that a run's structure asks for."""
     if run.task in SEQUENCES:
         return SequenceProblem(run)
+    if run.task == "pairs":
+        return PairsProblem(run)
     return RegressionProblem(run) if run.task == "regression" else SurfaceProblem(run)
 
 
@@ -335,3 +347,79 @@ class RegressionProblem(Problem):
         else:
             predicted_N1 = outputs(params)
         return (predicted_N1 - self.y_N1).square().mean(), {}
+
+
+class PairsProblem(Problem):
+    """Embed the halves of passages with one perceptron, so that halves of one passage find each other."""
+
+    floor_nats = None
+    embedding = 16
+    measured_rows = 64
+    """Rows of a batch that uniformity is measured on: its cost grows with their square."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.passages = text_passages()
+        self.train_N, self.held_N = self.passages.split(run.held_out)
+        inputs = self.passages.pairs_NHD.shape[-1]
+        self.config = MlpConfig(inputs=inputs, outputs=self.embedding, width=run.width, layers=run.layers)
+        self.numbers_per_run = 2 * run.batch * max(inputs, run.width, run.batch)
+        self.your_loss = YourTensor("loss", run.loss, "loss of pairs") if run.loss else None
+        self.knobs = self.your_loss.yours.knobs if self.your_loss else ()
+        # A loss of yours may be a distance: nothing is known of its unit, or of what a guess costs.
+        self.chance_nats, self.loss_unit = (None, "") if self.your_loss else (math.log(run.batch), "nats")
+        asked = self.your_loss.yours.fed_from.values() if self.your_loss else ()
+        self.predicts = "x_predicted" in asked or "y_predicted" in asked
+
+    def init(self, run):
+        params = init_mlp(self.config, generator(run.seed, "initial weights"), run.init_scale)
+        if self.predicts:
+            square = torch.randn(self.embedding, self.embedding, generator=generator(run.seed, "predictor"))
+            params["predictor.weight"] = square / self.embedding**0.5
+        return params
+
+    def batches(self, runs, device):
+        def draw(run):
+            rows_SB = torch.randint(
+                len(self.train_N), (run.steps, run.batch), generator=generator(run.seed, "passages")
+            )
+            return self.train_N[rows_SB]
+
+        rows_RSB = _per_seed(runs, draw).to(device)
+        pairs_NHD = self.passages.pairs_NHD.to(device, getattr(torch, self.run.dtype))
+
+        def batch(step):
+            rows_RB = rows_RSB.index_select(1, step[None]).squeeze(1)
+            pairs_RBHD = pairs_NHD.index_select(0, rows_RB.flatten()).unflatten(0, rows_RB.shape)
+            return {"x": pairs_RBHD[:, :, 0], "y": pairs_RBHD[:, :, 1]}
+
+        return batch
+
+    def loss(self, params, batch, knobs, measure):
+        x_BE, y_BE = (mlp_outputs(params, batch[name], self.config) for name in "xy")
+        if self.your_loss is None:
+            loss = info_nce_in_batch(unit(x_BE), unit(y_BE), knobs["temperature"])
+        else:
+            predicted = [z @ params["predictor.weight"].mT if self.predicts else z for z in (x_BE, y_BE)]
+            loss = self.your_loss(x_BE, y_BE, *predicted, knobs)
+        return loss, self._measured(x_BE.detach(), y_BE.detach()) if measure else {}
+
+    def _measured(self, x_BE, y_BE):
+        x_BE, y_BE = (unit(z[: self.measured_rows]) for z in (x_BE, y_BE))
+        measured = {"alignment": alignment(x_BE, y_BE), "embedding_std": x_BE.std(dim=0).mean()}
+        return measured | ({"uniformity": uniformity(x_BE)} if len(x_BE) > 1 else {})
+
+    def held_out(self, device):
+        if not len(self.held_N):
+            return []
+        pairs_NHD = self.passages.pairs_NHD[self.held_N].to(device, getattr(torch, self.run.dtype))
+        return [{"x": pairs_NHD[:, 0], "y": pairs_NHD[:, 1]}]
+
+    def held_out_loss(self, params, batch, knobs):
+        return reading_loss(*(mlp_outputs(params, batch[name], self.config) for name in "xy"))
+
+    def yours(self, device, dtype):
+        if self.your_loss is None:
+            return []
+        example = tuple(made_up(4, self.run.batch, self.embedding).to(device, dtype))
+        return [(self.your_loss.yours, self.your_loss, example)]
