@@ -1,4 +1,5 @@
-# make lab · make test · make quick · make lint · make setup · make lessons [LESSON=03] · make bench · make clean
+# make lab · make test · make quick · make lint · make setup · make lessons [LESSON=03] ·
+# make claims [LESSON=03] [SEEDS=20] · make bench · make clean
 #
 # PYTHON    which Python makes .venv (default: the first of the list below that is 3.11 or newer)
 # PIP_ARGS  more arguments for pip, e.g. the CPU wheels of torch on Linux; see "On a GPU" in README.md
@@ -10,6 +11,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 LESSON ?=
+SEEDS ?= 20
 WORKERS ?= 2
 export PYTHONUTF8 := 1
 
@@ -20,7 +22,7 @@ SLOW := tests/browser tests/cli tests/finetune tests/lab tests/trace/test_diagno
 # The notebooks that are compared; `make quick` takes two short ones.
 NOTEBOOKS := notebooks
 
-.PHONY: lab setup test quick lint doctor test-fast test-package test-notebooks test-browser lessons bench clean
+.PHONY: lab setup test quick lint doctor test-fast test-package test-notebooks test-kernels test-browser lessons claims bench clean
 .NOTPARALLEL:
 
 lab: $(STAMP)
@@ -40,7 +42,7 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt -e .
 	@touch $(STAMP)
 
-test: lint doctor test-package test-notebooks test-browser
+test: lint doctor test-package test-notebooks test-kernels test-browser
 
 quick: NOTEBOOKS := notebooks/02-cross-entropy.ipynb notebooks/06-infonce.ipynb
 quick: lint test-fast test-notebooks
@@ -69,12 +71,20 @@ test-notebooks: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	  $(NOTEBOOKS)
 
+# The notebooks above ran with this machine's own kernels; one lesson, each commit another, with torch's plainest.
+test-kernels: $(STAMP)
+	$(BIN)/python -m lessons.claims --in-turn
+
 # One at a time: these measure how soon a curve appears.
 test-browser: $(STAMP)
 	$(BIN)/python -m pytest tests/browser
 
 lessons: $(STAMP)
-	$(BIN)/python lessons/build.py $(LESSON)
+	$(BIN)/python -m lessons.build $(LESSON)
+
+# Hours for all lessons: each is run once a set of seeds and twice a set of kernels. What is done is kept.
+claims: $(STAMP)
+	$(BIN)/python -m lessons.claims --lesson "$(LESSON)" --seeds $(SEEDS) --workers $(WORKERS)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench.run

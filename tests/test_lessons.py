@@ -78,6 +78,27 @@ def shape_problems(notebook):
     return problems
 
 
+def fold_problems(notebook):
+    """Return the folds that JupyterLab would not show as meant: it folds cells, not parts of them."""
+    problems, folded_at = [], 0
+    for cell in notebook.cells:
+        text = without_code(cell.source) if cell.cell_type == "markdown" else ""
+        headings = re.findall(r"^(#+) +(.+)$", text, re.MULTILINE)
+        begins = text.lstrip().startswith("#")
+        if folded_at and begins and len(headings[0][0]) <= folded_at:
+            folded_at = 0
+        if cell.metadata.get("jp-MarkdownHeadingCollapsed"):
+            folded_at = len(headings[0][0])
+            if len(cell.source.strip().splitlines()) > 1:
+                problems.append(f"{headings[0][1]!r} must stand alone in its cell: put +++ below it")
+        elif folded_at:
+            ends = [name for marks, name in headings[begins:] if len(marks) <= folded_at]
+            problems += [f"{name!r} ends a fold and must begin a cell: put +++ above it" for name in ends]
+        if any(name.startswith("Going deeper") for _, name in headings) and not folded_at:
+            problems.append(f"{headings[0][1]!r} is not folded")
+    return problems
+
+
 def cell_problems(notebook):
     """Return what keeps the cells of a lesson from being compared, or from being run in-process."""
     problems = []
@@ -153,8 +174,11 @@ def test_every_lesson_has_a_notebook_and_every_notebook_a_lesson():
     assert {path.stem for path in FOUND} == {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
 
 
-def test_lessons_holds_nothing_but_lessons_and_their_builder():
-    assert {path for path in LESSONS.iterdir() if path.is_file()} == {*FOUND, LESSONS / "build.py"}
+def test_lessons_holds_nothing_but_lessons_and_their_tools():
+    assert {path for path in LESSONS.iterdir() if path.is_file()} == {
+        *FOUND,
+        *(LESSONS / name for name in ("build.py", "claims.py", "course.py")),
+    }
 
 
 @each_lesson
@@ -171,6 +195,11 @@ def test_notebook_was_executed_whole(path):
 @each_lesson
 def test_lesson_has_the_shape_of_the_course(path):
     assert shape_problems(read_lesson(path)) == []
+
+
+@each_lesson
+def test_what_goes_deeper_is_folded(path):
+    assert fold_problems(read_lesson(path)) == []
 
 
 @each_lesson
@@ -289,6 +318,36 @@ def test_a_cell_that_nothing_compares_is_caught(tmp_path, old, new, problem):
     assert old in GOOD
     problems = cell_problems(lesson(tmp_path, GOOD.replace(old, new, 1)))
     assert any(problem in each for each in problems), problems
+
+
+FOLDED = """
++++ {"jp-MarkdownHeadingCollapsed": true}
+
+### Going deeper: a
+
++++
+
+Words.
+
++++
+
+## Sources
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("", "", None),
+        ("a\n\n+++\n", "a\n", "alone in its cell"),
+        ("Words.\n\n+++\n", "Words.\n", "begin a cell"),
+        (' {"jp-MarkdownHeadingCollapsed": true}', "", "is not folded"),
+    ],
+)
+def test_a_fold_that_jupyterlab_would_not_show_is_caught(tmp_path, old, new, problem):
+    assert old in FOLDED
+    problems = fold_problems(lesson(tmp_path, FOLDED.replace(old, new, 1)))
+    assert [problem in each for each in problems] == ([True] if problem else [])
 
 
 def executed(tmp_path):
