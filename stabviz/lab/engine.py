@@ -21,7 +21,7 @@ from stabviz.lab.fuse import fuse
 from stabviz.lab.problems import Batch, problem_of
 from stabviz.lab.rates import Plateau, rates
 from stabviz.lab.replay import Action, record
-from stabviz.ops import OPTIMIZERS, clip_adaptive, clip_by_global_norm, clip_by_value
+from stabviz.ops import OPTIMIZERS, clip_adaptive, clip_by_global_norm, clip_by_value, qk_clip
 
 WRITTEN_STEPS = 3
 """Steps done as they are written before one is recorded: recording takes a tenth of a second, and a first
@@ -198,6 +198,8 @@ class RunBatch:
             new, update = self._update(clipped_RP, lr_R)
             for knob, is_scaled_P in self.is_scaled_P.items():
                 new["param"] = self._scale_update(new["param"], knob, is_scaled_P)
+            if self.runs[0].qk_clip < math.inf:
+                new["param"] = self._clip_query_and_key(new["param"], measured.pop("max_logit_by_head"))
             signals = {"loss_nats": objective_R, "lr": lr_R, "grad_norm_preclip": norm_R}
             if self.measure:
                 signals |= measured | self._norms_by_layer(grads_RP)
@@ -317,6 +319,18 @@ class RunBatch:
             return new_RP
         way_RP = self._each(knob)[:, None] * (new_RP - self.params_RP)
         return torch.where(is_scaled_P, self.params_RP + way_RP, new_RP)
+
+    def _clip_query_and_key(self, new_RP: Tensor, max_logit_RNH: Tensor) -> Tensor:
+        """Apply QK-clip block by block, by the logits of this step's forward pass."""
+        weights, threshold = self.views(new_RP), self.runs[0].qk_clip
+        for block, logit_RH in enumerate(max_logit_RNH.unbind(1)):
+            query, key = (f"block{block}.attention.{side}.weight" for side in ("query", "key"))
+
+            def clip(query, key, logit_H):
+                return qk_clip(query, key, logit_H, threshold)
+
+            weights[query], weights[key] = torch.vmap(clip)(weights[query], weights[key], logit_RH)
+        return torch.cat([weights[name].reshape(len(self.runs), -1) for name in self.shapes], dim=1)
 
     def _one_update(self, param, grad, state, lr, knobs):
         """The optimizer's step for ONE run."""

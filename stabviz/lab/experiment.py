@@ -157,6 +157,9 @@ class Run:
     the same."""
     qk_norm: bool = _knob(False, "model")
     """Normalise queries and keys."""
+    qk_clip: float = _knob(math.inf, "engine", POSITIVE)
+    """After each update, scale a head's query and key weights until its largest logit is at most this; inf is
+    off."""
     softcap: float = _knob(math.inf, "objective", POSITIVE, numeric=True)
     """Soft cap of the attention logits; inf is off."""
     gradient_scale: float = _knob(1.0, "fault", numeric=True)
@@ -210,6 +213,15 @@ class Run:
             ("loss", tokens or self.task == "pairs", f"None for task {self.task!r}"),
             ("recurrent_scale", recurrent, f"1 unless model is one of {RECURRENT}"),
             ("detach_state", recurrent, f"False unless model is one of {RECURRENT}"),
+            # Behind a norm, smaller weights make no smaller logits: the rule would shrink them for ever.
+            (
+                "qk_clip",
+                tokens
+                and self.model == "transformer"
+                and not self.qk_norm
+                and self.attention is self.block is None,
+                "inf without a transformer's own attention, free of qk_norm",
+            ),
         ):
             if not fits and getattr(self, name) != KNOBS[name].default:
                 got = f"{named(getattr(self, name))} with task {self.task!r}"

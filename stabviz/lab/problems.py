@@ -226,17 +226,20 @@ class SequenceProblem(Problem):
         if self.run.model in RECURRENT:
             logits_of = lstm_logits if self.run.model == "lstm" else rnn_logits
             return logits_of(params, tokens_BL, self.config)
+        clips = self.run.qk_clip < float("inf")  # the rule needs the logits, measured or not
         softcap = knobs["softcap"]
         off = not isinstance(softcap, Tensor) and softcap == float("inf")
-        return transformer_logits(
+        logits_BLV, measured = transformer_logits(
             params,
             tokens_BL,
             self.config,
             softcap=None if off else softcap,
-            measure=measure,
+            measure=measure or clips,
             attend=self._attend_with(knobs) if self.attend else scaled_dot_product_attention,
             block=self._block_with(knobs) if self.your_block else None,
         )
+        by_head = measured.pop("max_logit_by_head", None)
+        return logits_BLV, (measured if measure else {}) | ({"max_logit_by_head": by_head} if clips else {})
 
     def _attend_with(self, knobs):
         def attend(query_BHLK, key_BHMK, value_BHMK, **_):

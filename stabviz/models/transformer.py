@@ -166,8 +166,8 @@ def transformer_logits(
     mask, soft-cap and measures with it.
 
     Shapes: tokens_BL (B, L) integer, L <= context; mask bool broadcastable to (B, H, L, L), True = may attend
-            -> logits_BLV (B, L, V), {"max_attention_logit": (), "attention_entropy": ()}, or {} if not
-            measure
+            -> logits_BLV (B, L, V), {"max_attention_logit": (), "attention_entropy": (),
+            "max_logit_by_head": (layers, H)}, or {} if not measure
     Units:  attention_entropy in nats
     Raises: ValueError if L > context
     Source: Vaswani et al. 2017, arXiv:1706.03762, with learned positions; pre-LN: Xiong et al. 2020,
@@ -206,9 +206,11 @@ def transformer_logits(
     logits_BLV = linear(stream_BLD, params["head.weight"], params.get("head.bias"))
     if not measure or seen_by_block[0] is None:
         return logits_BLV, {}
+    max_logit_by_head = torch.stack([seen.max_logit_H for seen in seen_by_block])
     return logits_BLV, {
-        "max_attention_logit": torch.stack([seen.max_logit_H for seen in seen_by_block]).amax(),
+        "max_attention_logit": max_logit_by_head.amax(),
         "attention_entropy": torch.stack([seen.entropy_H for seen in seen_by_block]).mean(),
+        "max_logit_by_head": max_logit_by_head,
     }
 
 

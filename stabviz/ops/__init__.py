@@ -17,6 +17,7 @@ from stabviz.ops.attention import (
     causal_mask,
     multi_head_attention,
     padding_mask,
+    qk_clip,
     scaled_dot_product_attention,
     scaled_dot_product_attention_grad,
     soft_cap,

@@ -361,3 +361,32 @@ def multi_head_attention(
     )
     out = linear(mixed.transpose(1, 2).flatten(2), params["output.weight"], params.get("output.bias"))
     return out, measures
+
+
+def qk_clip(
+    query_weight: Tensor, key_weight: Tensor, max_logit_H: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Scale each head's query and key weights so that a largest logit above the threshold comes down to it.
+
+    A rule for AFTER the optimizer step: what the head saw in that step's forward pass decides. A logit is a
+    product of a query and a key: each side takes the root of the factor. A head below the threshold, and one
+    whose logit is NaN, stays as it is.
+
+    Shapes: query_weight, key_weight (H*K, D), max_logit_H (H,) largest |logit|, scaled -> the same two shapes
+    Raises: ValueError if threshold is a number <= 0
+    Source: QK-Clip of Kimi K2, arXiv:2507.20534: factor min(1, tau / S_max), its root on either side; our
+            threshold is their tau; deviation: the largest |logit|, where they take the largest
+
+    >>> qk_clip(torch.ones(2, 1), torch.ones(2, 1), torch.tensor([400.0, 50.0]), 100.0)[0].flatten()
+    tensor([0.5000, 1.0000])
+    """
+    if not isinstance(threshold, Tensor) and not threshold > 0:
+        raise ValueError(f"qk_clip: threshold must be > 0; got {threshold!r}")
+    factor_H = torch.where(max_logit_H > threshold, threshold / max_logit_H, 1.0)
+    # One factor a head, for each of its K rows.
+    root_H11 = factor_H.sqrt()[:, None, None]
+    scaled = [
+        (weight.unflatten(0, (len(max_logit_H), -1)) * root_H11).flatten(0, 1)
+        for weight in (query_weight, key_weight)
+    ]
+    return scaled[0], scaled[1]

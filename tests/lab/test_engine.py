@@ -49,6 +49,7 @@ def test_train_gives_a_run_among_many_what_it_gives_alone(optimizer):
         {"bias_correction": False},
         {"qk_lr_scale": 0.1},
         {"vo_lr_scale": 0.1},
+        {"qk_clip": 0.5},
         {"gradient_scale": 1e-7},
     ],
 )
@@ -312,6 +313,39 @@ def test_train_gives_attention_weights_a_rate_of_their_own(knob, parts):
 def test_train_refuses_rates_of_attention_weights_without_attention(knob):
     with pytest.raises(ValueError, match=f"{knob} must be 1 without a transformer"):
         grid("text", model="lstm", **{knob: 0.1})
+
+
+def test_train_qk_clip_scales_the_loud_heads_after_the_update_by_the_logits_of_the_step():
+    tiny = {**TINY, "steps": 1, "lr": 1e-2, "warmup_steps": 0, "schedule": "constant", "seed": [0]}
+    plain, clipped = (
+        train(grid("markov", **tiny, qk_clip=limit), keep_params=True) for limit in (math.inf, 2.5)
+    )
+    assert clipped.trace["max_attention_logit"] == plain.trace["max_attention_logit"]  # not yet
+    config, before = plain.configs[0], train(grid("markov", **tiny | {"lr": 0.0}), keep_params=True).params[0]
+    runs = grid("markov", **tiny).runs
+    batch = problem_of(runs[0]).batches(runs, torch.device("cpu"))(torch.tensor(0))
+    logit_NH = transformer_logits(before, batch["tokens"][0], config)[1]["max_logit_by_head"]
+    assert 0 < (logit_NH > 2.5).sum() < logit_NH.numel()
+    for name, value in plain.params[0].items():
+        expected = value
+        if ".attention.query." in name or ".attention.key." in name:
+            root_H = (2.5 / logit_NH[int(name[5])]).clamp(max=1).sqrt()
+            expected = value * root_H.repeat_interleave(config.width // config.heads)[:, None]
+        torch.testing.assert_close(clipped.params[0][name], expected)
+
+
+def test_train_qk_clip_needs_no_measures_and_adds_no_signal():
+    knobs = TINY | {"task": "markov", "seed": [0, 1], "qk_clip": 1.0}
+    measured, bare = (train(grid(**knobs), measure=measure) for measure in (True, False))
+    np.testing.assert_allclose(curves(bare), curves(measured), rtol=1e-9)
+    assert "max_logit_by_head" not in measured.signals
+    assert "max_attention_logit" not in bare.signals
+
+
+@pytest.mark.parametrize("knobs", [{"qk_norm": True}, {"model": "lstm"}, {"attention": lambda q, k, v: v}])
+def test_train_refuses_qk_clip_where_it_has_no_logits_to_bring_down(knobs):
+    with pytest.raises(ValueError, match="qk_clip must be inf without a transformer's own attention"):
+        grid("markov", qk_clip=30.0, **knobs)
 
 
 def test_train_joins_runs_of_several_structures_in_their_order():

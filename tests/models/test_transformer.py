@@ -93,6 +93,8 @@ def test_transformer_logits_measures_lie_in_their_ranges():
     _, measured = transformer_logits(params, tokens_BL, config)
     assert measured["max_attention_logit"] > 0
     assert 0 < measured["attention_entropy"] < torch.log(torch.tensor(float(L)))
+    assert measured["max_logit_by_head"].shape == (config.layers, config.heads)
+    assert measured["max_logit_by_head"].amax() == measured["max_attention_logit"]
     assert transformer_logits(params, tokens_BL, config, measure=False)[1] == {}
 
 

@@ -14,6 +14,7 @@ from stabviz.ops import (
     causal_mask,
     multi_head_attention,
     padding_mask,
+    qk_clip,
     rms_norm,
     scaled_dot_product_attention,
     scaled_dot_product_attention_grad,
@@ -703,3 +704,40 @@ def test_multi_head_attention_names_what_does_not_fit():
         ValueError, match=r"must hold both query_norm\.weight and key_norm\.weight, .*; got only"
     ):
         multi_head_attention(params, randn(2, 5, 12), heads=3)
+
+
+# ---- QK-clip
+
+
+def test_qk_clip_brings_the_logit_of_a_loud_head_to_the_threshold_and_leaves_the_others():
+    H, K, D, L = 3, 2, 5, 7
+    query_weight, key_weight, x_BLD = randn(H * K, D), randn(H * K, D), randn(1, L, D)
+
+    def largest(query_weight, key_weight):
+        query, key = (
+            (x_BLD @ weight.mT).unflatten(-1, (H, K)).transpose(1, 2) for weight in (query_weight, key_weight)
+        )
+        return scaled_dot_product_attention(query, key, key, causal=True)[1].max_logit_H
+
+    before_H = largest(query_weight, key_weight)
+    threshold = before_H.sort().values[1].item()  # one head above it, one on it, one below
+    clipped = qk_clip(query_weight, key_weight, before_H, threshold)
+    torch.testing.assert_close(largest(*clipped), before_H.clamp(max=threshold))
+    rows = (before_H <= threshold).repeat_interleave(K)
+    for new, old in zip(clipped, (query_weight, key_weight), strict=True):
+        assert new.shape == old.shape
+        assert torch.equal(new[rows], old[rows])
+        assert not torch.equal(new[~rows], old[~rows])
+
+
+def test_qk_clip_gives_each_side_the_root_and_leaves_a_head_that_saw_nan():
+    query_weight, key_weight = torch.ones(4, 3), 2 * torch.ones(4, 3)
+    logit_H = torch.tensor([100.0, 99.0, torch.nan, 1600.0])
+    query, key = qk_clip(query_weight, key_weight, logit_H, 100.0)
+    assert query[:, 0].tolist() == [1, 1, 1, 0.25]
+    assert key[:, 0].tolist() == [2, 2, 2, 0.5]
+
+
+def test_qk_clip_names_a_bad_threshold():
+    with pytest.raises(ValueError, match=r"qk_clip: threshold must be > 0; got 0"):
+        qk_clip(torch.ones(2, 1), torch.ones(2, 1), torch.ones(2), 0)
