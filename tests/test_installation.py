@@ -68,7 +68,7 @@ def roots_imported_by(folder):
     ("folder", "declared", "comes_along"),
     [
         ("stabviz", PROJECT["dependencies"], {"jupyter_client", "IPython", "tensorboard"}),
-        ("lessons", list(RANGES), set()),
+        ("lessons", list(RANGES), {"IPython"}),
         ("tests", list(RANGES), {"jupyter_client", "IPython", "yaml"}),
     ],
 )

@@ -93,7 +93,7 @@ def lab(options: Lab) -> int:
 def table(trace) -> str:
     """Return the verdict of every run as aligned text."""
     from stabviz.trace import verdicts
-    from stabviz.views import text_table
+    from stabviz.views import text_table, unseen
 
     rows = [
         {
@@ -104,7 +104,7 @@ def table(trace) -> str:
         }
         for run, loss, found in zip(trace.runs, trace.final(), verdicts(trace), strict=True)
     ]
-    return text_table(rows, most=len(rows))
+    return f"{text_table(rows, most=len(rows))}\n{unseen(trace)}"
 
 
 def keep(trace, folder: Path) -> None:

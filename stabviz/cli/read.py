@@ -167,12 +167,13 @@ def diagnose(options: Diagnose) -> int:
 
 
 def verdict_line(trace, name: str) -> str:
-    """Return verdict and diagnosis of a run in one or two lines."""
+    """Return verdict, what it could not see, and diagnosis of a run in one or two lines."""
     from stabviz.trace import verdict
     from stabviz.trace.diagnosis import diagnose as find
+    from stabviz.views import unseen
 
     judged, cause = verdict(trace, 0), find(trace)
-    line = f"{name}: {judged.kind}. {judged.evidence}"
+    line = f"{name}: {judged.kind}. {judged.evidence}. {unseen(trace)}"
     if cause.kind not in ("healthy", "not_known"):
         line += (
             f"\n{name}: diagnosis {cause.kind}: {cause.evidence[0]}. {cause.remedy} (lesson {cause.lesson})"

@@ -8,15 +8,17 @@ tenth of the steps.
                way; or the run had covered LEARNED_SHARE of the way and then lost LOST_SHARE of that for good
     stalled    final has covered less than STALLED_SHARE of the way
     spiked     loss or gradient norm jumped SPIKE_SIGMAS robust deviations above its running window and by at
-               least SPIKE_HEIGHT of the way (gradient norm: by a factor of GRADIENT_FACTOR); the evidence
-               says whether it came back
+               least SPIKE_HEIGHT of the way (gradient norm: by a factor of GRADIENT_FACTOR); or, in the first
+               SPIKE_HISTORY values, which have no window, the loss left its start by EARLY_HEIGHT of the
+               way; the evidence says whether it came back
     healthy    none of these
 
 A skipped step (non-finite, then finite again) is no divergence: loss scaling in fp16 skips steps by design.
+What these rules cannot see in a run is said beside its verdict: `Verdict.unseen`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -39,7 +41,9 @@ SPIKE_SIGMAS = 7.0
 SPIKE_WINDOW = 50
 """Steps before the one in question. OLMo 2 takes 1,000 of a long run; runs here have hundreds."""
 SPIKE_HISTORY = 20
-"""Fewer steps than this give no usable deviation, so that the first 20 steps cannot spike."""
+"""Fewer values than this give no usable deviation; before that only EARLY_HEIGHT tells a spike."""
+EARLY_HEIGHT = 1.0
+"""As far above the start as the floor lies below it: batches of an untrained model do not scatter so."""
 SPIKE_HEIGHT = 0.1
 """Smallest jump, as a share of the way: a noise-free loss has a tiny deviation, any wiggle many of them."""
 GRADIENT_FACTOR = 5.0
@@ -59,6 +63,8 @@ class Verdict:
     """Step that decided it (first non-finite, best before the loss rose, highest spike); None otherwise."""
     evidence: str
     """One sentence with the figures."""
+    unseen: tuple[str, ...] = ()
+    """What the rules could not see in this run, a phrase each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,8 +172,10 @@ def verdict(trace: Trace, run: int, *, floor: float | None = None, chance: float
         raise ValueError("verdict: trace must hold at least one step; got 0")
     loss_S = trace["loss_nats"][run].astype(np.float64)
     dead_step = trace.non_finite_step(run)
+    unseen = _unseen(trace, run, known=chance is not None or trace.setting(run, "chance_nats") is not None)
     if dead_step is not None:
-        return Verdict(kind="diverged", step=dead_step, evidence=_non_finite_evidence(trace, run, dead_step))
+        words = _non_finite_evidence(trace, run, dead_step)
+        return Verdict(kind="diverged", step=dead_step, evidence=words, unseen=unseen)
     floor = trace.setting(run, "floor_nats") if floor is None else floor
     chance = trace.setting(run, "chance_nats") if chance is None else chance
     floor = 0.0 if floor is None else float(floor)
@@ -186,12 +194,14 @@ def verdict(trace: Trace, run: int, *, floor: float | None = None, chance: float
         f"loss went from {initial:.3g} to {final:.3g} {unit}, {(level - final) / way:.0%} of the way from "
         f"{named} to the floor {floor:.3g}{f'; {skipped} non-finite steps were skipped' if skipped else ''}"
     )
-    return (
+    found = (
         _lost(trace, loss_S, initial, final, level, way, f"{named} {unit}")
         or _stalled(final, level, way, f"{named} {unit}")
         or _spiked(trace, run, loss_S, way, unit)
+        or _left_early(trace, loss_S, max(level, initial), way, unit)
         or Verdict(kind="healthy", step=None, evidence=words)
     )
+    return replace(found, unseen=unseen)
 
 
 def verdicts(trace: Trace, *, floor: float | None = None, chance: float | None = None) -> list[Verdict]:
@@ -290,6 +300,36 @@ def _spiked(trace, run, loss_S, way, unit) -> Verdict | None:
     # a noise-free window has no deviation to speak of: the factor would be a meaningless huge number
     size = f"{top.sigmas:.0f} robust deviations" if top.sigmas < 1000 else "over 1000 robust deviations"
     return Verdict(kind="spiked", step=step, evidence=f"{what} at step {step}, {size}, {end}{more}")
+
+
+def _left_early(trace, loss_S, start, way, unit) -> Verdict | None:
+    """A jump in the first values, which no running window stands before."""
+    first_S = np.where(np.isfinite(loss_S), loss_S, -np.inf)[:SPIKE_HISTORY]
+    top = int(np.argmax(first_S))
+    if first_S[top] <= start + EARLY_HEIGHT * way:
+        return None
+    after_S = loss_S[top + 1 :]
+    back = np.any(after_S[np.isfinite(after_S)] <= start + (first_S[top] - start) / 2)
+    words = f"loss rose from {start:.3g} to {first_S[top]:.3g} {unit} in its first {SPIKE_HISTORY} values"
+    end = "and came back" if back else "and has not come back yet"
+    return Verdict(kind="spiked", step=int(trace.steps[top]), evidence=f"{words}, {end}")
+
+
+def _unseen(trace: Trace, run: int, *, known: bool) -> tuple[str, ...]:
+    """What the rules cannot see in this run, for want of data or by what they are."""
+    phrases = []
+    every = int(np.median(np.diff(trace.steps))) if trace.n_steps > 1 else 1
+    if every > 1:
+        phrases.append(f"what happened between logged steps ({every} apart)")
+    if trace.n_steps <= SPIKE_HISTORY:
+        height = f"{EARLY_HEIGHT:.0%} of the way"
+        phrases.append(f"a spike lower than {height}: it takes more than {SPIKE_HISTORY} values to tell one")
+    if "grad_norm_preclip" not in trace or not np.isfinite(trace["grad_norm_preclip"][run]).any():
+        phrases.append("the gradient, whose norm was not logged")
+    if not known:
+        phrases.append("how far this is from guessing, which was not given: the first loss stands for it")
+    phrases.append("whether another rate, seed or more steps would do better, or held-out data fares as well")
+    return tuple(phrases)
 
 
 def _robust_deviation(before_SW):

@@ -13,7 +13,7 @@ from stabviz.views.plots import (
 from stabviz.views.report import html_report
 from stabviz.views.style import new_figure
 from stabviz.views.svg import curve_points, figure_svg, show
-from stabviz.views.text import describe, table_of, text_table
+from stabviz.views.text import describe, table_of, text_table, unseen
 
 __all__ = [
     "Choice",
@@ -36,4 +36,5 @@ __all__ = [
     "show",
     "table_of",
     "text_table",
+    "unseen",
 ]

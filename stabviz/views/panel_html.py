@@ -65,9 +65,10 @@ def outcome_of(trace: Trace, note: str) -> str:
     return f"ready · {runs} · {note}"
 
 
-def table_html(groups: list[dict], runs: list[dict]) -> str:
-    """Return the text behind a picture: one row for each curve, then one for each run."""
-    return "<h4>Each curve</h4>" + _rows_html(groups) + "<h4>Each run</h4>" + _rows_html(runs)
+def table_html(groups: list[dict], runs: list[dict], below: str) -> str:
+    """Return the text behind a picture: a row for each curve, one for each run, and a line below them."""
+    line = f"<p>{html.escape(below)}</p>" if below else ""
+    return "<h4>Each curve</h4>" + _rows_html(groups) + "<h4>Each run</h4>" + _rows_html(runs) + line
 
 
 def _rows_html(rows: list[dict], most: int = 64) -> str:

@@ -30,7 +30,7 @@ from stabviz.views.idle_threads import release_after_each_cell, release_idle_thr
 from stabviz.views.knobs import Choice, Control, Knob
 from stabviz.views.panel_figure import Picture, draw_training, picture
 from stabviz.views.panel_html import outcome_of, status_html, table_html, title_html
-from stabviz.views.text import table_of
+from stabviz.views.text import table_of, unseen
 
 REDRAW_S = 0.3
 """Least time between two drawings of a growing run."""
@@ -289,7 +289,7 @@ class Panel:
     def _update_table(self) -> None:
         with self._changed:
             if self._table_button.value and self.trace is not None:
-                self._table.value = table_html(table_of(self.trace), self.trace.table())
+                self._table.value = table_html(table_of(self.trace), self.trace.table(), unseen(self.trace))
             self._table.layout.display = None if self._table_button.value else "none"
 
 

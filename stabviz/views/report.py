@@ -98,9 +98,9 @@ def _overview(names, traces, configs) -> str:
 
 def _card(name: str, judged: Verdict | None, diagnosis) -> dict[str, Any]:
     """Verdict and diagnosis of a run, with the look that the graver of the two asks for."""
-    kind, step, evidence = "no verdict", None, "The loss was not recorded"
+    kind, step, evidence, unseen = "no verdict", None, "The loss was not recorded", ()
     if judged is not None:
-        kind, step, evidence = judged.kind, judged.step, judged.evidence
+        kind, step, evidence, unseen = judged.kind, judged.step, judged.evidence, judged.unseen
     look = _LOOK_OF_VERDICT.get(kind, "")
     if look == "good" and diagnosis is not None and diagnosis.kind != "healthy":
         look = "warn"
@@ -111,7 +111,14 @@ def _card(name: str, judged: Verdict | None, diagnosis) -> dict[str, Any]:
         "remedy": diagnosis.remedy,
         "lesson": diagnosis.lesson,
     }
-    return {"name": name, "look": look, "kind": kind + _at(step), "evidence": evidence, "diagnosis": found}
+    return {
+        "name": name,
+        "look": look,
+        "kind": kind + _at(step),
+        "evidence": evidence,
+        "unseen": unseen,
+        "diagnosis": found,
+    }
 
 
 def _at(step: int | None) -> str:

@@ -97,6 +97,14 @@ def describe(trace: Trace, *, signal: str = "loss_nats") -> str:
     return moved + ("; " + ", ".join(tail) if tail else "") + "."
 
 
+def unseen(trace: Trace) -> str:
+    """Say what the verdicts of these runs could not see, each thing once; "" where there is no verdict."""
+    if "loss_nats" not in trace or not trace.n_steps:
+        return ""
+    phrases = dict.fromkeys(phrase for judged in verdicts(trace) for phrase in judged.unseen)
+    return f"Not seen by the verdict{'s' * (trace.n_runs > 1)}: {'; '.join(phrases)}."
+
+
 def _first_and_last(trace: Trace, signal: str) -> tuple[float, float] | None:
     """Median over runs of the first and the last finite value."""
     pairs = []

@@ -274,3 +274,38 @@ def test_lr_sensitivity_is_zero_for_flat_and_blind_to_order_and_level():
 def test_lr_sensitivity_refuses(lrs, losses, initial, message):
     with pytest.raises(ValueError, match=message):
         lr_sensitivity(lrs, losses, initial)
+
+
+def early(*losses, **signals):
+    """A run of 60 steps that starts with these losses and ends at 2.5; chance is 4, the floor 2."""
+    loss_S = np.full(60, 2.5)
+    loss_S[: len(losses)] = losses
+    config = {"chance_nats": 4.0, "floor_nats": 2.0}
+    return Trace(steps=range(60), signals={"loss_nats": [loss_S]} | signals, runs=[{}], config=config)
+
+
+def test_verdict_of_a_run_that_leaves_in_its_first_steps_is_not_healthy():
+    found = verdict(early(4.1, 30.0, 171.0, 60.0, 9.0), 0)
+    assert (found.kind, found.step) == ("spiked", 2)
+    assert found.evidence == "loss rose from 4.1 to 171 nats in its first 20 values, and came back"
+    assert verdict(early(4.1, 30.0, 171.0, *np.linspace(120.0, 100.0, 57)), 0).kind == "diverged"
+
+
+@pytest.mark.parametrize(("highest", "kind"), [(6.0, "healthy"), (6.2, "spiked")])
+def test_verdict_of_early_scatter_is_healthy_up_to_the_whole_way_above_the_start(highest, kind):
+    # The start is the first loss, 4.1, and the way from chance to the floor 2 nats.
+    assert verdict(early(4.1, highest), 0).kind == kind
+
+
+def test_verdict_says_what_it_could_not_see():
+    whole = verdict(early(4.1, grad_norm_preclip=np.ones((1, 60))), 0).unseen
+    assert len(whole) == 1
+    assert "another rate, seed or more steps" in whole[0]
+    few = Trace(steps=range(0, 100, 10), signals={"loss_nats": [np.linspace(4, 2, 10)]}, runs=[{}])
+    assert [phrase.split(",")[0].split(":")[0].split(" (")[0] for phrase in verdict(few, 0).unseen] == [
+        "what happened between logged steps",
+        "a spike lower than 100% of the way",
+        "the gradient",
+        "how far this is from guessing",
+        "whether another rate",
+    ]

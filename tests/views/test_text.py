@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from stabviz.trace import Trace
-from stabviz.views import describe, table_of, text_table
+from stabviz.views import describe, table_of, text_table, unseen
 
 S = 61
 
@@ -82,3 +82,10 @@ def test_table_of_takes_labels_that_hold_commas_and_equals_signs():
     trace = Trace(steps=[0], signals={"loss_nats": [[1.0]]}, runs=[{"note": "a=1, b=2"}])
     (row,) = table_of(trace, by="note")
     assert row["note"] == "a=1, b=2"
+
+
+def test_unseen_names_what_no_verdict_saw_once_for_all_runs():
+    said = unseen(make())
+    assert said.startswith("Not seen by the verdicts: ")
+    assert said.count("another rate, seed or more steps") == 1
+    assert unseen(Trace(steps=[], signals={"loss_nats": np.empty((1, 0))}, runs=[{}])) == ""
