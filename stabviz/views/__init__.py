@@ -1,5 +1,6 @@
 """Plots (Axes in, Axes out) and panels (knobs -> run -> live curves). Imports `stabviz.trace` only."""
 
+from stabviz.views.descent import plot_descents, plot_edge, plot_sharpness
 from stabviz.views.knobs import Choice, Knob
 from stabviz.views.maps import plot_attention, plot_loss_surface, plot_stability_map
 from stabviz.views.panels import Panel, panel
@@ -27,11 +28,14 @@ __all__ = [
     "panel",
     "plot_ablation",
     "plot_attention",
+    "plot_descents",
+    "plot_edge",
     "plot_gradient_norm",
     "plot_layer_norms",
     "plot_loss_fan",
     "plot_loss_surface",
     "plot_lr_curve",
+    "plot_sharpness",
     "plot_stability_map",
     "show",
     "table_of",

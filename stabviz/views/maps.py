@@ -113,7 +113,6 @@ def plot_loss_surface(
 
     Shapes: each path (S, 2)
     Raises: ValueError for a path of another shape
-    Lesson: 03-gradient-descent-to-adam
     """
     x_grid, y_grid = np.meshgrid(np.linspace(*x_range, 121), np.linspace(*y_range, 101))
     height = np.asarray(function(x_grid, y_grid), dtype=np.float64)

@@ -1,23 +1,83 @@
-"""Checks of lesson 03: Adam's step, the largest safe rate, the starved optimizer."""
+"""Checks of lesson 03: the largest safe rate, Adam's step, two stories told apart, a sick optimizer."""
 
 import numpy as np
 import torch
 
-from stabviz.course.exercises import check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect, things
 
 
-def _without_correction(param, grad, m, v, t, lr, beta1, beta2, eps):
-    m, v = beta1 * m + (1 - beta1) * grad, beta2 * v + (1 - beta2) * grad**2
-    return param - lr * m / (v**0.5 + eps), m, v
+@check(
+    "03-largest-rate",
+    wrong=[
+        lambda hessian, beta1: 2 * (1 + beta1) / torch.linalg.eigvalsh(hessian)[0],
+        lambda hessian, beta1: (1 + beta1) / torch.linalg.eigvalsh(hessian)[-1],
+        lambda hessian, beta1: 2 * (1 + beta1) / hessian.diagonal().max(),
+        lambda hessian, beta1: 2 / torch.linalg.eigvalsh(hessian)[-1],
+        lambda hessian, beta1: 2 * (1 - beta1) / torch.linalg.eigvalsh(hessian)[-1],
+    ],
+)
+def largest_rate_is_two_over_the_sharpness(solution):
+    on_axes = torch.diag(torch.tensor([1.0, 50.0]))
+    expect("plain descent with curvatures 1 and 50 on the axes", solution(on_axes, 0.0), 0.04)
+    turned = torch.tensor([[3.0, 1.0], [1.0, 3.0]])
+    expect("plain descent with [[3, 1], [1, 3]], whose eigenvalues are 2 and 4", solution(turned, 0.0), 0.5)
+    expect("momentum 0.9 with curvatures 1 and 50", solution(on_axes, 0.9), 2 * 1.9 / 50)
 
 
-def _epsilon_inside_the_root(param, grad, m, v, t, lr, beta1, beta2, eps):
-    m, v = beta1 * m + (1 - beta1) * grad, beta2 * v + (1 - beta2) * grad**2
-    return param - lr * m / (1 - beta1**t) / (v / (1 - beta2**t) + eps) ** 0.5, m, v
+def _adam(param, grad, m, v, t, lr, beta1, beta2, eps, *, correct=True, inside=False, square=True, sign=1.0):
+    m = beta1 * m + (1 - beta1) * grad
+    v = beta2 * v + (1 - beta2) * (grad**2 if square else grad)
+    m_hat, v_hat = (m / (1 - beta1**t), v / (1 - beta2**t)) if correct else (m, v)
+    root = (v_hat + eps) ** 0.5 if inside else v_hat**0.5 + eps
+    return param - sign * lr * m_hat / root, m, v
 
 
-@check("03-adam-step", wrong=[_without_correction, _epsilon_inside_the_root])
+def _without_correction(*arguments):
+    return _adam(*arguments, correct=False)
+
+
+def _epsilon_inside_the_root(*arguments):
+    return _adam(*arguments, inside=True)
+
+
+def _up_the_gradient(*arguments):
+    return _adam(*arguments, sign=-1.0)
+
+
+def _returns_the_corrected_moments(param, grad, m, v, t, lr, beta1, beta2, eps):
+    param, m, v = _adam(param, grad, m, v, t, lr, beta1, beta2, eps)
+    return param, m / (1 - beta1**t), v / (1 - beta2**t)
+
+
+def _counts_from_zero(param, grad, m, v, t, *rest):
+    return _adam(param, grad, m, v, t + 1, *rest)
+
+
+def _in_place(param, grad, m, v, t, lr, beta1, beta2, eps):
+    m.mul_(beta1).add_((1 - beta1) * grad)
+    v.mul_(beta2).add_((1 - beta2) * grad**2)
+    return param - lr * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)) ** 0.5 + eps), m, v
+
+
+def _root_forgotten(param, grad, m, v, t, lr, beta1, beta2, eps):
+    _, m, v = _adam(param, grad, m, v, t, lr, beta1, beta2, eps)
+    return param - lr * (m / (1 - beta1**t)) / (v / (1 - beta2**t) + eps), m, v
+
+
+_MISTAKES = [
+    (_epsilon_inside_the_root, "is epsilon inside the root? Adam divides by sqrt(v_hat) + eps"),
+    (_without_correction, "is the bias correction missing? Divide m by 1 - beta1**t, v by 1 - beta2**t"),
+    (_root_forgotten, "is the root of v_hat missing?"),
+    (_up_the_gradient, "does it step up the gradient? Subtract lr times the direction"),
+    (_counts_from_zero, "is t counted once too often? It is 1 at the first step"),
+]
+
+
+@check(
+    "03-adam-step", wrong=[mistake for mistake, _ in _MISTAKES] + [_returns_the_corrected_moments, _in_place]
+)
 def adam_step_equals_torch(solution):
+    knobs = (0.1, 0.8, 0.9, 0.01)
     start = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     theirs = start.clone().requires_grad_()
     reference = torch.optim.Adam([theirs], lr=0.1, betas=(0.8, 0.9), eps=0.01)
@@ -26,36 +86,108 @@ def adam_step_equals_torch(solution):
         grad = torch.tensor([0.3, -1.0, 0.02], dtype=torch.float64) * t
         theirs.grad = grad.clone()
         reference.step()
-        param, m, v = solution(param, grad, m, v, t, 0.1, 0.8, 0.9, 0.01)
-        expect(f"the parameter after step {t}", param, theirs.detach(), rtol=1e-9)
+        given, kept = (param, grad, m, v), [x.clone() for x in (param, grad, m, v)]
+        new = things(solution(*given, t, *knobs), "param", "m", "v")
+        for name, before, after in zip(("param", "grad", "m", "v"), kept, given, strict=True):
+            if not torch.equal(before, after):
+                raise ExerciseFailed(f"{name} was edited in place: write {name} = ..., not {name} *= ...")
+        for mistake, words in _MISTAKES:
+            made = mistake(*kept, t, *knobs)[0]
+            right = _adam(*kept, t, *knobs)[0]
+            looks_so = isinstance(new[0], torch.Tensor) and new[0].shape == made.shape
+            if looks_so and torch.allclose(new[0], made, rtol=1e-9) and not torch.allclose(made, right):
+                raise ExerciseFailed(f"at step {t}: {words}")
+        expect(f"the parameter after step {t}", new[0], theirs.detach(), rtol=1e-9)
+        held = _adam(*kept, t, *knobs)
+        # Corrected moments, kept, would be corrected again at the next step.
+        expect(f"m after step {t}, without the correction", new[1], held[1], rtol=1e-9)
+        expect(f"v after step {t}, without the correction", new[2], held[2], rtol=1e-9)
+        param, m, v = new
+
+
+_STORIES = {
+    "no momentum": ("lives", "lives"),
+    "one scale": ("lives", "thrown"),
+    "momentum": ("thrown", "thrown"),
+    "frozen scales": ("thrown", "lives"),
+    "smaller epsilon": ("lives", "lives"),
+}
+"""Run -> what the bounded-step story and the own-scales story predict."""
 
 
 @check(
-    "03-largest-rate",
+    "03-decide",
     wrong=[
-        lambda hessian: 2 / torch.linalg.eigvalsh(hessian)[0],
-        lambda hessian: 1 / torch.linalg.eigvalsh(hessian)[-1],
-        lambda hessian: 2 / hessian.diagonal().max(),
+        lambda: {"one scale": ("thrown", "lives"), "frozen scales": ("lives", "thrown")},
+        lambda: {"one scale": ("lives", "thrown"), "momentum": ("thrown", "thrown")},
+        lambda: {"no momentum": ("lives", "lives"), "smaller epsilon": ("lives", "lives")},
+        lambda: {"one scale": ("lives", "thrown")},
+        lambda: {"one scale": ("lives", "thrown"), "frozen scales": ("thrown", "thrown")},
+        lambda: dict(_STORIES),
+        lambda: ["one scale", "frozen scales"],
     ],
 )
-def largest_rate_is_two_over_the_sharpness(solution):
-    expect("for curvatures 1 and 50 on the axes", solution(torch.diag(torch.tensor([1.0, 50.0]))), 0.04)
-    turned = torch.tensor([[3.0, 1.0], [1.0, 3.0]])
-    expect("for [[3, 1], [1, 3]], whose eigenvalues are 2 and 4", solution(turned), 0.5)
+def two_runs_tell_the_stories_apart(solution):
+    answer = solution()
+    if not isinstance(answer, dict) or len(answer) != 2:
+        got = list(answer) if isinstance(answer, dict | list | tuple | set) else answer
+        raise ExerciseFailed(f"return a dict of exactly two runs with two predictions each; got {got!r}")
+    for run, predictions in answer.items():
+        if run not in _STORIES:
+            raise ExerciseFailed(f"{run!r} is not on offer; choose from {', '.join(_STORIES)}")
+        predicted = things(predictions, "bounded step", "own scales")
+        for word, right, story in zip(predicted, _STORIES[run], ("bounded-step", "own-scales"), strict=True):
+            if word not in ("lives", "thrown"):
+                raise ExerciseFailed(f"{run}: a prediction is 'lives' or 'thrown'; got {word!r}")
+            if word != right:
+                raise ExerciseFailed(f"{run}: think again what the {story} story predicts for it")
+        if predicted[0] == predicted[1]:
+            raise ExerciseFailed(f"{run}: both stories predict {predicted[0]!r}, so it decides nothing")
+
+
+def _starved_by_all_steps(update_rms_S):
+    words = "uncorrected" if update_rms_S[0] > 2 else "healthy"
+    return "starved" if np.nanmean(update_rms_S) < 0.05 else words
+
+
+def _ignores_what_is_missing(update_rms_S):
+    words = "uncorrected" if update_rms_S[0] > 2 else "healthy"
+    return "starved" if update_rms_S[20:].mean() < 0.05 else words
+
+
+def _any_first_step_is_long(update_rms_S):
+    words = "uncorrected" if update_rms_S[0] > 0.5 else "healthy"
+    return "starved" if np.nanmean(update_rms_S[20:]) < 0.05 else words
+
+
+def _longest_step(update_rms_S):
+    words = "uncorrected" if np.nanmax(update_rms_S) > 2 else "healthy"
+    return "starved" if np.nanmean(update_rms_S[20:]) < 0.05 else words
 
 
 @check(
-    "03-starved",
+    "03-diagnose",
     wrong=[
-        lambda update_rms_RS: np.nanmean(update_rms_RS, axis=1) < 0.05,
-        lambda update_rms_RS: update_rms_RS[:, 20:].mean(axis=1) < 0.05,
-        lambda update_rms_RS: np.nanmean(update_rms_RS[:, 20:]) < 0.05,
+        _starved_by_all_steps,
+        _ignores_what_is_missing,
+        _any_first_step_is_long,
+        _longest_step,
+        lambda update_rms_S: "healthy",
     ],
 )
-def starved_reads_the_later_steps(solution):
-    update_rms_RS = np.full((4, 60), 0.3)
-    update_rms_RS[1] = 0.003
-    update_rms_RS[2, :20], update_rms_RS[2, 20:] = 1.0, 0.01  # long first steps hide nothing
-    update_rms_RS[3], update_rms_RS[3, 40:] = 0.004, np.nan  # frozen at step 40
-    words = "healthy, starved, starved after long first steps, starved then frozen"
-    expect(words, solution(update_rms_RS), [False, True, True, True])
+def diagnose_reads_the_first_and_the_later_steps(solution):
+    fall_S = 0.15 + 0.85 * np.exp(-np.arange(60) / 8)
+    runs = {
+        "a healthy run, whose first update is 1 rate long": ("healthy", fall_S),
+        "a run whose first update is 3.1 rates long": ("uncorrected", 3.1 * fall_S),
+        "a healthy run with one long update at step 40": (
+            "healthy",
+            np.where(np.arange(60) == 40, 4.0, fall_S),
+        ),
+        "a starved run with long first steps": ("starved", np.where(np.arange(60) < 20, 0.9, 0.01)),
+        "a starved run that was frozen at step 40": ("starved", np.where(np.arange(60) < 40, 0.004, np.nan)),
+    }
+    for what, (right, update_rms_S) in runs.items():
+        answer = solution(update_rms_S.copy())
+        if answer != right:
+            raise ExerciseFailed(f"{what}: expected {right!r}; got {answer!r}")
