@@ -108,6 +108,7 @@ def warmup_stable_decay(
     Raises: ValueError if total_steps < warmup_steps, a length is negative or decay_share outside [0, 1]
     Source: Hu et al. 2024 (MiniCPM), arXiv:2404.06395, the WSD schedule; the fall 1 - sqrt(p): Hägele et al.
             2024, arXiv:2405.18392; MiniCPM's own fall is exponential
+    Lesson: 05-schedules
 
     >>> warmup_stable_decay(torch.tensor([0, 5, 6, 7, 10]), 10, 2, decay_share=0.4)
     tensor([0.5000, 1.0000, 1.0000, 0.5000, 0.0000])

@@ -1,74 +1,143 @@
-"""Checks of lesson 05: cosine with warm-up, LR sensitivity, the shortest safe warm-up."""
+"""Checks of lesson 05: the runs that decide, a cosine, the shortest safe warm-up, a log of the rate."""
 
 import math
 
 import numpy as np
 
-from stabviz.course.exercises import check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect
+
+LOGITS, BRANCH = "query and key rate x 0.03", "value and output rate x 0.1"
+BOTH_SAY = {"clip at 0.01": "broken", "rate 0.03": "mended", "warm-up of 10 steps": "mended"}
+"""Runs for which both stories predict the same."""
 
 
-def _first_update_zero(step, total_steps, warmup_steps, final_share):
+def _predictions_swapped():
+    return {
+        LOGITS: {"logits": "broken", "branch": "mended"},
+        BRANCH: {"logits": "mended", "branch": "broken"},
+    }
+
+
+def _a_run_for_which_both_say_the_same():
+    return {
+        LOGITS: {"logits": "mended", "branch": "broken"},
+        "rate 0.03": {"logits": "mended", "branch": "mended"},
+    }
+
+
+def _one_story_alone():
+    return {LOGITS: {"logits": "mended"}, BRANCH: {"branch": "mended"}}
+
+
+def _hedged():
+    return {name: {"logits": "mended", "branch": "mended"} for name in (LOGITS, BRANCH)}
+
+
+def _all_five():
+    answer = {name: {"logits": both, "branch": both} for name, both in BOTH_SAY.items()}
+    return answer | {
+        LOGITS: {"logits": "mended", "branch": "broken"},
+        BRANCH: {"logits": "broken", "branch": "mended"},
+    }
+
+
+@check(
+    "05-decide",
+    wrong=[_predictions_swapped, _a_run_for_which_both_say_the_same, _one_story_alone, _hedged, _all_five],
+)
+def the_two_runs_on_which_the_stories_differ(solution):
+    answer = solution()
+    if not isinstance(answer, dict) or not all(isinstance(said, dict) for said in answer.values()):
+        raise ExerciseFailed(f"return a dict of two names of runs, each with a dict; got {answer!r:.100}")
+    known = {LOGITS, BRANCH, *BOTH_SAY}
+    if unknown := sorted(map(str, set(answer) - known)):
+        raise ExerciseFailed(f"these runs are not on offer: {unknown}")
+    if len(answer) != 2:
+        raise ExerciseFailed(f"choose two runs; got {len(answer)}")
+    for name, said in answer.items():
+        if said.keys() != {"logits", "branch"} or not set(said.values()) <= {"mended", "broken"}:
+            raise ExerciseFailed(f'{name}: say "mended" or "broken" for "logits" and "branch"; got {said}')
+    for name in answer:
+        if both := BOTH_SAY.get(name):
+            raise ExerciseFailed(
+                f"{name}: both stories predict {both!r} for it, so it cannot tell them apart"
+            )
+    for name, said in answer.items():
+        if said["logits"] == said["branch"]:
+            raise ExerciseFailed(f"{name}: a run that decides gets another prediction from each story")
+        story = "logits" if name == LOGITS else "branch"
+        if said[story] != "mended":
+            message = f"{name}: it takes away the cause of the story {story!r}, which then predicts 'mended'"
+            raise ExerciseFailed(message)
+
+
+def _first_update_zero(step, total_steps, warmup_steps):
     if step < warmup_steps:
         return step / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _climbs_again(step, total_steps, warmup_steps, final_share):
+def _climbs_again(step, total_steps, warmup_steps):
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
-def _progress_from_the_start(step, total_steps, warmup_steps, final_share):
+def _progress_from_the_start(step, total_steps, warmup_steps):
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    progress = min(1.0, step / total_steps)
-    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
 
 
-def _share_as_a_floor(step, total_steps, warmup_steps, final_share):
-    return max(final_share, _climbs_again(min(step, total_steps), total_steps, warmup_steps, 0.0))
+def _falls_in_a_line(step, total_steps, warmup_steps):
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 1 - min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
 
 
-@check("05-cosine", wrong=[_first_update_zero, _climbs_again, _progress_from_the_start, _share_as_a_floor])
+def _a_whole_cosine(step, total_steps, warmup_steps):
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 0.5 * (1 + math.cos(2 * math.pi * progress))
+
+
+def _divides_by_the_warm_up(step, total_steps, warmup_steps):
+    rise = min(1.0, (step + 1) / warmup_steps)  # stops at a warm-up of 0
+    progress = min(1.0, max(0, step - warmup_steps) / (total_steps - warmup_steps))
+    return rise * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@check(
+    "05-cosine",
+    wrong=[
+        _first_update_zero,
+        _climbs_again,
+        _progress_from_the_start,
+        _falls_in_a_line,
+        _a_whole_cosine,
+        _divides_by_the_warm_up,
+    ],
+)
 def cosine_has_the_right_landmarks(solution):
-    expect("the first update of a warm-up of 4", solution(0, 24, 4, 0.0), 0.25)
-    expect("its fourth update", solution(3, 24, 4, 0.0), 1.0)
-    expect("the first update after it (4 taken)", solution(4, 24, 4, 0.0), 1.0)
-    expect("half-way down, after 14 of 24", solution(14, 24, 4, 0.0), 0.5)
-    expect("half-way down to a final share of 0.2", solution(14, 24, 4, 0.2), 0.6)
-    expect("a quarter of the way down", solution(9, 24, 4, 0.0), 0.5 + math.sqrt(0.125))
-    expect("the end", solution(24, 24, 4, 0.1), 0.1)
-    expect("long after the end", solution(44, 24, 4, 0.1), 0.1)
-    expect("the first update without warm-up", solution(0, 20, 0, 0.0), 1.0)
+    for what, step, total_steps, warmup_steps, expected in (
+        ("the first update of a warm-up of 4 (0 taken: 1/4)", 0, 24, 4, 0.25),
+        ("its fourth update", 3, 24, 4, 1.0),
+        ("the first update after it (4 taken)", 4, 24, 4, 1.0),
+        ("half-way down, after 14 of 24", 14, 24, 4, 0.5),
+        ("a quarter of the way down", 9, 24, 4, 0.5 + math.sqrt(0.125)),
+        ("the end", 24, 24, 4, 0.0),
+        ("long after the end, where it stays at 0", 44, 24, 4, 0.0),
+        ("the first update without warm-up", 0, 20, 0, 1.0),
+        ("half-way down without warm-up", 10, 20, 0, 0.5),
+    ):
+        expect(what, solution(step, total_steps, warmup_steps), expected)
 
 
-def _without_the_cap(final_losses, initial_loss):
-    losses = np.asarray(final_losses, dtype=float)
-    return float(np.mean(losses - np.nanmin(losses)))
-
-
-def _skips_the_diverged(final_losses, initial_loss):
-    losses = np.asarray(final_losses, dtype=float)
-    losses = np.minimum(losses[np.isfinite(losses)], initial_loss)
-    return float(np.mean(losses - losses.min()))
-
-
-def _against_the_initial_loss(final_losses, initial_loss):
-    losses = np.asarray(final_losses, dtype=float)
-    capped = np.minimum(np.where(np.isfinite(losses), losses, initial_loss), initial_loss)
-    return float(np.mean(initial_loss - capped))
-
-
-@check("05-sensitivity", wrong=[_without_the_cap, _skips_the_diverged, _against_the_initial_loss])
-def sensitivity_counts_the_diverged_as_the_start(solution):
-    expect("for losses 3, 2, 2.5 from 4", solution([3.0, 2.0, 2.5], 4.0), 0.5)
-    words = "for losses 3, 2, 9 from 4 (worse than the start counts as the start)"
-    expect(words, solution([3.0, 2.0, 9.0], 4.0), 1.0)
-    expect("for losses 3, 2, NaN from 4", solution([3.0, 2.0, math.nan], 4.0), 1.0)
-    expect("for losses infinity, 2 from 4", solution([math.inf, 2.0], 4.0), 1.0)
+def _unchanged(name, array, before):
+    if not np.array_equal(array, before):
+        raise ExerciseFailed(f"your function edits {name} in place; work on a copy: np.sort(x), not x.sort()")
 
 
 def _by_the_mean(warmup_R, final_R, tolerance):
@@ -88,14 +157,132 @@ def _any_seed(warmup_R, final_R, tolerance):
     return int(warmup_R[final_R <= best + tolerance].min())
 
 
-@check("05-safe-warmup", wrong=[_by_the_mean, _the_best, _any_seed])
+def _above_the_best_worst_seed(warmup_R, final_R, tolerance):
+    worst = {int(w): final_R[warmup_R == w].max() for w in np.unique(warmup_R)}
+    return next(w for w, loss in worst.items() if loss <= min(worst.values()) + tolerance)
+
+
+def _above_the_best_seed_of_all(warmup_R, final_R, tolerance):
+    worst = {int(w): final_R[warmup_R == w].max() for w in np.unique(warmup_R)}
+    return next(w for w, loss in worst.items() if loss <= final_R.min() + tolerance)
+
+
+def _edits_in_place(warmup_R, final_R, tolerance):
+    order = np.argsort(warmup_R, kind="stable")
+    warmup_R[:], final_R[:] = warmup_R[order], final_R[order]
+    best = min(final_R[warmup_R == w].mean() for w in np.unique(warmup_R))
+    return next(int(w) for w in np.unique(warmup_R) if final_R[warmup_R == w].max() <= best + tolerance)
+
+
+@check(
+    "05-safe-warmup",
+    wrong=[
+        _by_the_mean,
+        _the_best,
+        _any_seed,
+        _above_the_best_worst_seed,
+        _above_the_best_seed_of_all,
+        _edits_in_place,
+    ],
+)
 def safe_warmup_asks_the_worst_seed(solution):
     warmup_R = np.array([40, 40, 0, 0, 20, 20, 10, 10, 5, 5])  # in no order
     final_R = np.array([2.0, 2.1, 3.9, math.inf, 2.2, 2.1, 2.1, 2.5, 2.2, 3.8])
+    # The means are 2.05 (40), 2.15 (20), 2.3 (10); the lowest worst seed is 2.1, the lowest seed 2.0.
     for tolerance, expected, why in (
         (0.2, 20, " (5 and 10 have one bad seed each)"),
         (0.3, 20, " (the mean of 10 is good enough, its worst seed is not)"),
         (0.5, 10, ""),
         (0.06, 40, ""),
+        (0.12, 40, " (measured from the lowest MEAN, 2.05, not from the lowest worst seed, 2.1)"),
+        (0.47, 10, " (measured from the lowest MEAN, 2.05, not from the lowest seed, 2.0)"),
     ):
-        expect(f"with a tolerance of {tolerance}{why}", solution(warmup_R, final_R, tolerance), expected)
+        warmups, finals = warmup_R.copy(), final_R.copy()
+        got = solution(warmups, finals, tolerance)
+        _unchanged("warmup_R", warmups, warmup_R)
+        _unchanged("final_R", finals, final_R)
+        expect(f"with a tolerance of {tolerance}{why}", got, expected)
+
+
+FAULTS = ("no warm-up", "too slow", "climbs again", "right")
+
+
+def _wants_a_zero_at_the_end(share_S, warmup_steps, total_steps):
+    if share_S[0] > 0.999:
+        return "no warm-up"
+    if share_S[warmup_steps - 1] < 0.999:
+        return "too slow"
+    return "right" if share_S[-1] < 0.1 else "climbs again"
+
+
+def _any_peak_will_do(share_S, warmup_steps, total_steps):
+    if share_S[0] > 0.999:
+        return "no warm-up"
+    if share_S.max() < 0.999:
+        return "too slow"
+    return "climbs again" if (np.diff(share_S[share_S.argmax() :]) > 1e-6).any() else "right"
+
+
+def _one_update_late(share_S, warmup_steps, total_steps):
+    if share_S[0] > 0.999:
+        return "no warm-up"
+    if share_S[warmup_steps] < 0.999:
+        return "too slow"
+    return "climbs again" if (np.diff(share_S[warmup_steps:]) > 1e-6).any() else "right"
+
+
+def _only_a_fall_is_right(share_S, warmup_steps, total_steps):
+    if share_S[0] > 0.999:
+        return "no warm-up"
+    if share_S[warmup_steps - 1] < 0.999:
+        return "too slow"
+    return "right" if (np.diff(share_S[warmup_steps:]) < 0).all() else "climbs again"
+
+
+def _last_step_alone(share_S, warmup_steps, total_steps):
+    if share_S[0] > 0.999:
+        return "no warm-up"
+    if share_S[warmup_steps - 1] < 0.999:
+        return "too slow"
+    return "climbs again" if share_S[-1] > share_S[-2] else "right"
+
+
+def _scales_in_place(share_S, warmup_steps, total_steps):
+    share_S /= share_S.max()
+    return _any_peak_will_do(share_S, warmup_steps, total_steps)
+
+
+@check(
+    "05-rate-log",
+    wrong=[
+        _wants_a_zero_at_the_end,
+        _any_peak_will_do,
+        _one_update_late,
+        _only_a_fall_is_right,
+        _last_step_alone,
+        _scales_in_place,
+    ],
+)
+def the_fault_is_read_off_the_rate(solution):
+    step_S, W, T = np.arange(60), 8, 60
+    rise_S, p_S = np.minimum((step_S + 1) / W, 1), np.clip((step_S - W) / (T - W), 0, 1)
+    short_S = np.maximum(step_S - W, 0) / (26 - W)
+    cosine_S = rise_S * (1 + np.cos(np.pi * p_S)) / 2
+    for what, share_S, expected in (
+        ("a cosine", cosine_S, "right"),
+        ("an inverse root, which does not end at 0", np.minimum(rise_S, np.sqrt(W / (step_S + 1))), "right"),
+        ("a warm-up and then a constant rate", rise_S, "right"),
+        ("a schedule that moves once in 12 steps", rise_S[step_S // 12], "too slow"),
+        ("a warm-up twice as long as planned", np.minimum((step_S + 1) / (2 * W), 1), "too slow"),
+        ("a warm-up that divides s, not s + 1", np.minimum(step_S / W, 1), "too slow"),
+        ("a warm-up that peaks at half the rate", cosine_S / 2, "too slow"),
+        ("a cosine without warm-up", (1 + np.cos(np.pi * step_S / T)) / 2, "no warm-up"),
+        ("a cosine planned for 26 steps", rise_S * (1 + np.cos(np.pi * short_S)) / 2, "climbs again"),
+    ):
+        given_S = share_S.copy()
+        got = solution(given_S, W, T)
+        _unchanged("share_S", given_S, share_S)
+        if got not in FAULTS:
+            raise ExerciseFailed(f"{what}: return one of {FAULTS}; got {got!r:.60}")
+        if got != expected:
+            raise ExerciseFailed(f"{what}: expected {expected!r}; got {got!r}")
