@@ -10,6 +10,11 @@ def _majority(labels_N) -> float:
     return np.unique(labels_N, return_counts=True)[1].max() / len(labels_N)
 
 
+def _marks_in_place(accuracy_R, loss_R, labels_N):
+    accuracy_R[~np.isfinite(loss_R)] = 0.0
+    return np.sum(accuracy_R <= _majority(labels_N))
+
+
 @check(
     "11-failed-runs",
     wrong=[
@@ -19,6 +24,14 @@ def _majority(labels_N) -> float:
         ),
         lambda accuracy_R, loss_R, labels_N: np.sum((accuracy_R <= 1 / 3) | ~np.isfinite(loss_R)),
         lambda accuracy_R, loss_R, labels_N: np.sum((accuracy_R <= _majority(labels_N)) | np.isnan(loss_R)),
+        # a run that is both counts twice; the share instead of the number; the caller's arrays are edited
+        lambda accuracy_R, loss_R, labels_N: (
+            np.sum(accuracy_R <= _majority(labels_N)) + np.sum(~np.isfinite(loss_R))
+        ),
+        lambda accuracy_R, loss_R, labels_N: np.mean(
+            (accuracy_R <= _majority(labels_N)) | ~np.isfinite(loss_R)
+        ),
+        _marks_in_place,
     ],
 )
 def failed_runs_are_no_better_than_the_majority(solution):
@@ -28,7 +41,10 @@ def failed_runs_are_no_better_than_the_majority(solution):
         ("three good accuracies, but losses of nan, inf and 0.3", [0.8] * 3, [np.nan, np.inf, 0.3], 2),
         ("a run that is both bad and not finite counts once", [0.2, 0.8], [np.nan, 0.3], 1),
     ):
-        expect(words, solution(np.array(accuracies), np.array(losses), labels_N), failed)
+        accuracy_R, loss_R = np.array(accuracies), np.array(losses)
+        expect(words, solution(accuracy_R, loss_R, labels_N), failed)
+        if accuracy_R.tolist() != accuracies or not np.array_equal(loss_R, losses, equal_nan=True):
+            raise ExerciseFailed("the accuracies or losses were edited in place: a caller still needs them")
 
 
 @check(
@@ -37,6 +53,8 @@ def failed_runs_are_no_better_than_the_majority(solution):
         lambda runs_RN: (runs_RN[:, None] != runs_RN[None]).mean(),  # counts a run with itself
         lambda runs_RN: (runs_RN[1:] != runs_RN[:1]).mean(),  # against the first run alone
         lambda runs_RN: (runs_RN != runs_RN[:1]).any(axis=0).mean(),  # inputs with any disagreement
+        lambda runs_RN: (runs_RN[1:] != runs_RN[:-1]).mean(),  # neighbours alone
+        lambda runs_RN: (runs_RN[:, None] == runs_RN[None]).mean(),  # agreement
     ],
 )
 def churn_is_averaged_over_pairs(solution):
@@ -71,10 +89,23 @@ def _zeros_the_bad_entries(params_P, loss, grad_P, lr, max_norm):
     return _step(params_P, torch.nan_to_num(grad_P, 0.0, 0.0, 0.0), lr, max_norm), bool(torch.isfinite(loss))
 
 
-@check("11-guarded-step", wrong=[_clips_and_hopes, _only_nan, _only_the_loss, _zeros_the_bad_entries])
+def _edits_the_parameters(params_P, loss, grad_P, lr, max_norm):
+    if not (torch.isfinite(loss) and torch.isfinite(grad_P).all()):
+        return params_P, False
+    params_P -= lr * grad_P * min(1.0, max_norm / max(grad_P.norm().item(), max_norm))
+    return params_P, True
+
+
+@check(
+    "11-guarded-step",
+    wrong=[_clips_and_hopes, _only_nan, _only_the_loss, _zeros_the_bad_entries, _edits_the_parameters],
+)
 def guarded_step_lets_nothing_through(solution):
     params_P, loss = torch.tensor([1.0, -2.0]), torch.tensor(0.7)
-    moved_P, took = solution(params_P, loss, torch.tensor([3.0, 4.0]), 0.1, 1.0)
+    given_P = params_P.clone()
+    moved_P, took = solution(given_P, loss, torch.tensor([3.0, 4.0]), 0.1, 1.0)
+    if not torch.equal(given_P, params_P):
+        raise ExerciseFailed("params_P was edited in place: return new ones, params_P - lr * grad_P")
     expect("a gradient of norm 5, clipped to 1, at rate 0.1", moved_P, torch.tensor([0.94, -2.08]))
     expect("that the step was taken", bool(took), True)
     moved_P, _ = solution(params_P, loss, torch.tensor([0.3, 0.4]), 0.1, 1.0)
