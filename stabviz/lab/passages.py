@@ -49,7 +49,8 @@ def text_passages() -> Passages:
     The English is that of `text_corpus`, the programs are four modules of Python's library. Both differ a
     little between Python versions.
 
-    Shapes: -> pairs_NHD (about 3,000, 2, 200)
+    Shapes: -> pairs_NHD (about 3,500, 2, 200)
+    Lesson: 06-infonce
     """
     ids = {symbol: token for token, symbol in enumerate(ALPHABET)}
     modules = (argparse, inspect, tarfile, typing)
@@ -74,6 +75,7 @@ def unit(z_NE: Tensor) -> Tensor:
     """Scale each row to length 1.
 
     Shapes: (..., E) -> (..., E)
+    Lesson: 06-infonce
 
     >>> unit(torch.tensor([3.0, 4.0]))
     tensor([0.6000, 0.8000])
@@ -90,6 +92,7 @@ def reading_loss(x_NE: Tensor, y_NE: Tensor) -> Tensor:
     Shapes: x_NE (N, E), y_NE (N, E), N a multiple of 128 -> ()
     Units:  nats; ln 64 less this is the information found
     Raises: ValueError if N is no multiple of 128
+    Lesson: 06-infonce
     """
     if x_NE.shape != y_NE.shape or x_NE.shape[0] % (2 * CANDIDATES):
         raise ValueError(f"reading_loss: N must be a multiple of {2 * CANDIDATES}; got {tuple(x_NE.shape)}")
@@ -113,6 +116,7 @@ def neighbours_score(known_ND: Tensor, known_N: Tensor, new_ND: Tensor, new_N: T
 
     Shapes: known_ND (N, D), known_N (N,) bool, new_ND (M, D), new_N (M,) bool
     Raises: ValueError unless k is odd
+    Lesson: 06-infonce
 
     >>> line = torch.tensor([[0.0], [1.0], [9.0]])
     >>> neighbours_score(line, line[:, 0] > 5, torch.tensor([[8.0], [2.0]]), torch.tensor([True, True]), k=1)

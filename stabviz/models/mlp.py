@@ -32,7 +32,6 @@ def init_mlp(config: MlpConfig, generator: Generator, init_scale: float = 1.0) -
 
     Shapes: -> {"layer0.weight": (out, in), "layer0.bias": (out,), ...}
     Raises: ValueError if init_scale <= 0
-    Lesson: 06-infonce
     """
     if not init_scale > 0:
         raise ValueError(f"init_mlp: init_scale must be > 0; got {init_scale!r}")

@@ -1,14 +1,26 @@
-"""Checks of lesson 06: in-batch InfoNCE, uniformity, the collapse in a trace."""
+"""Checks of lesson 06: InfoNCE from nothing, the two deciding runs, the collapse told by what is found."""
 
-import numpy as np
+import math
+
 import torch
 
 from stabviz.course.exercises import ExerciseFailed, check, expect
-from stabviz.trace import Trace
 
 
 def _unit(z):
     return z / z.norm(dim=-1, keepdim=True)
+
+
+def _unchanged(function, *tensors):
+    """Call a function on copies, and refuse one that edits them."""
+    copies = [tensor.clone() for tensor in tensors]
+    answer = function(*copies)
+    if not all(torch.equal(copy, tensor) for copy, tensor in zip(copies, tensors, strict=True)):
+        raise ExerciseFailed("your function changed its arguments in place (x /= ...). Write x = x / ...")
+    return answer
+
+
+# InfoNCE from nothing ---------------------------------------------------------------------------------------
 
 
 def _not_normalised(x, y, temperature):
@@ -22,81 +34,215 @@ def _positive_left_out(x, y, temperature):
     return (torch.logsumexp(negatives, dim=-1) - scores.diagonal()).mean()
 
 
+def _overflows(x, y, temperature):
+    exps = torch.exp(_unit(x) @ _unit(y).T / temperature)
+    return -torch.log(exps.diagonal() / exps.sum(dim=-1)).mean()
+
+
+def _in_place(x, y, temperature):
+    x /= x.norm(dim=-1, keepdim=True)
+    return _not_normalised(x, _unit(y), temperature)
+
+
 @check(
     "06-in-batch",
     wrong=[
         _not_normalised,
         _positive_left_out,
+        _overflows,
+        _in_place,
         lambda x, y, temperature: _not_normalised(_unit(x), _unit(y), 1 / temperature),  # times, not divided
         lambda x, y, temperature: _not_normalised(_unit(y), _unit(x), temperature),  # x found from y
         lambda x, y, temperature: _not_normalised(_unit(x), _unit(y), temperature) * len(x),  # a sum
+        lambda x, y, temperature: _not_normalised(_unit(x), _unit(y), 0.1),  # a temperature of its own
+        lambda x, y, temperature: (_unit(x) - _unit(y)).square().sum(dim=-1).mean(),  # no negatives
     ],
 )
 def in_batch_is_a_cross_entropy_on_cosines(solution):
     eye = torch.eye(3)
     expect("three perpendicular pairs at temperature 1: ln(e + 2) - 1", solution(eye, eye, 1.0), 0.551445)
-    expect("the same three, with x twice as long", solution(2 * eye, eye, 1.0), 0.551445)
+    expect("the same three, x twice as long (a cosine does not mind)", solution(2 * eye, eye, 1.0), 0.551445)
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
-    expected = torch.nn.functional.cross_entropy(_unit(x) @ _unit(y).T / 0.2, torch.arange(7))
-    expect("seven random pairs at temperature 0.2, y to be found from x", solution(x, y, 0.2), expected)
+    cosines = _unit(x) @ _unit(y).T
+    expected = torch.nn.functional.cross_entropy(cosines / 0.2, torch.arange(7))
+    got = _unchanged(lambda *z: solution(*z, 0.2), x, y)
+    other_way = torch.nn.functional.cross_entropy(cosines.T / 0.2, torch.arange(7))
+    if torch.is_tensor(got) and got.shape == () and torch.isclose(got.double(), other_way):
+        raise ExerciseFailed("this finds x from y: each row of x must find its y, so sum over the rows of y")
+    expect("seven random pairs at temperature 0.2", got, expected)
+    small = solution(x.float(), y.float(), 0.001)
+    if torch.is_tensor(small) and not torch.isfinite(small).all():
+        raise ExerciseFailed("at temperature 0.001 exp overflows: e^1000. torch.logsumexp does not")
+    reference = torch.nn.functional.cross_entropy(cosines / 0.001, torch.arange(7))
+    expect("the same seven at temperature 0.001, in float32", small, reference, rtol=1e-3)
+
+
+# Which two runs decide --------------------------------------------------------------------------------------
+
+GAIN, NONE = "gain", "no gain"
+RUNS = {
+    "hardest 16": (NONE, GAIN),
+    "rate 10": (GAIN, NONE),
+    "tau 0.2": (GAIN, GAIN),
+    "any 16": (NONE, NONE),
+    "tau 0.1, hardest 16": (GAIN, GAIN),
+}
+"""What the story of length and the story of neighbours predict of each run, against tau 1."""
 
 
 @check(
-    "06-uniformity",
+    "06-two-runs",
     wrong=[
-        lambda z: torch.exp(-2 * torch.cdist(z, z).square()).mean().log(),  # each point with itself too
-        lambda z: torch.exp(-2 * torch.pdist(z)).mean().log(),  # the distance is not squared
-        lambda z: (-2 * torch.pdist(z).square()).mean(),  # the mean of the log
-        lambda z: torch.exp(-2 * torch.pdist(z).square()).mean(),  # no log
+        lambda: {"tau 0.2": (GAIN, GAIN), "any 16": (NONE, NONE)},  # both stories say the same
+        lambda: {"hardest 16": (GAIN, NONE), "rate 10": (NONE, GAIN)},  # predictions swapped
+        lambda: {"hardest 16": (NONE, GAIN)},  # one run only
+        lambda: {"hardest 16": (NONE, GAIN), "tau 0.1, hardest 16": (GAIN, GAIN)},
+        lambda: dict(RUNS),  # all five
+        lambda: {"hardest 16": (NONE, GAIN), "rate 10": (GAIN, GAIN)},  # one story's prediction is wrong
+        lambda: ["hardest 16", "rate 10"],  # no predictions
     ],
 )
-def uniformity_is_a_log_mean_over_pairs(solution):
-    same = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    expect("three equal points", solution(same), 0.0, atol=1e-6)
-    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    expect("two opposite points: distance 2, so -2 x 4", solution(opposite), -8.0)
-    three = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    expected = np.log((2 * np.exp(-4.0) + np.exp(-8.0)) / 3)
-    expect("points at 0, 90 and 180 degrees: ln((2 e^-4 + e^-8) / 3)", solution(three), expected)
+def two_runs_are_told_with_both_predictions(solution):
+    answer = solution()
+    if not isinstance(answer, dict) or len(answer) != 2:
+        raise ExerciseFailed(f"return a dict of two runs, each with two predictions; got {answer!r:.150}")
+    for run, predictions in answer.items():
+        if run not in RUNS:
+            raise ExerciseFailed(f"a run is called one of {', '.join(RUNS)}; got {run!r}")
+        pair = tuple(predictions) if isinstance(predictions, tuple | list) else ()
+        if len(pair) != 2 or not set(pair) <= {GAIN, NONE}:
+            raise ExerciseFailed(
+                f"{run}: give (what length predicts, what neighbours predicts), each {GAIN!r} or {NONE!r}; "
+                f"got {predictions!r:.100}"
+            )
+        for story, said, expected in zip(("length", "neighbours"), pair, RUNS[run], strict=True):
+            if said != expected:
+                raise ExerciseFailed(
+                    f"{run}: read the story of {story} again. Is its cause there in this run? It does not "
+                    f"predict {said!r}"
+                )
+        if pair[0] == pair[1]:
+            raise ExerciseFailed(f"{run}: both stories predict {pair[0]!r}, so this run cannot part them")
+
+
+# Collapsed, or only close together --------------------------------------------------------------------------
+
+
+def _best_found(x, y, temperatures, scale=_unit):
+    scores = scale(x) @ scale(y).T
+    target = torch.arange(len(scores))
+    losses = [torch.nn.functional.cross_entropy(scores / t, target) for t in temperatures]
+    return math.log(len(x)) - min(float(loss) for loss in losses)
+
+
+def _uniformity(z):
+    return torch.exp(-2 * torch.pdist(_unit(z)).square()).mean().log()
+
+
+def _alignment(x, y):
+    return (_unit(x) - _unit(y)).square().sum(dim=-1).mean()
+
+
+def _edits(x, y, raw_x, raw_y, temperatures):
+    for z in (x, y, raw_x, raw_y):
+        z /= z.norm(dim=-1, keepdim=True)
+    return _best_found(x, y, temperatures) < _best_found(raw_x, raw_y, temperatures) / 2
+
+
+def _one_temperature_for_both(x, y, raw_x, raw_y, temperatures):
+    best = max(temperatures, key=lambda t: _best_found(raw_x, raw_y, [t]))
+    return _best_found(x, y, [best]) < _best_found(raw_x, raw_y, [best]) / 2
+
+
+def _by_loss(x, y, raw_x, raw_y, temperatures):
+    loss, raw = (math.log(len(x)) - _best_found(*z, temperatures) for z in ((x, y), (raw_x, raw_y)))
+    return loss > 2 * raw
+
+
+def _below(found):
+    return lambda x, y, raw_x, raw_y, temperatures: _best_found(x, y, temperatures) < found
+
+
+def _share(share, temperatures=None, scale=_unit):
+    def judged(x, y, raw_x, raw_y, given):
+        tried = temperatures or given
+        found, raw = (_best_found(*z, tried, scale) for z in ((x, y), (raw_x, raw_y)))
+        return found < share * raw
+
+    return judged
 
 
 @check(
     "06-collapsed",
     wrong=[
-        lambda trace: trace["embedding_std"][:, -10:].mean(axis=1) < 0.1,
-        lambda trace: trace["uniformity"].mean(axis=1) > -1.5,
-        lambda trace: trace["uniformity"].max(axis=1) > -1.5,
-        lambda trace: trace["uniformity"][:, -1] > -1.5,
-        lambda trace: trace["uniformity"][:, -10:].mean() > -1.5,
-        lambda trace: trace["loss_nats"][:, -10:].mean(axis=1) < 0.01,
+        lambda x, y, raw_x, raw_y, temperatures: bool(_uniformity(x) > -1.5),
+        lambda x, y, raw_x, raw_y, temperatures: bool(_uniformity(x) > -1.0),
+        lambda x, y, raw_x, raw_y, temperatures: bool(_unit(x).std(dim=0).mean() < 0.1),
+        lambda x, y, raw_x, raw_y, temperatures: bool(_alignment(x, y) < 0.05),
+        _share(0.5, temperatures=[0.1]),  # one temperature for all
+        _one_temperature_for_both,
+        _below(0.7),  # no word of what the raw features find
+        _by_loss,
+        _share(1.0),  # worse than raw, but by less than half
+        _share(0.3),
+        _share(0.75),
+        _share(0.5, scale=lambda z: z),  # not normalised
+        _edits,
+        lambda x, y, raw_x, raw_y, temperatures: True,
+        lambda x, y, raw_x, raw_y, temperatures: False,
     ],
 )
-def collapsed_reads_the_end_of_uniformity(solution):
-    expected = {
-        "healthy": False,
-        "collapsed": True,
-        "half-way: two clouds": True,
-        "collapsed and recovered": False,
-        "healthy, one odd last step": False,
+def collapsed_is_told_by_what_is_found(solution):
+    temperatures = [0.0001, 0.001, 0.01, 0.03, 0.1, 0.3, 1.0]
+    for kind, (expected, pairs) in _encoders().items():
+        answer = _unchanged(lambda *z: solution(*z, list(temperatures)), *pairs)
+        try:
+            answer = bool(answer)
+        except (RuntimeError, ValueError, TypeError):
+            raise ExerciseFailed(
+                f"return True or False, one word for the encoder; got {answer!r:.100}"
+            ) from None
+        if answer != expected:
+            found, raw = _best_found(*pairs[:2], temperatures), _best_found(*pairs[2:], temperatures)
+            raise ExerciseFailed(
+                f"an encoder that is {kind}: expected {expected}; got {answer}. At its best temperature it "
+                f"finds {found:.2f} nats, the raw features at theirs {raw:.2f}"
+            )
+
+
+def _encoders():
+    """Kinds of encoders: is it collapsed, its embeddings of 64 pairs, their raw features."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def noisy(core, noise):
+        return core + noise * drawn(*core.shape), core + noise * drawn(*core.shape)
+
+    core = drawn(64, 12)
+    raw = noisy(core, 0.55)
+    label = torch.sign(core[:, :1]) * torch.tensor([[1.0, 0.0]]).double()
+    clouds = noisy(label, 0.02)
+    cloud_centre = torch.tensor([[1.0] + [0.0] * 12]).double()
+    cone = [cloud_centre + 0.02 * torch.nn.functional.pad(z, (1, 0)) for z in raw]
+    strangers = drawn(2, 64, 12)
+    lengths = torch.exp(1.5 * drawn(64, 1))
+    poor_raw = [torch.cat([z, 0.3 * stranger], dim=1) for z, stranger in zip(clouds, strangers, strict=True)]
+    point = noisy(torch.ones(64, 4).double(), 1e-3)
+    lost_less, lost_more = noisy(core[:, :5], 0.55), noisy(core[:, :4], 0.6)
+    return {
+        "healthy": (False, (*noisy(core, 0.5), *raw)),
+        "narrow, all vectors close together, and yet knows its pairs": (False, (*cone, *raw)),
+        "spread evenly over the sphere and knows nothing": (True, (*strangers, *raw)),
+        "two clouds, well apart": (True, (*clouds, *raw)),
+        "one point, with noise": (True, (*point, *raw)),
+        "two clouds, where the raw features know little more": (False, (*clouds, *poor_raw)),
+        "worse than the raw features, by less than half": (False, (*lost_less, *raw)),
+        "worse than the raw features, by more than half": (True, (*lost_more, *raw)),
+        "healthy, with vectors of very different lengths": (
+            False,
+            (raw[0] * lengths, raw[1] * lengths.flip(0), *raw),
+        ),
     }
-    uniformity_RS = np.full((5, 60), -3.2)
-    uniformity_RS[1] = np.linspace(-3.2, -0.001, 60) * (np.arange(60) < 50) - 0.001
-    uniformity_RS[2, 15:] = -0.9
-    uniformity_RS[3, 5:50] = -0.01
-    uniformity_RS[4, -1] = -0.5
-    std_RS = np.full((5, 60), 0.245)
-    std_RS[1, 50:], std_RS[2], std_RS[3, 5:50] = 0.004, 0.21, 0.01
-    loss_RS = np.full((5, 60), 1.5)
-    loss_RS[1], loss_RS[2] = 0.001, 0.2
-    trace = Trace(
-        steps=range(60),
-        runs=[{"seed": seed} for seed in range(5)],
-        signals={"loss_nats": loss_RS, "uniformity": uniformity_RS, "embedding_std": std_RS},
-    )
-    answer = np.asarray(solution(trace))
-    if answer.shape != (5,):
-        raise ExerciseFailed(f"one answer for each of the 5 runs is expected; got shape {answer.shape}")
-    for (kind, collapsed), got in zip(expected.items(), answer, strict=True):
-        if bool(got) != collapsed:
-            raise ExerciseFailed(f"a run that is {kind}: expected {collapsed}; got {bool(got)}")
