@@ -98,7 +98,8 @@ def _overview(names, traces, configs) -> str:
 
 def _card(name: str, judged: Verdict | None, diagnosis) -> dict[str, Any]:
     """Verdict and diagnosis of a run, with the look that the graver of the two asks for."""
-    kind, step, evidence, unseen = "no verdict", None, "The loss was not recorded", ()
+    kind, step, evidence = "no verdict", None, "The loss was not recorded"
+    unseen: tuple[str, ...] = ()
     if judged is not None:
         kind, step, evidence, unseen = judged.kind, judged.step, judged.evidence, judged.unseen
     look = _LOOK_OF_VERDICT.get(kind, "")
