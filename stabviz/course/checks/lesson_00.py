@@ -1,11 +1,36 @@
-"""Checks of lesson 00: a verdict, a learning rate that every seed survives, churn."""
+"""Checks of lesson 00: a first optimizer, two runs that decide, a verdict, churn."""
 
 import numpy as np
+import torch
 
 from stabviz.course.exercises import ExerciseFailed, check, expect
-from stabviz.trace import Trace
 
 CHANCE, FLOOR = 4.0, 1.0
+
+
+def _edits_what_it_was_given(param_P, grad_P, lr):
+    param_P -= lr * grad_P
+    return param_P
+
+
+@check(
+    "00-descend",
+    wrong=[
+        _edits_what_it_was_given,
+        lambda param_P, grad_P, lr: param_P + lr * grad_P,
+        lambda param_P, grad_P, lr: param_P - grad_P,
+        lambda param_P, grad_P, lr: lr * grad_P,
+        lambda param_P, grad_P, lr: param_P - lr * grad_P.sign(),
+        lambda param_P, grad_P, lr: (param_P - lr * grad_P).sum(),
+    ],
+)
+def descend_goes_against_the_gradient(solution):
+    param_P, grad_P = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.5, -4.0, 0.0])
+    kept_P = param_P.clone()
+    stepped = solution(param_P, grad_P, 0.1)
+    if not torch.equal(param_P, kept_P):
+        raise ExerciseFailed("the parameters that were handed in have changed: return a new vector instead")
+    expect("parameters (1, -2, 0.5), gradient (0.5, -4, 0), rate 0.1", stepped, [0.95, -1.6, 0.5], rtol=1e-4)
 
 
 def _only_asks_for_nan(loss_S, chance, floor):
@@ -31,7 +56,28 @@ def _forgets_the_floor(loss_S, chance, floor):
     return "stalled" if final > 0.95 * chance else "healthy"
 
 
-@check("00-verdict", wrong=[_only_asks_for_nan, _takes_the_last_step_alone, _forgets_the_floor])
+def _does_not_look_at_the_start(loss_S, chance, floor):
+    way, final = chance - floor, np.mean(loss_S[-max(1, len(loss_S) // 10) :])
+    if not np.isfinite(loss_S[-1]) or final > chance + 0.1 * way:
+        return "diverged"
+    return "stalled" if chance - final < 0.05 * way else "healthy"
+
+
+def _calls_any_high_value_a_spike(loss_S, chance, floor):
+    kind = _does_not_look_at_the_start(loss_S, chance, floor)
+    return "spiked" if kind == "healthy" and np.max(loss_S) > chance else kind
+
+
+@check(
+    "00-verdict",
+    wrong=[
+        _only_asks_for_nan,
+        _takes_the_last_step_alone,
+        _forgets_the_floor,
+        _does_not_look_at_the_start,
+        _calls_any_high_value_a_spike,
+    ],
+)
 def verdict_follows_the_rules(solution):
     falling_S = np.linspace(4.2, 2.0, 200)
     cases = {
@@ -41,6 +87,8 @@ def verdict_follows_the_rules(solution):
         "a loss that stays at 3.97": (np.full(200, 3.97), "stalled"),
         "a loss that has come down to 3.82": (np.full(200, 3.82), "healthy"),
         "a loss that stays at 4.35": (np.full(200, 4.35), "diverged"),
+        "a loss that leaves to 171 in its first steps": (np.append([4.2, 60.0, 171.0], falling_S), "spiked"),
+        "a loss that scatters up to 4.4 at its start": (np.append([4.2, 4.4, 4.3], falling_S), "healthy"),
         "a loss of 2 whose very last step is 5": (np.append(np.full(200, 2.0), 5.0), "healthy"),
     }
     for words, (loss_S, wanted) in cases.items():
@@ -50,37 +98,60 @@ def verdict_follows_the_rules(solution):
             raise ExerciseFailed(f"{words}, {given}, should be {wanted!r}; got {got!r}")
 
 
-def _by_the_mean(trace, margin):
-    rates = np.unique(trace.labels("lr"))
-    mean = np.array([trace.final()[trace.labels("lr") == rate].mean() for rate in rates])
-    return rates[mean <= mean.min() + margin][0]
+RUNS = ("rate 0.01", "first 8 steps long", "last 20 steps long", "warm-up of 40", "rate 1 again, other seeds")
+ENDS = ("healthy", "ruined")
+DECIDING = {"last 20 steps long": ("healthy", "ruined"), "warm-up of 40": ("healthy", "ruined")}
 
 
-def _the_lowest(trace, margin):
-    rates = np.unique(trace.labels("lr"))
-    return rates[np.argmin([trace.final()[trace.labels("lr") == rate].max() for rate in rates])]
+def _picks_what_both_predict():
+    return {"rate 0.01": ("healthy", "healthy"), "first 8 steps long": ("ruined", "ruined")}
 
 
-def _the_luckiest_run(trace, margin):
-    return trace.labels("lr")[np.argmin(trace.final())]
+def _one_decides_and_one_does_not():
+    return {"last 20 steps long": ("healthy", "ruined"), "first 8 steps long": ("ruined", "healthy")}
 
 
-def _sweep(finals):
-    """A Trace whose runs end at the given losses, {rate: one per seed}; inf is a run that diverged."""
-    runs = [{"lr": rate, "seed": seed} for rate, ends in finals.items() for seed in range(len(ends))]
-    ends_R = np.array([end for ends in finals.values() for end in ends])
-    loss_RS = np.stack([np.full(len(ends_R), 4.0), ends_R], axis=1)
-    return Trace(steps=[0, 1], signals={"loss_nats": loss_RS}, runs=runs)
+def _mixes_up_the_two():
+    return {name: ends[::-1] for name, ends in DECIDING.items()}
 
 
-@check("00-safe-rate", wrong=[_by_the_mean, _the_lowest, _the_luckiest_run])
-def safe_rate_survives_the_worst_seed(solution):
-    sweep = _sweep(
-        {0.1: [2.0, np.inf], 0.03: [2.5, 2.52], 0.01: [2.55, 2.56], 0.003: [2.3, 2.75], 0.001: [3.0, 3.1]}
-    )
-    expect("with a margin of 0.1", solution(sweep, 0.1), 0.01)
-    expect("with a margin of 0.01", solution(sweep, 0.01), 0.03)
-    expect("with a margin of 0.3", solution(sweep, 0.3), 0.003)
+def _takes_all_that_is_offered():
+    return {name: ("healthy", "ruined") for name in RUNS}
+
+
+def _says_only_how_they_ended():
+    return dict.fromkeys(DECIDING, "ruined")
+
+
+@check(
+    "00-decide",
+    wrong=[
+        _picks_what_both_predict,
+        _one_decides_and_one_does_not,
+        _mixes_up_the_two,
+        _takes_all_that_is_offered,
+        _says_only_how_they_ended,
+    ],
+)
+def runs_decide_where_the_predictions_differ(solution):
+    answer = solution()
+    if not isinstance(answer, dict) or len(answer) != 2 or not set(answer) <= set(RUNS):
+        raise ExerciseFailed(f"return a dict of two of the five runs, by name; got {answer!r:.150}")
+    for name, ends in answer.items():
+        if not isinstance(ends, tuple | list) or len(ends) != 2 or not set(ends) <= set(ENDS):
+            raise ExerciseFailed(
+                f"{name}: give (what A predicts, what B predicts), each of {ENDS}; got {ends!r}"
+            )
+        if name == "rate 0.01":
+            raise ExerciseFailed("rate 0.01 has no long step at all: both predict that it is healthy")
+        if name == "first 8 steps long":
+            raise ExerciseFailed(
+                "first 8 steps long: A and B both predict harm, so it cannot tell them apart"
+            )
+        if name == "rate 1 again, other seeds":
+            raise ExerciseFailed(f"{name}: it is ruined whoever is right; it tells how sure the finding is")
+        if tuple(ends) != DECIDING[name]:
+            raise ExerciseFailed(f"{name}: what does A, who fears the first steps alone, say of it? And B?")
 
 
 def _difference_of_accuracies(first_N, second_N, targets_N):
