@@ -64,7 +64,14 @@ def _root_forgotten(param, grad, m, v, t, lr, beta1, beta2, eps):
     return param - lr * (m / (1 - beta1**t)) / (v / (1 - beta2**t) + eps), m, v
 
 
+def _epsilon_of_the_short_form(param, grad, m, v, t, lr, beta1, beta2, eps):
+    _, m, v = _adam(param, grad, m, v, t, lr, beta1, beta2, eps)
+    rate = lr * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
+    return param - rate * m / (v**0.5 + eps), m, v
+
+
 _MISTAKES = [
+    (_epsilon_of_the_short_form, "is epsilon beside the uncorrected root? It belongs beside sqrt(v_hat)"),
     (_epsilon_inside_the_root, "is epsilon inside the root? Adam divides by sqrt(v_hat) + eps"),
     (_without_correction, "is the bias correction missing? Divide m by 1 - beta1**t, v by 1 - beta2**t"),
     (_root_forgotten, "is the root of v_hat missing?"),
