@@ -10,7 +10,7 @@ import pytest
 from lessons.build import LESSONS, NOTEBOOKS, ROOT, notebook_path, read_lesson, sources
 
 FOUND = sources()
-WRITTEN = ["00", "01", "02", "03", "04", "05", "06", "07", "09", "10", "11", "12"]
+WRITTEN = ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12"]
 CALLS = ("panel(", "claim(", "predict(", "reveal(", "quiz(", "exercise(")
 SECTIONS = ("The question", "On a real model", "Recap", "Sources")
 

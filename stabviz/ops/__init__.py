@@ -15,6 +15,7 @@ from stabviz.ops.attention import (
     AttentionMeasures,
     attention_weights,
     causal_mask,
+    cosine_attention,
     multi_head_attention,
     padding_mask,
     qk_clip,

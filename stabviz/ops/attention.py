@@ -376,6 +376,7 @@ def qk_clip(
     Raises: ValueError if threshold is a number <= 0
     Source: QK-Clip of Kimi K2, arXiv:2507.20534: factor min(1, tau / S_max), its root on either side; our
             threshold is their tau; deviation: the largest |logit|, where they take the largest
+    Lesson: 08-attention-logits
 
     >>> qk_clip(torch.ones(2, 1), torch.ones(2, 1), torch.tensor([400.0, 50.0]), 100.0)[0].flatten()
     tensor([0.5000, 1.0000])
@@ -390,3 +391,32 @@ def qk_clip(
         for weight in (query_weight, key_weight)
     ]
     return scaled[0], scaled[1]
+
+
+def cosine_attention(
+    query_BHLK: Tensor,
+    key_BHMK: Tensor,
+    value_BHMK: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 10.0,
+) -> Tensor:
+    """Mix the values by softmax(scale cosine(query, key)): no logit is larger than the scale.
+
+    QK-norm without anything learned; a gain that is learned can grow, and bounds nothing. A query or key of
+    length 0 gives NaN: nothing is hidden.
+
+    Shapes: query_BHLK (B, H, L, K), key_BHMK (B, H, M, K), value_BHMK (B, H, M, K), mask bool broadcastable
+            to (B, H, L, M), True = may attend, at least one key a query -> out_BHLK (B, H, L, K)
+    Source: Henry et al. 2020, arXiv:2010.04245, whose scale is learned; deviation: ours is fixed
+    Lesson: 08-attention-logits
+
+    >>> query, key = torch.tensor([[[[9.0]]]]), torch.tensor([[[[5.0], [-2.0]]]])
+    >>> cosine_attention(query, key, torch.tensor([[[[1.0], [0.0]]]]), scale=1.0)  # 1/(1 + e^-2)
+    tensor([[[[0.8808]]]])
+    """
+    query = query_BHLK / query_BHLK.norm(dim=-1, keepdim=True)
+    key = key_BHMK / key_BHMK.norm(dim=-1, keepdim=True)
+    logits_BHLM = _wide(scale * query @ key.mT)
+    weights_BHLM = softmax(_masked(logits_BHLM, mask, None))
+    return weights_BHLM.to(value_BHMK.dtype) @ value_BHMK

@@ -92,8 +92,9 @@ _REMEDIES: dict[Kind, tuple[str, str]] = {
         "10-precision-and-memory",
     ),
     "attention_logit_growth": (
-        "Normalise queries and keys (QK-norm) or cap the logits, or lower the rate.",
-        "01-attention",
+        "Normalise queries and keys (QK-norm), give their weights a smaller rate or clip them by their "
+        "logits (QK-clip); a soft-cap hides the logit from the softmax and leaves it to grow.",
+        "08-attention-logits",
     ),
     "epsilon_too_large": (
         "Lower Adam's epsilon below the gradient's size (1e-8 to 1e-15), or mend the loss whose gradients "

@@ -13,6 +13,7 @@ from stabviz.views.plots import (
     plot_loss_fan,
     plot_lr_curve,
 )
+from stabviz.views.power_law import plot_power_law
 from stabviz.views.report import html_report
 from stabviz.views.style import new_figure
 from stabviz.views.svg import curve_points, figure_svg, show
@@ -39,6 +40,7 @@ __all__ = [
     "plot_loss_fan",
     "plot_loss_surface",
     "plot_lr_curve",
+    "plot_power_law",
     "plot_sharpness",
     "plot_stability_map",
     "show",

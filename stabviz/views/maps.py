@@ -29,7 +29,7 @@ def plot_stability_map(
     nor the seed.
 
     Raises: ValueError if x or y is no label
-    Lesson: 05-schedules
+    Lesson: 08-attention-logits
     """
     others = [key for key in trace.label_keys if key not in (x, "seed")]
     if y is None and not others:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stabviz.ops import (
     attention_weights,
     causal_mask,
+    cosine_attention,
     multi_head_attention,
     padding_mask,
     qk_clip,
@@ -741,3 +742,22 @@ def test_qk_clip_gives_each_side_the_root_and_leaves_a_head_that_saw_nan():
 def test_qk_clip_names_a_bad_threshold():
     with pytest.raises(ValueError, match=r"qk_clip: threshold must be > 0; got 0"):
         qk_clip(torch.ones(2, 1), torch.ones(2, 1), torch.ones(2), 0)
+
+
+# ---- cosine attention
+
+
+def test_cosine_attention_is_attention_of_unit_vectors_whatever_their_length():
+    query, key, value = randn(2, 3, 5, 7), randn(2, 3, 5, 7), randn(2, 3, 5, 7)
+    unit_query, unit_key = (F.normalize(x, dim=-1) for x in (query, key))
+    expected, _ = scaled_dot_product_attention(unit_query, unit_key, value, causal=True, scale=4.0)
+    for length in (1e-3, 1.0, 1e4):
+        out = cosine_attention(length * query, key / length, value, mask=causal_mask(5), scale=4.0)
+        torch.testing.assert_close(out, expected)
+
+
+def test_cosine_attention_cannot_weigh_two_keys_further_apart_than_its_scale_lets_it():
+    query, key = torch.tensor([[[[1e6]]]]), torch.tensor([[[[1e6], [-1e6]]]])
+    value = torch.tensor([[[[0.0], [1.0]]]])
+    least = cosine_attention(query, key, value, scale=10.0)
+    assert least.item() == pytest.approx(1 / (1 + math.exp(20.0)), rel=1e-5)
