@@ -80,6 +80,7 @@ test-browser: $(STAMP)
 	$(BIN)/python -m pytest tests/browser
 
 lessons: $(STAMP)
+	$(BIN)/python -m lessons.course
 	$(BIN)/python -m lessons.build $(LESSON)
 
 # Hours for all lessons: each is run once a set of seeds and twice a set of kernels. What is done is kept.

@@ -8,9 +8,12 @@ import nbformat
 import pytest
 
 from lessons.build import LESSONS, NOTEBOOKS, ROOT, notebook_path, read_lesson, sources
+from lessons.course import head_of, main_path, pages
 
 FOUND = sources()
 WRITTEN = ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12"]
+REWORKED = ["00", "01", "02", "03", "04", "05", "06", "07", "08", "10"]
+"""Lessons whose every "because" has been tried; 09, 11 and 12 are still to be."""
 CALLS = ("panel(", "claim(", "predict(", "reveal(", "quiz(", "exercise(")
 SECTIONS = ("The question", "On a real model", "Recap", "Sources")
 
@@ -75,6 +78,21 @@ def shape_problems(notebook):
     if not 2 <= len(titles) <= 4:
         problems.append(f"has {len(titles)} exercises, not two to four")
     problems += [f"{title!r} names no minutes" for title in titles if "minutes" not in title]
+    return problems
+
+
+def new_shape_problems(notebook):
+    """Return what a lesson lacks of causes that were tried, and of room to think."""
+    main = main_path(notebook.cells)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    problems = [f"never calls {call[:-1]}" for call in ("ablate(", "yours(") if call not in code]
+    if not any(heading.startswith("Why") for heading in sections(without_code(prose(notebook)))):
+        problems.append("has no section 'Why'")
+    claims = sum(cell.source.count("claim(") for cell in main if cell.cell_type == "code")
+    if claims > 12:
+        problems.append(f"shows {claims} claims: at most 12, the others fold under Going deeper")
+    if "manual_seed" in code or "np.random" in code:
+        problems.append("draws something that no seed offset reaches: use stabviz.seeds.generator")
     return problems
 
 
@@ -195,6 +213,17 @@ def test_notebook_was_executed_whole(path):
 @each_lesson
 def test_lesson_has_the_shape_of_the_course(path):
     assert shape_problems(read_lesson(path)) == []
+
+
+@pytest.mark.parametrize("path", [p for p in FOUND if p.stem[:2] in REWORKED], ids=lambda path: path.stem)
+def test_lesson_tries_its_causes_and_leaves_room_to_think(path):
+    assert new_shape_problems(read_lesson(path)) == []
+    assert 40 <= head_of(path).minutes <= 75
+
+
+def test_what_is_written_from_the_lessons_heads_is_up_to_date():
+    stale = [path.name for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
+    assert stale == [], "run: python -m lessons.course"
 
 
 @each_lesson
@@ -347,6 +376,35 @@ Words.
 def test_a_fold_that_jupyterlab_would_not_show_is_caught(tmp_path, old, new, problem):
     assert old in FOLDED
     problems = fold_problems(lesson(tmp_path, FOLDED.replace(old, new, 1)))
+    assert [problem in each for each in problems] == ([True] if problem else [])
+
+
+TRIED = """
+## Why
+
+```{code-cell} ipython3
+found = lab.ablate(broken, healthy, {})
+mine = yours(step, otherwise=ops.sgd_step)
+draw = generator(0, "rows")
+CLAIMS
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("", "", None),
+        ("ablate", "train", "never calls ablate"),
+        ("yours(step", "mine(step", "never calls yours"),
+        ("## Why", "## How", "section 'Why'"),
+        ("CLAIMS", "claim()\n" * 13, "shows 13 claims"),
+        ('generator(0, "rows")', "torch.Generator().manual_seed(0)", "no seed offset reaches"),
+    ],
+)
+def test_a_cause_that_nobody_tried_is_caught(tmp_path, old, new, problem):
+    assert old in TRIED
+    problems = new_shape_problems(lesson(tmp_path, TRIED.replace(old, new, 1)))
     assert [problem in each for each in problems] == ([True] if problem else [])
 
 

@@ -6,7 +6,7 @@ In the lesson (a code cell; the check is found by the exercise's name):
     def adam_step(param, grad, ...):
         ...
 
-The check and at least two plausible wrong answers, in stabviz/course/checks/lesson_03.py:
+The check and at least four plausible wrong answers, in stabviz/course/checks/lesson_03.py:
 
     @check("03-adam-step", wrong=[forgets_the_root, forgets_to_correct])
     def adam_step_is_right(solution):
@@ -67,7 +67,7 @@ class Check:
     function: Callable
     """`function(solution)` returns if the solution is right, and raises ExerciseFailed if not."""
     wrong: tuple
-    """Plausible wrong solutions, two or more."""
+    """Plausible wrong solutions, four or more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +87,13 @@ CHECKS: dict[str, Check] = {}
 def check(name: str, *, wrong) -> Callable:
     """Register the decorated function as the check of an exercise.
 
-    Raises: ValueError if the name does not begin with a lesson's number, or fewer than two wrong answers
-    are given
+    Raises: ValueError if the name does not begin with a lesson's number, or fewer than four wrong answers
+            are given
     """
     if not re.match(r"\d\d-", name):
         raise ValueError(f"check: name must begin with two digits, as 03-adam-step; got {name!r}")
-    if len(wrong) < 2:
-        raise ValueError(f"check: wrong must hold two or more functions for {name}; got {len(wrong)}")
+    if len(wrong) < 4:
+        raise ValueError(f"check: wrong must hold four or more functions for {name}; got {len(wrong)}")
 
     def register(function):
         CHECKS[name] = Check(name=name, function=function, wrong=tuple(wrong))

@@ -134,7 +134,13 @@ def test_solution_is_taken_out_of_a_lesson_and_judged(capsys):
     def forgets_root(x):
         return 2 * x
 
-    @check("98-root", wrong=[forgets_two, forgets_root])
+    def adds_two(x):
+        return 2 + x**0.5
+
+    def swaps_them(x):
+        return (2 * x) ** 0.5
+
+    @check("98-root", wrong=[forgets_two, forgets_root, adds_two, swaps_them])
     def root_is_right(solution):
         expect("twice the root of 9", solution(9.0), 6.0)
 
@@ -143,19 +149,16 @@ def test_solution_is_taken_out_of_a_lesson_and_judged(capsys):
         assert solution.name == "98-root"
         namespace = {**imports_of(LESSON), "exercise": exercise}
         assert run_solution(solution, namespace).kind == "done"
-        assert [judge(root_is_right, wrong).kind for wrong in find_check("98-root").wrong] == [
-            "wrong",
-            "wrong",
-        ]
+        assert [judge(root_is_right, each).kind for each in find_check("98-root").wrong] == ["wrong"] * 4
     finally:
         del CHECKS["98-root"]
 
 
-def test_check_needs_a_lesson_and_two_wrong_answers():
+def test_check_needs_a_lesson_and_four_wrong_answers():
     with pytest.raises(ValueError, match="two digits"):
-        check("halve", wrong=[abs, abs])
-    with pytest.raises(ValueError, match="two or more functions"):
-        check("03-halve", wrong=[abs])
+        check("halve", wrong=[abs] * 4)
+    with pytest.raises(ValueError, match="four or more functions"):
+        check("03-halve", wrong=[abs] * 3)
 
 
 def test_solved_stays_solved_when_a_later_try_is_wrong(capsys):
