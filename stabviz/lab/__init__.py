@@ -12,6 +12,7 @@ from stabviz.lab.ablation import Ablation, AblationRow, ablate
 from stabviz.lab.experiment import KNOBS, Experiment, Run, grid
 from stabviz.lab.passages import Passages, neighbours_score, reading_loss, text_passages, unit
 from stabviz.lab.runs import Trained, stream, train
+from stabviz.lab.saturation import HEAD_WIDTHS, random_attention
 from stabviz.lab.tasks import (
     Corpus,
     copy_tokens,
@@ -23,6 +24,7 @@ from stabviz.lab.tasks import (
 )
 
 __all__ = [
+    "HEAD_WIDTHS",
     "KNOBS",
     "Ablation",
     "AblationRow",
@@ -37,6 +39,7 @@ __all__ = [
     "markov_corpus",
     "neighbours_score",
     "quartic",
+    "random_attention",
     "ravine",
     "reading_loss",
     "regression_points",

@@ -1,5 +1,6 @@
 """Plots (Axes in, Axes out) and panels (knobs -> run -> live curves). Imports `stabviz.trace` only."""
 
+from stabviz.views.attention_shapes import plot_attention_shapes
 from stabviz.views.block_diagram import plot_block
 from stabviz.views.contrast import plot_found
 from stabviz.views.descent import plot_descents, plot_edge, plot_sharpness
@@ -35,6 +36,7 @@ __all__ = [
     "plot_edge",
     "plot_found",
     "plot_block",
+    "plot_attention_shapes",
     "plot_gradient_norm",
     "plot_layer_norms",
     "plot_loss_fan",
