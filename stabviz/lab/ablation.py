@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class AblationRow:
     gap; below 0 it makes things worse."""
     share_low: float
     share_high: float
+    columns: dict[str, Any] = field(default_factory=dict)
+    """What else was read off the Trace of this row."""
 
     @property
     def sentence(self) -> str:
@@ -76,6 +78,7 @@ class Ablation:
             {
                 "run": row.name,
                 "what it changes": ", ".join(f"{k} {v}" for k, v in row.changes.items()) or "-",
+                **row.columns,
                 self.measure: row.median,
                 "low": row.low,
                 "high": row.high,
@@ -101,12 +104,14 @@ def ablate(
     *,
     measure: Callable[[Trace], Iterable[float]] = final_loss,
     seeds: Iterable[int] = range(8),
+    columns: Mapping[str, Callable[[Trace], Any]] | None = None,
     device: str | None = None,
 ) -> Ablation:
     """Train broken, healthy and each change with the same seeds; say what share of the gap each explains.
 
     `broken` holds knobs of `grid`; `healthy` and each of `changes` hold what they change against it.
     `measure(trace)` gives one number a run, low or high being good; NaN counts as the worst loss, inf.
+    `columns` holds more to read off each row's Trace, by name: a count of jumps, say, one value a row.
     Shares are taken seed by seed, then their median. A seed with broken and healthy equal has no gap and no
     share. Where broken diverged, a change explains 1 of it if its own run did not, else 0; a run that
     diverges where broken does not explains -inf.
@@ -132,24 +137,28 @@ def ablate(
         settings[name] = {k: v for k, v in change.items() if k not in broken or broken[k] != v}
     if len(settings) != 2 + len(changes):
         raise ValueError(f"ablate: changes must not be called broken or healthy; got {list(changes)}")
-    values = {}
+    values, read = {}, {}
     for name, change in settings.items():
         if "seed" in change or "seed" in broken:
             raise ValueError(f"ablate: {name} must leave the seed to seeds=, which pairs the runs")
-        measured = np.asarray(measure(train(grid(**{**broken, **change}, seed=seeds), device=device)), float)
+        trace = train(grid(**{**broken, **change}, seed=seeds), device=device)
+        measured = np.asarray(measure(trace), float)
         if measured.shape != (len(seeds),):
             raise ValueError(
                 f"ablate: measure must give one number a run, ({len(seeds)},); got {measured.shape}. "
                 "A knob of an ablation is no list."
             )
         values[name] = np.where(np.isnan(measured), math.inf, measured)
-    rows = tuple(_row(name, settings[name], values) for name in settings)
+        read[name] = {column: function(trace) for column, function in (columns or {}).items()}
+    rows = tuple(_row(name, settings[name], values, read[name]) for name in settings)
     return Ablation(
         rows=rows, seeds=seeds, measure=named(measure).replace("_", " "), interval=_words(len(seeds))
     )
 
 
-def _row(name: str, change: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> AblationRow:
+def _row(
+    name: str, change: Mapping[str, Any], values: Mapping[str, np.ndarray], columns: dict[str, Any]
+) -> AblationRow:
     triples = zip(values["broken"].tolist(), values[name].tolist(), values["healthy"].tolist(), strict=True)
     shares = [share for triple in triples if (share := _share(*triple)) is not None]
     if not shares:
@@ -166,6 +175,7 @@ def _row(name: str, change: Mapping[str, Any], values: Mapping[str, np.ndarray])
         share=share,
         share_low=share_low,
         share_high=share_high,
+        columns=columns,
     )
 
 

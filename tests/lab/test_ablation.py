@@ -38,6 +38,15 @@ def test_ablate_shares_are_those_worked_out_by_hand():
     )
 
 
+def test_ablate_reads_more_columns_off_each_rows_trace():
+    columns = {"first x": lambda trace: float(trace["x"][:, 0].mean()), "runs": lambda trace: trace.n_runs}
+    knobs = BOWL | {"lr": 0.1, "start_x": 3.0}
+    found = ablate(knobs, {"lr": 0.5}, {"nearer": {"start_x": 2.0}}, seeds=range(3), columns=columns)
+    assert found["nearer"].columns == {"first x": 2.0, "runs": 3}
+    assert [row["first x"] for row in found.table()] == [3.0, 3.0, 2.0]
+    assert list(found.table()[0])[:4] == ["run", "what it changes", "first x", "runs"]
+
+
 def test_ablate_pairs_the_seeds():
     noisy = BOWL | {"noise_scale": 0.2, "lr": 0.05, "steps": 30}
     seeds = (4, 1, 9, 2, 8, 3, 7)
