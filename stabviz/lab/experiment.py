@@ -93,7 +93,7 @@ class Run:
     block: Callable | None = _knob(None, "model", FUNCTION)
     """A transformer block of your own, in place of that in `models.transformer_logits`."""
     loss: Callable | None = _knob(None, "objective", FUNCTION)
-    """A loss of your own, in place of `ops.cross_entropy`."""
+    """A loss of your own, in place of `ops.cross_entropy`, or of InfoNCE in the task "pairs"."""
     schedule: str | Callable = _knob("cosine", "schedule", choices=(*SCHEDULES, "plateau"))
     """A name in `ops.SCHEDULES`, "plateau" (halve the rate when the loss stops falling), or your own."""
     steps: int = _knob(200, "engine", _whole_from(1), unit="updates")
