@@ -3,6 +3,7 @@
 from stabviz.views.attention_shapes import plot_attention_shapes
 from stabviz.views.block_diagram import plot_block
 from stabviz.views.contrast import plot_found
+from stabviz.views.cost_map import plot_cost_map
 from stabviz.views.descent import plot_descents, plot_edge, plot_sharpness
 from stabviz.views.knobs import Choice, Knob
 from stabviz.views.maps import plot_attention, plot_loss_surface, plot_stability_map
@@ -37,6 +38,7 @@ __all__ = [
     "plot_found",
     "plot_block",
     "plot_attention_shapes",
+    "plot_cost_map",
     "plot_gradient_norm",
     "plot_layer_norms",
     "plot_loss_fan",

@@ -50,5 +50,5 @@ def plot_power_law(
             dots = {"marker": "o", "markersize": 6, "linestyle": "none", "color": style["color"]}
             axes.plot(rates, values, **dots, gid=f"points-{name}", label=label)
     axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (4, 3)), gid=f"level-{named}", label=named)
-    place_legend(axes)
+    place_legend(axes, loc="lower right")
     return axes
