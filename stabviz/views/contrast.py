@@ -36,8 +36,15 @@ def plot_found(axes: Axes, trace: Trace, *, levels: Mapping[str, float], legend:
     for name, value in levels.items():
         gid = f"level-{name.replace(' ', '_')}"
         axes.axhline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)), gid=gid)
-        place = {"xy": (0.99, value), "xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        axes.annotate(name, **place, fontsize=8, color=INK)
+        axes.annotate(
+            name,
+            xy=(0.99, value),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color=INK,
+        )
     axes.set_ylabel("found (nats)")
     axes.set_ylim(-0.05, max([2.0, *levels.values()]) + 0.2)
     return axes
