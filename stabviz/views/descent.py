@@ -72,6 +72,9 @@ def plot_sharpness(
     if not names:
         raise ValueError("plot_sharpness: trace must hold sharpness; got none. Train with sharpness=True")
     plot_loss_fan(axes, trace, by=by, signal=names[0], legend=False)
+    for line in axes.lines if by is None else ():
+        if str(line.get_gid()).startswith("curve-"):
+            line.set_label(f"median of {len(trace.runs)} runs")
     for lr_S in np.unique(trace["lr"], axis=0):
         if np.isfinite(lr_S).all():
             axes.plot(
@@ -104,7 +107,7 @@ def plot_edge(figure: Figure, traces: Mapping[str, Trace], *, highest: float = 1
     style_axes(right, "step", "loss")
     for index, (name, trace) in enumerate(traces.items()):
         look, gid = curve_style(index), name.replace(" ", "_")
-        median_S = np.median(np.nan_to_num(trace["loss_nats"], nan=np.inf), axis=0)
+        median_S = np.median(np.nan_to_num(trace["loss_nats"].astype(np.float64), nan=np.inf), axis=0)
         left_at = np.flatnonzero(~(median_S < highest))
         stop = int(left_at[0]) if left_at.size else len(median_S)
         right.plot(trace.steps[:stop], median_S[:stop], **look, linewidth=1.6, label=name, gid=f"curve-{gid}")

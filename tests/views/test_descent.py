@@ -37,6 +37,7 @@ def test_plot_sharpness_draws_the_edge_that_the_rate_sets():
     plot_sharpness(figure.subplots(), trace)
     np.testing.assert_allclose(curve_points(figure, "level-edge")[1], [20, 20, 10, 10])
     assert curve_points(figure, "curve-sharpness-all")[1].tolist() == [5, 8]
+    assert "median of 2 runs" in [line.get_label() for line in figure.axes[0].lines]
 
 
 def test_plot_sharpness_refuses_a_trace_without_it():
