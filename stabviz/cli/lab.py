@@ -25,7 +25,7 @@ class Lab:
     lr: tuple[float, ...] = ()
     """Peak learning rate."""
     model: tuple[str, ...] = ()
-    """transformer or lstm."""
+    """transformer, lstm or rnn."""
     optimizer: tuple[str, ...] = ()
     """A name in stabviz.ops.OPTIMIZERS, e.g. adamw or sgd."""
     schedule: tuple[str, ...] = ()
