@@ -7,6 +7,7 @@ from stabviz.views.cost_map import plot_cost_map
 from stabviz.views.descent import plot_descents, plot_edge, plot_sharpness
 from stabviz.views.knobs import Choice, Knob
 from stabviz.views.maps import plot_attention, plot_loss_surface, plot_stability_map
+from stabviz.views.number_bits import plot_number_bits
 from stabviz.views.panels import Panel, panel
 from stabviz.views.plots import (
     plot_ablation,
@@ -44,6 +45,7 @@ __all__ = [
     "plot_loss_fan",
     "plot_loss_surface",
     "plot_lr_curve",
+    "plot_number_bits",
     "plot_power_law",
     "plot_sharpness",
     "plot_stability_map",

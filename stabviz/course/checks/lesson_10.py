@@ -1,157 +1,203 @@
-"""Checks of lesson 10: the next loss scale, micro-batch losses that add up, the order of a scaled step."""
+"""Checks of lesson 10: the accumulation loop, two runs that decide, a log."""
 
-import math
-
+import numpy as np
 import torch
 
 from stabviz.course.exercises import ExerciseFailed, check, expect, things
 
 
-def _right_scale(scale, good_steps, finite, interval):
-    if not finite:
-        return scale / 2, 0
-    return (scale * 2, 0) if good_steps + 1 >= interval else (scale, good_steps + 1)
+def _mean_of_means(parts):
+    full = [part for part in parts if part[2]]
+    return sum(x / n for x, _, n in full) / len(full), sum(g / n for _, g, n in full) / len(full)
 
 
-def _keeps_counting_after_an_overflow(scale, good_steps, finite, interval):
-    if not finite:
-        return scale / 2, good_steps
-    return _right_scale(scale, good_steps, finite, interval)
+def _divides_by_micro_batches(parts):
+    return sum(x for x, _, _ in parts) / len(parts), sum(g for _, g, _ in parts) / len(parts)
 
 
-def _doubles_one_step_late(scale, good_steps, finite, interval):
-    if finite and good_steps < interval:
-        return scale, good_steps + 1
-    return _right_scale(scale, good_steps, finite, interval)
+def _forgets_to_divide_the_gradient(parts):
+    count = sum(n for _, _, n in parts)
+    return sum(x for x, _, _ in parts) / count, sum(g for _, g, _ in parts)
 
 
-def _never_starts_again(scale, good_steps, finite, interval):
-    if finite and good_steps + 1 >= interval:
-        return scale * 2, good_steps + 1
-    return _right_scale(scale, good_steps, finite, interval)
+def _takes_the_last_micro_batch(parts):
+    loss, grad, tokens = next(part for part in reversed(parts) if part[2])
+    return loss / tokens, grad / tokens
 
 
-def _never_grows(scale, good_steps, finite, interval):
-    return (scale, good_steps + 1) if finite else (scale / 2, 0)
+def _leaves_out_the_first(parts):
+    return _right_accumulation(parts[1:])
 
 
-@check(
-    "10-next-scale",
-    wrong=[_keeps_counting_after_an_overflow, _doubles_one_step_late, _never_starts_again, _never_grows],
-)
-def scale_halves_at_once_and_doubles_after_a_stretch(solution):
-    scale, good_steps, expected, count = 1024.0, 0, 1024.0, 0
-    for step, finite in enumerate(map(bool, (0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0))):
-        met = "finite" if finite else "overflow"
-        before = f"step {step}, {met}, scale {scale:g}, {good_steps} good steps, interval 3"
-        expected, count = _right_scale(expected, count, finite, 3)
-        answer = solution(scale, good_steps, finite, 3)
-        scale, good_steps = things(answer, "the scale", "the number of good steps in a row")
-        expect(f"{before}: the new scale", scale, expected)
-        expect(f"{before}: the new count", good_steps, count)
+def _adds_into_the_first_gradient(parts):
+    grad = parts[0][1]
+    for _, more, _ in parts[1:]:
+        grad += more
+    count = sum(n for _, _, n in parts)
+    return sum(x for x, _, _ in parts) / count, grad / count
 
 
-def _mean_of_means_without_the_empty(losses, keeps):
-    full = [(loss, keep) for loss, keep in zip(losses, keeps, strict=True) if keep.any()]
-    return [loss[keep].mean() / len(full) for loss, keep in full]
-
-
-def _kept_sums(losses, keeps):
-    return [loss[keep].sum() for loss, keep in zip(losses, keeps, strict=True)]
+def _right_accumulation(parts):
+    count = sum(n for _, _, n in parts)
+    return sum(x for x, _, _ in parts) / count, sum(g for _, g, _ in parts) / count
 
 
 @check(
-    "10-micro-losses",
+    "10-accumulate",
     wrong=[
-        _mean_of_means_without_the_empty,
-        _kept_sums,
-        # the mean of means, 0/0 without a target; ignored places counted; ignored places added
-        lambda losses, keeps: [x[keep].mean() / len(losses) for x, keep in zip(losses, keeps, strict=True)],
-        lambda losses, keeps: [x / sum(map(torch.numel, keeps)) for x in _kept_sums(losses, keeps)],
-        lambda losses, keeps: [loss.sum() / sum(keep.sum() for keep in keeps) for loss in losses],
+        _mean_of_means,
+        _divides_by_micro_batches,
+        _forgets_to_divide_the_gradient,
+        _takes_the_last_micro_batch,
+        _leaves_out_the_first,
+        _adds_into_the_first_gradient,
     ],
 )
-def micro_losses_add_up_to_the_token_mean(solution):
-    cases = [
-        ("micro-batches of 1 and 3 targets", [[9.0, 7.0, 7.0], [1.0, 1.0, 1.0]], [[1, 0, 0], [1, 1, 1]]),
-        (
-            "micro-batches of 2, 0 and 5 targets",
-            [[2.0, 4.0, 8.0, 1.0, 3.0], [5.0, 6.0, 7.0, 8.0, 9.0], [1.0, 2.0, 3.0, 4.0, 5.0]],
-            [[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]],
-        ),
-    ]
-    for what, values, kept in cases:
-        weight = torch.ones((), requires_grad=True)
-        losses = [weight * torch.tensor(value) for value in values]
-        keeps = [torch.tensor(keep, dtype=torch.bool) for keep in kept]
-        answer = solution(losses, keeps)
-        if not isinstance(answer, tuple | list) or not all(
-            isinstance(each, torch.Tensor) and each.ndim == 0 for each in answer
-        ):
-            raise ExerciseFailed("return a list of scalar tensors, one for each micro-batch")
-        mean = (torch.tensor(values) * torch.tensor(kept)).sum() / torch.tensor(kept).sum()
-        expect(f"{what}: the sum of the losses, which is the token mean", sum(answer), mean)
-        for each in answer:
-            each.backward()
-        expect(f"{what}: the gradient after backward() on each", weight.grad, mean)
+def accumulation_gives_every_token_the_same_weight(solution):
+    def part(loss, grad, tokens):
+        return loss, torch.tensor(grad), tokens
+
+    cases = {
+        "micro-batches of 1 and 3 tokens": [part(9.0, [3.0, 0.0], 1), part(3.0, [-1.0, 2.0], 3)],
+        "micro-batches of 2, 0 and 5 tokens": [
+            part(6.0, [1.0, 1.0], 2),
+            part(0.0, [0.0, 0.0], 0),
+            part(15.0, [4.0, -8.0], 5),
+        ],
+        "one micro-batch of 4 tokens": [part(8.0, [2.0, 6.0], 4)],
+    }
+    for what, parts in cases.items():
+        kept = [grad.clone() for _, grad, _ in parts]
+        loss, grad = things(solution(parts), "the loss", "the gradient")
+        if any(not torch.equal(mine[1], before) for mine, before in zip(parts, kept, strict=True)):
+            raise ExerciseFailed("a gradient that was handed in has changed: add into a new tensor")
+        right_loss, right_grad = _right_accumulation(parts)
+        expect(f"{what}: the loss, a mean over all tokens that count", loss, right_loss)
+        expect(f"{what}: the gradient of that loss", grad, right_grad)
 
 
-def _norm(grads):
-    return torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
-
-
-def _clipped(grads, max_norm):
-    return [grad * (max_norm / _norm(grads).clamp(min=max_norm)) for grad in grads]
-
-
-def _clips_first(scaled_grads, scale, max_norm):
-    norm, clipped = _norm(scaled_grads), _clipped(scaled_grads, max_norm)
-    return ([grad / scale for grad in clipped] if norm.isfinite() else None), norm / scale
-
-
-def _never_skips(scaled_grads, scale, max_norm):
-    grads = [grad / scale for grad in scaled_grads]
-    return _clipped(grads, max_norm), _norm(grads)
-
-
-def _forgets_to_unscale(scaled_grads, scale, max_norm):
-    clipped, norm = _never_skips(scaled_grads, 1.0, max_norm)
-    return (clipped if norm.isfinite() else None), norm
-
-
-def _looks_for_nan_only(scaled_grads, scale, max_norm):
-    clipped, norm = _never_skips(scaled_grads, scale, max_norm)
-    return (None if norm.isnan() else clipped), norm
-
-
-def _norm_after(scaled_grads, scale, max_norm):
-    clipped, norm = _never_skips(scaled_grads, scale, max_norm)
-    return (clipped if norm.isfinite() else None), _norm(clipped)
+RUNS = (
+    "float32 weights",
+    "bfloat16, other seeds",
+    "float16 weights",
+    "bfloat16, a tenth of the rate",
+    "bfloat16, loss scale 65536",
+)
+ENDS = ("learns", "stuck")
+DECIDING = {"float16 weights": ("stuck", "learns"), "bfloat16, loss scale 65536": ("learns", "stuck")}
 
 
 @check(
-    "10-scaled-step",
-    wrong=[_clips_first, _forgets_to_unscale, _never_skips, _looks_for_nan_only, _norm_after],
+    "10-decide",
+    wrong=[
+        lambda: {"float32 weights": ("learns", "learns"), "bfloat16, other seeds": ("stuck", "stuck")},
+        lambda: {name: ends[::-1] for name, ends in DECIDING.items()},
+        lambda: {"float16 weights": ("stuck", "learns"), "bfloat16, a tenth of the rate": ("stuck", "stuck")},
+        lambda: dict.fromkeys(RUNS, ("learns", "stuck")),
+        lambda: dict.fromkeys(DECIDING, "learns"),
+        lambda: tuple(DECIDING),
+    ],
 )
-def step_is_unscaled_then_checked_then_clipped(solution):
-    grads = [torch.tensor([3.0, 0.0]), torch.tensor([[0.0], [-4.0], [12.0]])]
-    returned = ("the gradients (or None)", "the norm before clipping")
-    for what, max_norm, share in (
-        ("true norm 13, threshold 6.5", 6.5, 0.5),
-        ("true norm 13, threshold 20", 20.0, 1.0),
-    ):
-        for scale in (1024.0, 65536.0):
-            answer = solution([grad * scale for grad in grads], scale, max_norm)
-            got, norm = things(answer, *returned)
-            expect(f"{what}, scale {scale:g}: the norm before clipping", norm, 13.0)
-            if not isinstance(got, tuple | list) or len(got) != 2:
-                raise ExerciseFailed(f"{what}: expected a list of 2 gradients first; got {got!r:.80}")
-            for index, (one, grad) in enumerate(zip(got, grads, strict=True)):
-                expect(f"{what}, scale {scale:g}: gradient {index}", one, grad * share)
-    for bad in (math.nan, math.inf):
-        answer = solution([grads[0] * 1024, torch.tensor([[0.0], [bad], [1.0]])], 1024.0, 1.0)
-        got, norm = things(answer, *returned)
-        if got is not None:
-            raise ExerciseFailed(f"a gradient with {bad}: expected None, for a step to skip; got {got!r:.80}")
-        if math.isfinite(norm := float(norm)):
-            raise ExerciseFailed(f"a gradient with {bad}: expected the norm, which is not finite; got {norm}")
+def runs_decide_where_range_and_precision_predict_different_ends(solution):
+    answer = solution()
+    if not isinstance(answer, dict) or len(answer) != 2 or not set(answer) <= set(RUNS):
+        raise ExerciseFailed(f"return a dict of two of the five runs, by name; got {answer!r:.150}")
+    for name, ends in answer.items():
+        if not isinstance(ends, tuple | list) or len(ends) != 2 or not set(ends) <= set(ENDS):
+            raise ExerciseFailed(
+                f"{name}: give (what A predicts, what B predicts), each of {ENDS}; got {ends!r}"
+            )
+        if name not in DECIDING:
+            raise ExerciseFailed(f"{name}: A and B predict the same end of it, so it cannot tell them apart")
+        if tuple(ends) != DECIDING[name]:
+            raise ExerciseFailed(
+                f"{name}: has it more range, or more precision? A looks at the one, B at the other"
+            )
+
+
+def _faults(scale_S, finite_S, zero_share_S, moved_share_S, *, limit=0.3, taken=True, window=10):
+    if not finite_S[-window:].any():
+        return "no scale helps"
+    steps_S = finite_S if taken else np.ones_like(finite_S)
+    if np.median(zero_share_S[steps_S]) > limit:
+        return "underflow"
+    return "steps too short" if np.median(moved_share_S[steps_S]) < 0.5 else "healthy"
+
+
+def _any_overflow_is_a_fault(scale_S, finite_S, zero_share_S, moved_share_S):
+    found = _faults(scale_S, finite_S, zero_share_S, moved_share_S)
+    return "no scale helps" if not finite_S.all() else found
+
+
+def _looks_at_the_last_step_alone(scale_S, finite_S, zero_share_S, moved_share_S):
+    return _faults(scale_S[-1:], finite_S[-1:], zero_share_S[-1:], moved_share_S[-1:], window=1)
+
+
+def _takes_the_mean(scale_S, finite_S, zero_share_S, moved_share_S):
+    if not finite_S[-10:].any():
+        return "no scale helps"
+    if zero_share_S.mean() > 0.3:
+        return "underflow"
+    return "steps too short" if moved_share_S.mean() < 0.5 else "healthy"
+
+
+def _counts_skipped_steps_too(scale_S, finite_S, zero_share_S, moved_share_S):
+    return _faults(scale_S, finite_S, zero_share_S, moved_share_S, taken=False)
+
+
+def _calls_a_low_scale_underflow(scale_S, finite_S, zero_share_S, moved_share_S):
+    found = _faults(scale_S, finite_S, zero_share_S, moved_share_S)
+    return "underflow" if found == "healthy" and scale_S[-1] < 4096 else found
+
+
+@check(
+    "10-diagnose",
+    wrong=[
+        _any_overflow_is_a_fault,
+        _looks_at_the_last_step_alone,
+        _takes_the_mean,
+        _counts_skipped_steps_too,
+        _calls_a_low_scale_underflow,
+    ],
+)
+def log_names_the_fault(solution):
+    steps = 41
+    ones_S, usual_S = np.ones(steps), np.full(steps, 0.05)
+    finite_S = np.ones(steps, dtype=bool)
+    search_S = finite_S.copy()
+    search_S[[0, 1, 2, 3, 4, 5, 6, 25, steps - 1]] = False  # the last step overflows too
+    moved_S = np.where(search_S, 0.97, 0.0)
+    dead_S = finite_S.copy()
+    dead_S[-12:] = False
+    long_search_S = np.arange(steps) >= 23  # more than half of the steps skipped, then all is well
+    scale_S = 2.0**24 * np.cumprod(np.where(search_S, 1.0, 0.5))
+    long_moved_S = np.where(long_search_S, 0.97, 0.0)
+    first_zero_S = np.where(np.arange(steps) < 16, 0.95, 0.05)
+    cases = {
+        "a search: nine overflows, a scale that halves each time": (
+            scale_S,
+            search_S,
+            usual_S,
+            moved_S,
+            "healthy",
+        ),
+        "a scale of 2, no overflow": (2 * ones_S, finite_S, usual_S, 0.97 * ones_S, "healthy"),
+        "23 overflows at the start, none after": (scale_S, long_search_S, usual_S, long_moved_S, "healthy"),
+        "16 steps of a gradient that is nearly all 0, then 25 good ones": (
+            ones_S,
+            finite_S,
+            first_zero_S,
+            0.97 * ones_S,
+            "healthy",
+        ),
+        "the last twelve steps not finite": (scale_S, dead_S, usual_S, 0.97 * dead_S, "no scale helps"),
+        "half of the gradient 0": (ones_S, finite_S, 0.5 * ones_S, 0.97 * ones_S, "underflow"),
+        "a third of the weights moved": (ones_S, finite_S, usual_S, 0.33 * ones_S, "steps too short"),
+    }
+    for what, (*curves, wanted) in cases.items():
+        kept = [curve.copy() for curve in curves]
+        got = solution(*curves)
+        if got != wanted:
+            raise ExerciseFailed(f"{what}: expected {wanted!r}; got {got!r:.80}")
+        if not all(np.array_equal(curve, before) for curve, before in zip(curves, kept, strict=True)):
+            raise ExerciseFailed("a curve that was handed in has changed: leave them as they are")
