@@ -70,22 +70,23 @@ def lstm_logits(
     """
     states_BLD = embedding(params["embedding.token"], tokens_BL)
     for layer in range(config.layers):
-        weights = tuple(
-            params[f"layer{layer}.{name}"] for name in ("input.weight", "input.bias", "recurrent.weight")
-        )
-        states_BLD = _lstm_layer(states_BLD, *weights, config.detach_state)
+        weights = {
+            name: params[f"layer{layer}.{name}"]
+            for name in ("input.weight", "input.bias", "recurrent.weight")
+        }
+        states_BLD = _lstm_layer(states_BLD, weights, config.detach_state)
     return linear(states_BLD, params["head.weight"]), {}
 
 
-def _lstm_layer(inputs_BLD, input_weight, input_bias, recurrent_weight, detach_state):
+def _lstm_layer(inputs_BLD, params, detach_state):
     # The inputs' share of every gate needs no recurrence: one product for all places.
-    drive_BLG = linear(inputs_BLD, input_weight, input_bias)
+    drive_BLG = linear(inputs_BLD, params["input.weight"], params["input.bias"])
     hidden_BD = cell_BD = torch.zeros_like(inputs_BLD[:, 0])
     outputs = []
     for drive_BG in drive_BLG.unbind(1):
         if detach_state:
             hidden_BD, cell_BD = hidden_BD.detach(), cell_BD.detach()
-        gates_BG = drive_BG + linear(hidden_BD, recurrent_weight)
+        gates_BG = drive_BG + linear(hidden_BD, params["recurrent.weight"])
         entry, forget, candidate, exit_ = gates_BG.chunk(4, dim=-1)
         cell_BD = torch.sigmoid(forget) * cell_BD + torch.sigmoid(entry) * torch.tanh(candidate)
         hidden_BD = torch.sigmoid(exit_) * torch.tanh(cell_BD)

@@ -282,7 +282,6 @@ def attention_weights(
             or to 0 where the query may attend to nothing
     Raises: ValueError as scaled_dot_product_attention
     Source: Vaswani et al. 2017, arXiv:1706.03762, Eq. 1
-    Lesson: 01-attention
 
     >>> attention_weights(torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 2, 3), causal=True)[0, 0]
     tensor([[1.0000, 0.0000],

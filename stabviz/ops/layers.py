@@ -19,7 +19,7 @@ def linear(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor
 
     Shapes: x (..., D), weight_ED (E, D), bias_E (E,) -> (..., E)
     Raises: ValueError if the last axis of x is not D
-    Lesson: 01-attention
+    Lesson: 07-transformer
 
     >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([0.5, 0.0]))
     tensor([[11.5000,  2.0000]])
@@ -39,7 +39,7 @@ def embedding(weight_VD: Tensor, tokens: Tensor) -> Tensor:
 
     Shapes: weight_VD (V, D), tokens (...) integer, 0 <= token < V -> (..., D)
     Raises: ValueError if the tokens are not integers; torch's own IndexError for a token outside 0..V-1
-    Lesson: 01-attention
+    Lesson: 10-precision-and-memory
 
     >>> embedding(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1, 0, 1]))
     tensor([[3., 4.],
@@ -66,7 +66,7 @@ def layer_norm(x: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float = 1e-5) -
     Shapes: x (..., D), weight_D (D,), bias_D (D,) -> (..., D)
     Raises: ValueError if weight_D does not match the last axis
     Source: Ba et al. 2016, arXiv:1607.06450; eps stands inside the root, as in torch
-    Lesson: 01-attention
+    Lesson: 07-transformer
 
     >>> layer_norm(torch.tensor([1.0, 3.0]), torch.ones(2), torch.zeros(2), eps=0.0)
     tensor([-1.,  1.])

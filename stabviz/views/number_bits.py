@@ -49,11 +49,11 @@ def plot_number_bits(axes: Axes, value: float) -> Axes:
         axes.text(-0.5, row + 0.35, name, ha="right", va="center", fontsize=10, color=INK)
         axes.text(left + 0.4, row + 0.35, f"= {stored:.9g}", ha="left", va="center", fontsize=9, color=INK)
     # below the last row: what the colours mean, so that they need no legend
-    left = 0
+    at = 0.0
     for part, width in (("sign", 2.6), ("exponent", 4.6), ("fraction", 4.6)):
-        axes.add_patch(Rectangle((left, 3.25), 0.9, 0.5, facecolor=FILLS[part], edgecolor=INK, lw=0.5))
-        axes.text(left + 1.1, 3.5, part, ha="left", va="center", fontsize=9, color=INK)
-        left += width
+        axes.add_patch(Rectangle((at, 3.25), 0.9, 0.5, facecolor=FILLS[part], edgecolor=INK, lw=0.5))
+        axes.text(at + 1.1, 3.5, part, ha="left", va="center", fontsize=9, color=INK)
+        at += width
     axes.set(xlim=(-5, 40), ylim=(4.0, -0.3))
     axes.set_axis_off()
     return axes
