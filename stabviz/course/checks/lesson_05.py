@@ -162,6 +162,16 @@ def _above_the_best_worst_seed(warmup_R, final_R, tolerance):
     return next(w for w, loss in worst.items() if loss <= min(worst.values()) + tolerance)
 
 
+def _above_the_lowest_median(warmup_R, final_R, tolerance):
+    best = min(np.median(final_R[warmup_R == w]) for w in np.unique(warmup_R))
+    return next(int(w) for w in np.unique(warmup_R) if final_R[warmup_R == w].max() <= best + tolerance)
+
+
+def _above_the_longest(warmup_R, final_R, tolerance):
+    best = final_R[warmup_R == warmup_R.max()].mean()
+    return next(int(w) for w in np.unique(warmup_R) if final_R[warmup_R == w].max() <= best + tolerance)
+
+
 def _above_the_best_seed_of_all(warmup_R, final_R, tolerance):
     worst = {int(w): final_R[warmup_R == w].max() for w in np.unique(warmup_R)}
     return next(w for w, loss in worst.items() if loss <= final_R.min() + tolerance)
@@ -182,20 +192,27 @@ def _edits_in_place(warmup_R, final_R, tolerance):
         _any_seed,
         _above_the_best_worst_seed,
         _above_the_best_seed_of_all,
+        _above_the_lowest_median,
+        _above_the_longest,
         _edits_in_place,
     ],
 )
 def safe_warmup_asks_the_worst_seed(solution):
     warmup_R = np.array([40, 40, 0, 0, 20, 20, 10, 10, 5, 5])  # in no order
     final_R = np.array([2.0, 2.1, 3.9, math.inf, 2.2, 2.1, 2.1, 2.5, 2.2, 3.8])
+    two_seeds = warmup_R, final_R
+    # Three seeds: the mean of 8 is 2.2, its median 2.0; the longest warm-up has the mean 2.3.
+    three_seeds = np.array([16, 16, 16, 8, 8, 8, 0]), np.array([2.3, 2.3, 2.3, 2.0, 2.6, 2.0, math.inf])
     # The means are 2.05 (40), 2.15 (20), 2.3 (10); the lowest worst seed is 2.1, the lowest seed 2.0.
-    for tolerance, expected, why in (
-        (0.2, 20, " (5 and 10 have one bad seed each)"),
-        (0.3, 20, " (the mean of 10 is good enough, its worst seed is not)"),
-        (0.5, 10, ""),
-        (0.06, 40, ""),
-        (0.12, 40, " (measured from the lowest MEAN, 2.05, not from the lowest worst seed, 2.1)"),
-        (0.47, 10, " (measured from the lowest MEAN, 2.05, not from the lowest seed, 2.0)"),
+    for (warmup_R, final_R), tolerance, expected, why in (
+        (two_seeds, 0.2, 20, " (5 and 10 have one bad seed each)"),
+        (two_seeds, 0.3, 20, " (the mean of 10 is good enough, its worst seed is not)"),
+        (two_seeds, 0.5, 10, ""),
+        (two_seeds, 0.06, 40, ""),
+        (two_seeds, 0.12, 40, " (measured from the lowest MEAN, 2.05, not from the lowest worst seed, 2.1)"),
+        (two_seeds, 0.47, 10, " (measured from the lowest MEAN, 2.05, not from the lowest seed, 2.0)"),
+        (three_seeds, 0.45, 8, " (three seeds: measured from the lowest MEAN, 2.2, not from a median)"),
+        (three_seeds, 0.35, 16, " (measured from the lowest mean of ANY warm-up, not of the longest)"),
     ):
         warmups, finals = warmup_R.copy(), final_R.copy()
         got = solution(warmups, finals, tolerance)
