@@ -68,6 +68,12 @@ def _calls_any_high_value_a_spike(loss_S, chance, floor):
     return "spiked" if kind == "healthy" and np.max(loss_S) > chance else kind
 
 
+def _asks_for_the_spike_first(loss_S, chance, floor):
+    if np.max(loss_S[:20]) > 2 * chance - floor:
+        return "spiked"
+    return _does_not_look_at_the_start(loss_S, chance, floor)
+
+
 @check(
     "00-verdict",
     wrong=[
@@ -76,6 +82,7 @@ def _calls_any_high_value_a_spike(loss_S, chance, floor):
         _forgets_the_floor,
         _does_not_look_at_the_start,
         _calls_any_high_value_a_spike,
+        _asks_for_the_spike_first,
     ],
 )
 def verdict_follows_the_rules(solution):
@@ -88,6 +95,10 @@ def verdict_follows_the_rules(solution):
         "a loss that has come down to 3.82": (np.full(200, 3.82), "healthy"),
         "a loss that stays at 4.35": (np.full(200, 4.35), "diverged"),
         "a loss that leaves to 171 in its first steps": (np.append([4.2, 60.0, 171.0], falling_S), "spiked"),
+        "a loss that leaves to 171 and then stays at 4.35": (
+            np.append([4.2, 171.0], np.full(200, 4.35)),
+            "diverged",
+        ),
         "a loss that scatters up to 4.4 at its start": (np.append([4.2, 4.4, 4.3], falling_S), "healthy"),
         "a loss of 2 whose very last step is 5": (np.append(np.full(200, 2.0), 5.0), "healthy"),
     }

@@ -12,24 +12,27 @@ def _mean_of_means(parts):
 
 
 def _divides_by_micro_batches(parts):
+    parts = list(parts)
     return sum(x for x, _, _ in parts) / len(parts), sum(g for _, g, _ in parts) / len(parts)
 
 
 def _forgets_to_divide_the_gradient(parts):
+    parts = list(parts)
     count = sum(n for _, _, n in parts)
     return sum(x for x, _, _ in parts) / count, sum(g for _, g, _ in parts)
 
 
 def _takes_the_last_micro_batch(parts):
-    loss, grad, tokens = next(part for part in reversed(parts) if part[2])
+    loss, grad, tokens = next(part for part in reversed(list(parts)) if part[2])
     return loss / tokens, grad / tokens
 
 
 def _leaves_out_the_first(parts):
-    return _right_accumulation(parts[1:])
+    return _right_accumulation(list(parts)[1:])
 
 
 def _adds_into_the_first_gradient(parts):
+    parts = list(parts)
     grad = parts[0][1]
     for _, more, _ in parts[1:]:
         grad += more
@@ -42,6 +45,25 @@ def _right_accumulation(parts):
     return sum(x for x, _, _ in parts) / count, sum(g for _, g, _ in parts) / count
 
 
+class MicroBatches:
+    """The triples of a batch, handed out once: on a real run a gradient is gone when the next one comes."""
+
+    def __init__(self, parts):
+        self._left, self._over = iter(parts), False
+
+    def __iter__(self):
+        if self._over:
+            raise TypeError("parts can be walked through once: add up all three in one loop")
+        return self
+
+    def __next__(self):
+        try:
+            return next(self._left)
+        except StopIteration:
+            self._over = True
+            raise
+
+
 @check(
     "10-accumulate",
     wrong=[
@@ -51,6 +73,7 @@ def _right_accumulation(parts):
         _takes_the_last_micro_batch,
         _leaves_out_the_first,
         _adds_into_the_first_gradient,
+        _right_accumulation,  # walks three times, with all gradients in memory
     ],
 )
 def accumulation_gives_every_token_the_same_weight(solution):
@@ -68,7 +91,7 @@ def accumulation_gives_every_token_the_same_weight(solution):
     }
     for what, parts in cases.items():
         kept = [grad.clone() for _, grad, _ in parts]
-        loss, grad = things(solution(parts), "the loss", "the gradient")
+        loss, grad = things(solution(MicroBatches(parts)), "the loss", "the gradient")
         if any(not torch.equal(mine[1], before) for mine, before in zip(parts, kept, strict=True)):
             raise ExerciseFailed("a gradient that was handed in has changed: add into a new tensor")
         right_loss, right_grad = _right_accumulation(parts)
@@ -145,6 +168,12 @@ def _counts_skipped_steps_too(scale_S, finite_S, zero_share_S, moved_share_S):
     return _faults(scale_S, finite_S, zero_share_S, moved_share_S, taken=False)
 
 
+def _asks_for_underflow_first(scale_S, finite_S, zero_share_S, moved_share_S):
+    if np.median(zero_share_S[finite_S]) > 0.3:
+        return "underflow"
+    return _faults(scale_S, finite_S, zero_share_S, moved_share_S)
+
+
 def _calls_a_low_scale_underflow(scale_S, finite_S, zero_share_S, moved_share_S):
     found = _faults(scale_S, finite_S, zero_share_S, moved_share_S)
     return "underflow" if found == "healthy" and scale_S[-1] < 4096 else found
@@ -158,6 +187,7 @@ def _calls_a_low_scale_underflow(scale_S, finite_S, zero_share_S, moved_share_S)
         _takes_the_mean,
         _counts_skipped_steps_too,
         _calls_a_low_scale_underflow,
+        _asks_for_underflow_first,
     ],
 )
 def log_names_the_fault(solution):
@@ -191,6 +221,13 @@ def log_names_the_fault(solution):
             "healthy",
         ),
         "the last twelve steps not finite": (scale_S, dead_S, usual_S, 0.97 * dead_S, "no scale helps"),
+        "half of the gradient 0, then twelve steps not finite": (
+            scale_S,
+            dead_S,
+            0.5 * ones_S,
+            0.97 * dead_S,
+            "no scale helps",
+        ),
         "half of the gradient 0": (ones_S, finite_S, 0.5 * ones_S, 0.97 * ones_S, "underflow"),
         "a third of the weights moved": (ones_S, finite_S, usual_S, 0.33 * ones_S, "steps too short"),
     }
