@@ -6,6 +6,11 @@ import torch
 from stabviz.course.exercises import ExerciseFailed, check, expect, things
 
 
+def _hessian_in_place(hessian, beta1):
+    hessian /= 2 * (1 + beta1)
+    return 1 / torch.linalg.eigvalsh(hessian)[-1]
+
+
 @check(
     "03-largest-rate",
     wrong=[
@@ -14,14 +19,25 @@ from stabviz.course.exercises import ExerciseFailed, check, expect, things
         lambda hessian, beta1: 2 * (1 + beta1) / hessian.diagonal().max(),
         lambda hessian, beta1: 2 / torch.linalg.eigvalsh(hessian)[-1],
         lambda hessian, beta1: 2 * (1 - beta1) / torch.linalg.eigvalsh(hessian)[-1],
+        lambda hessian, beta1: 2 * (1 + beta1) / hessian.abs().sum(dim=1).max(),
+        _hessian_in_place,
     ],
 )
 def largest_rate_is_two_over_the_sharpness(solution):
     on_axes = torch.diag(torch.tensor([1.0, 50.0]))
-    expect("plain descent with curvatures 1 and 50 on the axes", solution(on_axes, 0.0), 0.04)
     turned = torch.tensor([[3.0, 1.0], [1.0, 3.0]])
-    expect("plain descent with [[3, 1], [1, 3]], whose eigenvalues are 2 and 4", solution(turned, 0.0), 0.5)
-    expect("momentum 0.9 with curvatures 1 and 50", solution(on_axes, 0.9), 2 * 1.9 / 50)
+    uneven = torch.tensor([[2.0, 2.0], [2.0, 5.0]])  # its largest sum of a row, 7, is no eigenvalue
+    for what, hessian, beta1, expected in (
+        ("plain descent with curvatures 1 and 50 on the axes", on_axes, 0.0, 0.04),
+        ("plain descent with [[3, 1], [1, 3]], whose eigenvalues are 2 and 4", turned, 0.0, 0.5),
+        ("plain descent with [[2, 2], [2, 5]], whose eigenvalues are 1 and 6", uneven, 0.0, 1 / 3),
+        ("momentum 0.9 with curvatures 1 and 50", on_axes, 0.9, 2 * 1.9 / 50),
+    ):
+        given = hessian.clone()
+        got = solution(given, beta1)
+        if not torch.equal(given, hessian):
+            raise ExerciseFailed("the Hessian was edited in place: write x / 2, not x /= 2")
+        expect(what, got, expected)
 
 
 def _adam(param, grad, m, v, t, lr, beta1, beta2, eps, *, correct=True, inside=False, square=True, sign=1.0):
@@ -172,6 +188,22 @@ def _longest_step(update_rms_S):
     return "starved" if np.nanmean(update_rms_S[20:]) < 0.05 else words
 
 
+def _shortest_step(update_rms_S):
+    words = "uncorrected" if update_rms_S[0] > 2 else "healthy"
+    return "starved" if np.nanmin(update_rms_S[20:]) < 0.05 else words
+
+
+def _median_of_the_later(update_rms_S):
+    words = "uncorrected" if update_rms_S[0] > 2 else "healthy"
+    return "starved" if np.nanmedian(update_rms_S[20:]) < 0.05 else words
+
+
+def _fills_in_place(update_rms_S):
+    update_rms_S[np.isnan(update_rms_S)] = np.nanmean(update_rms_S[20:])
+    words = "uncorrected" if update_rms_S[0] > 2 else "healthy"
+    return "starved" if update_rms_S[20:].mean() < 0.05 else words
+
+
 @check(
     "03-diagnose",
     wrong=[
@@ -179,6 +211,9 @@ def _longest_step(update_rms_S):
         _ignores_what_is_missing,
         _any_first_step_is_long,
         _longest_step,
+        _shortest_step,
+        _median_of_the_later,
+        _fills_in_place,
         lambda update_rms_S: "healthy",
     ],
 )
@@ -194,7 +229,18 @@ def diagnose_reads_the_first_and_the_later_steps(solution):
         "a starved run with long first steps": ("starved", np.where(np.arange(60) < 20, 0.9, 0.01)),
         "a starved run that was frozen at step 40": ("starved", np.where(np.arange(60) < 40, 0.004, np.nan)),
     }
+    runs["a healthy run with one update of 0.001 at step 50"] = (
+        "healthy",
+        np.where(np.arange(60) == 50, 0.001, fall_S),
+    )
+    runs["a run with one long update in five, whose later MEAN is 0.09"] = (
+        "healthy",
+        np.where(np.arange(60) % 5 == 0, 0.4, 0.01),
+    )
     for what, (right, update_rms_S) in runs.items():
-        answer = solution(update_rms_S.copy())
+        given_S = update_rms_S.copy()
+        answer = solution(given_S)
+        if not np.array_equal(given_S, update_rms_S, equal_nan=True):
+            raise ExerciseFailed("your function edits update_rms_S in place; work on a copy")
         if answer != right:
             raise ExerciseFailed(f"{what}: expected {right!r}; got {answer!r}")
