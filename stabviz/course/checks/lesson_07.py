@@ -23,6 +23,8 @@ def _block(
     mended_norm=None,
     scale=None,
     hides=True,
+    inverted=False,
+    both_read_the_first=False,
     activation=gelu,
     split="heads first",
     shared_norm=False,
@@ -30,6 +32,8 @@ def _block(
 ):
     """The block, and what becomes of it under the usual mistakes."""
     placement = mended_norm or norm
+    first = x
+    mask = ~mask if inverted else mask
 
     def normed(name, x):
         name = "attention_norm" if shared_norm else name
@@ -57,7 +61,10 @@ def _block(
         return activation(x @ params["feed_forward.up.weight"].mT) @ params["feed_forward.down.weight"].mT
 
     for name, branch in (("attention_norm", attend), ("feed_forward_norm", feed)):
-        if placement == "pre":
+        if both_read_the_first:
+            read = normed(name, first) if placement == "pre" else first
+            x = x + branch(read) if placement == "pre" else normed(name, x + branch(read))
+        elif placement == "pre":
             kept = normed(name, x) if branch_reads == "normed stream kept" else x
             x = kept + branch(normed(name, x))
         elif branch_reads == "norm of the branch":
@@ -71,6 +78,10 @@ def _block(
 
 _MISTAKES = {
     "later tokens are seen: where mask is False the score must be -inf before the softmax": {"hides": False},
+    "the mask is taken the wrong way round: True means that row MAY look at column": {"inverted": True},
+    "the feed-forward pair must read what attention has left, not the stream that came in": {
+        "both_read_the_first": True
+    },
     "the scores are not divided by the root of the HEAD width": {"scale": lambda K, heads: 1.0},
     "the scores are divided by the root of the whole width, not of a head's": {
         "scale": lambda K, heads: 1 / math.sqrt(K * heads)
@@ -130,7 +141,10 @@ def block_is_two_branches_on_a_stream(solution):
                 for words, options in _MISTAKES.items():
                     mistaken = _block(params, x, mask, _HEADS, norm, **options)
                     right = _block(params, x, mask, _HEADS, norm)
-                    if torch.allclose(got, mistaken) and not torch.allclose(mistaken, right):
+                    # A row that may look nowhere is NaN, or whatever the learner's softmax makes of it.
+                    finite = mistaken.isfinite()
+                    same = torch.allclose(got[finite], mistaken[finite])
+                    if same and not torch.allclose(mistaken, right):
                         raise ExerciseFailed(f"{norm}-LN, {what}: {words}")
             expect(f"{norm}-LN, {what}", got, _block(params, x, mask, _HEADS, norm))
 
