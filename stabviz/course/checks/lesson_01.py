@@ -73,12 +73,12 @@ def _left_as_it_was(name, after, before):
 
 
 def _attention(
-    query, key, value, mask, *, scale=None, dim=-1, hide=-torch.inf, largest=True, after=False, by=None
+    query, key, value, mask, *, scale=None, dim=-1, hide=-torch.inf, largest=True, after=False, sums=True
 ):
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     scores = scores if after else scores.masked_fill(~mask, hide)
     exponentials = (scores - scores.amax(dim, keepdim=True) if largest else scores).exp()
-    weights = exponentials / exponentials.sum(dim, keepdim=True)
+    weights = exponentials / exponentials.sum(dim, keepdim=True) if sums else exponentials
     return (weights * mask if after else weights) @ value
 
 
@@ -114,6 +114,14 @@ def _hides_with_zero(query, key, value, mask):
     return _attention(query, key, value, mask, hide=0.0)
 
 
+def _hides_with_minus_100(query, key, value, mask):
+    return _attention(query, key, value, mask, hide=-100.0)
+
+
+def _forgets_the_sum(query, key, value, mask):
+    return _attention(query, key, value, mask, sums=False)
+
+
 def _overflows_without_the_largest(query, key, value, mask):
     return _attention(query, key, value, mask, largest=False)
 
@@ -123,8 +131,18 @@ def _scales_the_query_in_place(query, key, value, mask):
     return _attention(query, key, value, mask, scale=1.0)
 
 
+def _edits_the_mask_in_place(query, key, value, mask):
+    out = _attention(query, key, value, mask)
+    mask.logical_not_()
+    return out
+
+
 def _loses_the_gradient(query, key, value, mask):
     return _attention(query, key, value, mask).detach()
+
+
+def _loses_the_gradient_of_the_values(query, key, value, mask):
+    return _attention(query, key, value.detach(), mask)
 
 
 def _calls_torch(query, key, value, mask):
@@ -145,9 +163,13 @@ READY_MADE = {"scaled_dot_product_attention", "attention_weights", "multi_head_a
         _turns_the_mask_round,
         _masks_after_the_softmax,
         _hides_with_zero,
+        _hides_with_minus_100,
+        _forgets_the_sum,
         _overflows_without_the_largest,
         _scales_the_query_in_place,
+        _edits_the_mask_in_place,
         _loses_the_gradient,
+        _loses_the_gradient_of_the_values,
         _calls_torch,
     ],
 )
@@ -171,6 +193,7 @@ def attention_is_built(solution):
     got = _shaped(solution(query, key, value, everything), (B, H, L, K))
     for name, after, copy in zip(("query", "key", "value"), (query, key, value), before, strict=False):
         _left_as_it_was(name, after, copy)
+    _left_as_it_was("mask", everything, torch.ones(L, M, dtype=torch.bool))
     _compare("without a forbidden pair", got, query, key, value, everything)
     _compare("with a mask (L, M)", solution(query, key, value, mask), query, key, value, mask)
     _left_as_it_was("mask", mask, before[3])
@@ -183,14 +206,16 @@ def attention_is_built(solution):
     got = solution(*large, mask)
     if not bool(torch.isfinite(got).all()):
         raise ExerciseFailed(
-            "scores of some thousands give NaN: take the largest score of a row off before exp"
+            "scores of some thousands give NaN: take the largest allowed score of each row off before exp"
         )
     _compare("scores of some thousands", got, *large, mask, rtol=1e-3)
-    leaf = query.clone().requires_grad_()
-    if not solution(leaf * 1, key, value, mask).requires_grad:
-        raise ExerciseFailed(
-            "the result has no gradient: is there a detach(), item() or no_grad() on the way?"
-        )
+    for place, name in enumerate(("query", "key", "value")):
+        leaves = [query, key, value]
+        leaves[place] = leaves[place].clone().requires_grad_()
+        if not solution(*leaves, mask).requires_grad:
+            raise ExerciseFailed(
+                f"the result has no gradient by {name}: is there a detach(), item() or no_grad() on the way?"
+            )
 
 
 def _shaped(got, shape):
@@ -215,6 +240,8 @@ def _compare(words, got, query, key, value, mask, rtol=1e-5):
         "the mask is turned round: True means may attend": _turns_the_mask_round,
         "the mask is put on after the softmax, so the weights no longer sum to 1": _masks_after_the_softmax,
         "a forbidden score is 0, which still has weight; it must be -inf": _hides_with_zero,
+        "a forbidden score is -100, and others may be lower; it must be -inf": _hides_with_minus_100,
+        "the weights of a row do not sum to 1: divide by their sum": _forgets_the_sum,
     }
     for slip, function in slips.items():
         if torch.allclose(got, function(query, key, value, mask), rtol=rtol, atol=1e-6):
@@ -302,6 +329,22 @@ def _blames_attention_always(loss, floor, guessing, largest, entropy, cap):
     return "learns" if loss < 0.9 * guessing else "hidden" if cap < math.inf else "saturated"
 
 
+def _hidden_at_the_cap(loss, floor, guessing, largest, entropy, cap):
+    return _ruled(loss, floor, guessing, largest, hidden_above=cap, saturated_above=1000)
+
+
+def _saturated_from_a_hundred(loss, floor, guessing, largest, entropy, cap):
+    return _ruled(loss, floor, guessing, largest, hidden_above=10 * cap, saturated_above=100)
+
+
+def _ruled(loss, floor, guessing, largest, *, hidden_above, saturated_above):
+    if loss < floor:
+        return "leak"
+    if loss < 0.9 * guessing:
+        return "learns"
+    return "hidden" if largest > hidden_above else "saturated" if largest > saturated_above else "elsewhere"
+
+
 CASES = (
     ("a masked copy that is solved, one-hot", (0.001, 0.0, 2.77, 110.0, 0.08, math.inf), "learns"),
     ("stuck with one-hot weights", (2.73, 0.0, 2.77, 51000.0, 0.0, math.inf), "saturated"),
@@ -311,6 +354,8 @@ CASES = (
     ("not learning, with small scores", (3.2, 0.54, 3.3, 6.0, 2.1, math.inf), "elsewhere"),
     ("not learning, under a cap that has no work", (3.2, 0.54, 3.3, 6.0, 2.1, 20.0), "elsewhere"),
     ("learning, with the gradient put back", (0.02, 0.0, 2.77, 1e5, 0.0, math.inf), "learns"),
+    ("not learning, scores of 90 under a cap of 20", (2.7, 0.0, 2.77, 90.0, 1.4, 20.0), "elsewhere"),
+    ("not learning, scores of 400 and no cap", (2.7, 0.0, 2.77, 400.0, 1.4, math.inf), "elsewhere"),
     ("not learning, scores of 300 under a cap of 20", (2.7, 0.0, 2.77, 300.0, 1.4, 20.0), "hidden"),
 )  # fmt: skip
 
@@ -323,6 +368,8 @@ CASES = (
         _forgets_the_leak,
         _never_looks_before_the_cap,
         _blames_attention_always,
+        _hidden_at_the_cap,
+        _saturated_from_a_hundred,
     ],
 )
 def the_log_is_read(solution):
