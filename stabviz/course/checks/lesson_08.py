@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from stabviz.course.exercises import ExerciseFailed, check, expect
+from stabviz.course.exercises import ExerciseFailed, check
 from stabviz.ops import causal_mask, cosine_attention
 from stabviz.trace import Trace
 
@@ -54,6 +54,13 @@ def _edits_in_place(query, key, value, mask, scale=10.0):
     return _mix(scale * query @ key.mT, value, mask)
 
 
+def _near(what, found, expected, words):
+    """Refuse by one number: three hundred values beside three hundred would name no mistake."""
+    apart = float((found - expected).abs().max())
+    if not apart < 1e-5:  # NaN is not below it
+        raise ExerciseFailed(f"{what}: your output is off by up to {apart:.3g}; {words}")
+
+
 @check(
     "08-attention",
     wrong=[
@@ -82,14 +89,21 @@ def attention_hears_directions_only(solution):
     if not isinstance(found, torch.Tensor) or found.shape != value.shape:
         raise ExerciseFailed(f"return one tensor of shape {tuple(value.shape)}; got {found!r:.80}")
     # The first query may attend to nothing but itself.
-    expect("the first position, which sees itself alone", found[:, :, 0], value[:, :, 0])
+    _near(
+        "the first position sees itself alone, and gives its own value back",
+        found[:, :, 0],
+        value[:, :, 0],
+        "look at the mask (True: may attend) and at the axis of the softmax",
+    )
     for name, long_query, long_key in (("queries", 100, 1), ("keys", 1, 100)):
         apart = (solution(long_query * query, long_key * key, value, mask) - found).abs().max()
         if not apart < 1e-6:
             words = "two vectors of one direction must count alike: divide by the length along the last axis"
             raise ExerciseFailed(f"{name} 100 times as long change the output by {float(apart):.3g}; {words}")
-    expect("scale left at 10", found, cosine_attention(*kept, mask=mask, scale=10.0))
-    expect("scale=3", solution(*kept, mask, scale=3.0), cosine_attention(*kept, mask=mask, scale=3.0))
+    words = "the logits are scale times the cosine, and nothing else divides or multiplies them"
+    _near("scale left at 10", found, cosine_attention(*kept, mask=mask, scale=10.0), words)
+    words = "use the scale that is handed in"
+    _near("scale=3", solution(*kept, mask, scale=3.0), cosine_attention(*kept, mask=mask, scale=3.0), words)
 
 
 RUNS = ("QK-norm", "soft-cap 10", "query/key rate / 30", "all other rates / 30", "scores x 30")
@@ -185,14 +199,29 @@ def _needs_a_logit(trace):
     return _right(trace)
 
 
-def _made_up(loss, entropy, logit=None, softcap=np.inf):
+def _half_of_ln_16(trace):
+    if _ends(trace, "loss_nats") < 2.77 / 2:
+        return "fine"
+    return "something else" if _right(trace) == "fine" else _right(trace)
+
+
+def _anything_below_chance_is_fine(trace):
+    return "fine" if _ends(trace, "loss_nats") < trace.config["chance_nats"] - 1 else _right(trace)
+
+
+def _entropy_below_a_half(trace):
+    found = _right(trace)
+    return "collapsed" if found != "fine" and _ends(trace, "attention_entropy") < 0.5 else found
+
+
+def _made_up(loss, entropy, logit=None, softcap=np.inf, chance=2.77):
     """A Trace of one run of 40 steps, each signal going evenly from its first value to its last."""
     signals = {"loss_nats": loss, "attention_entropy": entropy, "max_attention_logit": logit}
     values = {}
     for name, ends in signals.items():
         if ends is not None:
             values[name] = [np.interp(np.arange(40), np.linspace(0, 35, len(ends)), ends).tolist()]
-    config = {"chance_nats": 2.77, "floor_nats": 0.0, "softcap": softcap}
+    config = {"chance_nats": chance, "floor_nats": 0.0, "softcap": softcap}
     return Trace(steps=range(40), signals=values, runs=[{}], config=config)
 
 
@@ -205,6 +234,9 @@ def _made_up(loss, entropy, logit=None, softcap=np.inf):
         _logit_or_nothing,
         _any_logit_above_the_cap,
         _needs_a_logit,
+        _half_of_ln_16,
+        _anything_below_chance_is_fine,
+        _entropy_below_a_half,
     ],
 )
 def the_fault_is_named(solution):
@@ -225,6 +257,27 @@ def the_fault_is_named(solution):
             "something else",
             _made_up((2.8, 2.4), (1.3, 0.9), (4, 30), softcap=10.0),
         ),
+        (
+            "somewhat above half of chance, nothing loud",
+            "something else",
+            _made_up((2.8, 1.6), (1.3, 0.9), (3, 9)),
+        ),
+        (
+            "a chance of ln 64, and far below half of it",
+            "fine",
+            _made_up((4.2, 1.5), (1.3, 0.9), (3, 9), chance=4.16),
+        ),
+        (
+            "no cap, a loud logit, entropy just above 0.2",
+            "something else",
+            _made_up((2.8, 2.6), (1.3, 0.25), (4, 300)),
+        ),
+        (
+            "an entropy that dipped and came back",
+            "something else",
+            _made_up((2.8, 2.6), (1.3, 0.05, 0.9), (4, 9)),
+        ),
+        ("an entropy just below 0.2", "collapsed", _made_up((2.8, 2.6), (1.3, 0.15), (4, 60))),
     ]
     for what, expected, trace in cases:
         got = solution(trace)
