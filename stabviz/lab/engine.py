@@ -58,9 +58,7 @@ class RunBatch:
         self.next_batch = self.problem.batches(runs, device)
         self.held_out = self.problem.held_out(device)
         self.knob = {name: self._knob(name) for name in KNOBS}
-        self.optimizer = (
-            YourOptimizer(first.optimizer) if callable(first.optimizer) else OPTIMIZERS[first.optimizer]
-        )
+        self.optimizer = _optimizer(first.optimizer)
         state = torch.vmap(self.optimizer.init)(self.params_RP)
         self.state = {
             # vmap hands out one zero expanded over runs, which nothing can be written to in place.
@@ -412,6 +410,14 @@ class RunBatch:
         ]
         mean_R = torch.stack(losses).mean(dim=0).to(self.dtype)
         self._buffer("held_out_loss_nats")[self.steps_done - 1] = torch.where(self.alive_R, mean_R, math.nan)
+
+
+def _optimizer(choice: str | Callable) -> Any:
+    """Find an optimizer by name; a step of `ops` handed over as a function is the one of that name."""
+    for known in OPTIMIZERS.values():
+        if choice is known.step:  # it wants the state that its own init makes
+            return known
+    return YourOptimizer(choice) if callable(choice) else OPTIMIZERS[choice]
 
 
 def _layers(shapes) -> list[tuple[str, int]]:

@@ -386,3 +386,11 @@ def test_train_refuses_a_function_that_it_cannot_use(yours, message):
 def test_grid_refuses_functions_that_fit_nowhere(knobs, message):
     with pytest.raises(ValueError, match=message):
         grid(**knobs)
+
+
+def test_a_step_of_ops_handed_over_as_a_function_is_the_optimizer_of_that_name():
+    knobs = {"steps": 6, "width": 12, "heads": 3, "context": 6, "batch": 2, "lr": 1e-2, "seed": [0, 1]}
+    for name in ("sgd", "momentum", "adamw", "stable_adamw"):
+        by_name = train(grid("markov", optimizer=name, **knobs))
+        handed = train(grid("markov", optimizer=ops.OPTIMIZERS[name].step, **knobs))
+        assert np.array_equal(handed["loss_nats"], by_name["loss_nats"]), name
