@@ -59,7 +59,8 @@ def test_lab_trains_the_grid_and_keeps_trace_and_picture(tmp_path, capsys):
     assert picture.count('data-gid="curve-grad_norm_preclip-lr=') == 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["lr", "seed"]
-    assert len(lines) == 1 + 2 * 3 + 1
+    assert len(lines) == 1 + 2 * 3 + 1 + 1
+    assert lines[-2].startswith("Not seen by the verdicts: ")
     assert str(folder) in lines[-1]
 
 
@@ -139,8 +140,9 @@ def test_table_aligns_its_columns():
         signals={"loss_nats": np.stack([np.linspace(4, 1.5, 31), np.full(31, 4.0)])},
         runs=[{"lr": 0.01, "seed": 0}, {"lr": 1e-05, "seed": 11}],
     )
-    header, first, second = table(trace).splitlines()
+    header, first, second, unseen = table(trace).splitlines()
     assert first.index("healthy") == second.index("stalled") == header.index("verdict")
+    assert "the gradient, whose norm was not logged" in unseen
 
 
 @pytest.mark.parametrize(("level", "status"), [("ok", 0), ("warn", 0), ("fail", 1)])
