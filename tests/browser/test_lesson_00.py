@@ -116,7 +116,7 @@ def test_ten_fast_moves_end_on_the_last_value(opened, first_panel):
     # 3e-3 stands nearest to -2.5 among positions a tenth of a decade apart; three digits are kept
     assert value == pytest.approx(10 ** (-2.5 + 10 * 0.1), rel=0.005)
     assert trained_lr(opened) == value
-    assert opened.ask(f"{PANEL}.trace.n_steps") == 200
+    assert opened.ask(f"{PANEL}.trace.n_steps") == 80
     assert first_panel.curves() != before
 
 
