@@ -1,5 +1,6 @@
 """evaluate, predict, report and diagnose: the commands that look into a run."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -34,10 +35,14 @@ class Predict:
     """Folder of the run, or of a model that a run has saved."""
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
     """The texts."""
+    text_pair: tuple[str, ...] = ()
+    """The second texts, as many, of a model of pairs; in a file they stand after a tab."""
     file: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A file with one text a line; - is standard input."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
+    trust_remote_code: bool = False
+    """Run the code that the model brings along."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +80,18 @@ def evaluate(options: Evaluate) -> int:
     best = config.replace(
         model=str(config.run.out / "best"),
         from_scratch=False,
+        revision=None,
         device=options.device,
         data=options.data or config.data.source,
     )
     splits = read_splits(best.data, best.run.seed)
-    known = json.loads((config.run.out / "best" / "stabviz.json").read_text(encoding="utf-8"))["labels"]
-    if list(splits.labels) != known:
+    known = json.loads((config.run.out / "best" / "stabviz.json").read_text(encoding="utf-8"))
+    if list(splits.labels) != known["labels"]:
         raise ValueError(
-            f"evaluate: data must have the labels of the run, {known}; got {list(splits.labels)}"
+            f"evaluate: data must have the labels of the run, {known['labels']}; got {list(splits.labels)}"
         )
+    # what the model says is in the scale of the numbers that it was trained on, not of these
+    splits = dataclasses.replace(splits, scale=tuple(known.get("scale", splits.scale)))
     found = evaluate_model(
         best, splits, load_tokenizer(best.model.name), ProcessGroup.join(options.device), options.split
     )
@@ -106,8 +114,15 @@ def predict(options: Predict) -> int:
         raise ValueError(
             "predict: texts must be given as arguments, by --file, or on standard input; got none"
         )
-    for text, answer in zip(texts, answers(options.run, texts, device=options.device), strict=True):
-        print(json.dumps({"text": text, **answer}, ensure_ascii=False))
+    pairs = list(options.text_pair)
+    if not pairs and all("\t" in text for text in texts):
+        texts, pairs = map(list, zip(*(text.split("\t", 1) for text in texts), strict=True))
+    found = answers(
+        options.run, texts, pairs=pairs, device=options.device, trust_remote_code=options.trust_remote_code
+    )
+    for i, answer in enumerate(found):
+        pair = {"text_pair": pairs[i]} if pairs else {}
+        print(json.dumps({"text": texts[i], **pair, **answer}, ensure_ascii=False))
     return 0
 
 

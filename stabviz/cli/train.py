@@ -86,6 +86,8 @@ def resume(options: Resume) -> int:
     if (folder / "pretrain.json").exists():
         started = PretrainConfig.of_folder(folder).replace(**changes)
         return _pretrained(started, resume=True, force=options.force)
+    if options.steps is not None:
+        changes["epochs"] = None  # the steps are counted anew
     config = load_config(folder).replace(**changes)
     if (folder / "scores.json").exists() and not options.force:
         raise ValueError(f"resume: {folder} is finished; --force with --steps trains on")
@@ -125,8 +127,12 @@ def scores_table(outcomes: list, found: dict | None) -> str:
     done = [o for o in outcomes if o.scores]
     if not done:
         return "no run has come to its end yet"
-    shown = ("accuracy", "macro_f1", "ece", "precision", "recall", "f1", "loss_nats")
-    keys = [name for name in shown if name in done[0].scores]
+    shown = (
+        *("accuracy", "macro_f1", "ece", "micro_f1", "subset_accuracy", "precision", "recall", "f1"),
+        *("pearson", "spearman", "rmse", "loss_nats"),
+    )
+    first = done[0].scores
+    keys = [name for name in dict.fromkeys((first["score_name"], *shown)) if name in first]
     rows = [
         {
             "seed": o.config.run.seed,

@@ -27,6 +27,8 @@ from stabviz.files import as_number, loads
 DATA = Path(__file__).resolve().parent.parent.parent / "data"
 """The project's own corpora, present in a clone."""
 ScheduleName = Literal["constant", "warmup", "cosine", "inverse_sqrt", "linear", "warmup_stable_decay"]
+KindName = Literal["classes", "multi_label", "regression", "tags"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 MaybeInt = Annotated[int | None, flag(metavar="INT")]
 MaybeFloat = Annotated[float | None, flag(metavar="FLOAT")]
 MaybeText = Annotated[str | None, flag(metavar="STR")]
@@ -55,6 +57,40 @@ def or_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SplitsConfig:
+    """Which parts of the source are training, validation and test."""
+
+    data_config: MaybeText = None
+    """Configuration of a Hugging Face data set that has several."""
+    data_revision: MaybeText = None
+    """Branch, tag or commit of a Hugging Face data set; None: the newest."""
+    split_train: MaybeText = None
+    """Name of the training split, or of its file without suffix; None: train or training."""
+    split_validation: MaybeText = None
+    """The same for validation; None: validation, valid, val or dev. "none": set rows of training aside."""
+    split_test: MaybeText = None
+    """The same for test; None: test or testing. "none" where the test split has no labels, as GLUE's."""
+    validation_share: float = 0.1
+    """Share of the training rows set aside where the data has no validation split: by seed, stratified by
+    class."""
+    test_share: float = 0.1
+    """The same for a test split."""
+
+    def __post_init__(self):
+        must(self, "validation_share test_share", share, "in [0, 1)")
+        must(self, "split_train", lambda name: name != "none", "the name of a split")
+        names = [name for name in self.named.values() if name != "none"]
+        for split in self.named:
+            must(self, f"split_{split}", lambda name: names.count(name) < 2, "another split than the others")
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The splits that have a name of the caller's: split -> name in the data."""
+        names = {"train": self.split_train, "validation": self.split_validation, "test": self.split_test}
+        return {split: name for split, name in names.items() if name}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """What is learned from: the rows, their splits, and their length in word pieces."""
 
@@ -63,21 +99,21 @@ class DataConfig:
     id."""
     text: str = "text"
     """Column of the text; with tags a list of words, or one string that is split at spaces."""
+    text_pair: MaybeText = None
+    """Column of a second text, for tasks on pairs: premise and hypothesis, question and answer."""
     label: MaybeText = None
-    """Column of the class. Left out with tags; the data set's own default otherwise."""
+    """Column of the class. Left out with the three below; the data set's own default otherwise."""
+    multi_label: tuple[str, ...] = ()
+    """Column of any number of classes a row: a list, or one string with commas or semicolons between; or
+    several columns, one a class, of 0 and 1."""
+    regression: MaybeText = None
+    """Column of a number to predict."""
     tags: MaybeText = None
     """Column of BIO tags, one a word: named entities instead of classes."""
     max_length: int = 128
     """Longest text in word pieces, special tokens included."""
     max_train_rows: MaybeInt = None
     """Use only this many training rows, chosen by seed."""
-    data_config: MaybeText = None
-    """Configuration of a Hugging Face data set that has several."""
-    validation_share: float = 0.1
-    """Share of the training rows set aside where the data has no validation split: by seed, stratified by
-    class."""
-    test_share: float = 0.1
-    """The same for a test split."""
     label_noise: float = 0.0
     """Share of training labels replaced by a wrong one, by seed. Validation and test stay clean."""
     word_dropout: float = 0.0
@@ -85,12 +121,25 @@ class DataConfig:
     bad_rows: Literal["stop", "skip"] = "stop"
     """An unknown label, empty text, ragged tags, a broken line: stop with file, row and column, or skip and
     count."""
+    splits: SplitsConfig = SplitsConfig()
 
     def __post_init__(self):
+        object.__setattr__(self, "multi_label", tuple(self.multi_label))
         must(self, "max_length", *at_least(1))
         must(self, "max_train_rows", or_none(lambda n: n >= 1), "at least 1, or left out")
-        must(self, "validation_share test_share label_noise word_dropout", share, "in [0, 1)")
-        must(self, "label", lambda label: not (label and self.tags), "left out when tags is given")
+        must(self, "label_noise word_dropout", share, "in [0, 1)")
+        given = [name for name in ("label", "multi_label", "regression", "tags") if getattr(self, name)]
+        for extra in given[:-1]:
+            must(self, extra, lambda _: False, f"left out when {given[-1]} is given")
+        must(self, "text_pair", lambda pair: not (pair and self.tags), "left out when tags is given")
+        noisy = self.kind in ("classes", "tags")
+        must(self, "label_noise", lambda x: noisy or not x, f"0 for {self.kind}")
+
+    @property
+    def kind(self) -> KindName:
+        """What is learned, by the column that is given: a row of `stabviz.finetune.tasks.KINDS`."""
+        kinds: tuple[KindName, ...] = ("tags", "multi_label", "regression")
+        return next((name for name in kinds if getattr(self, name)), "classes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +156,13 @@ class ModelConfig:
     """Dropout of hidden states and attention; None: as the checkpoint says."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
+    class_weights: MaybeText = None
+    """Weight of each class in the loss: "balanced" (rare classes count more, in inverse proportion), or a
+    JSON file of them by name; classes left out have 1."""
+    revision: MaybeText = None
+    """Branch, tag or commit of a Hugging Face model; None: the newest."""
+    trust_remote_code: bool = False
+    """Run the code that a Hugging Face model brings along. Only for authors whom you trust."""
 
     def __post_init__(self):
         must(self, "dropout", or_none(share), "in [0, 1), or left out")
@@ -210,6 +266,8 @@ class TrainConfig:
 
     steps: int = 300
     """Updates."""
+    epochs: MaybeFloat = None
+    """Passes over the training rows; where given, it sets the steps."""
     batch: int = 32
     """Rows of one update, over all micro-batches and all processes."""
     lr: float = 1e-3
@@ -217,8 +275,8 @@ class TrainConfig:
     size."""
     schedule: ScheduleName = "linear"
     """Shape of the learning rate over the steps, a name in stabviz.ops.SCHEDULES."""
-    warmup_steps: MaybeInt = None
-    """Steps over which the rate rises linearly; None: a tenth of the steps."""
+    warmup_steps: Annotated[float | None, flag(metavar="FLOAT", aliases=["--warmup"])] = None
+    """Steps over which the rate rises linearly; below 1 a share of the steps; None: a tenth of them."""
     clip_norm: float = 1.0
     """Largest L2 norm of the gradient; inf is off."""
     ema_decay: float = 0.0
@@ -226,6 +284,10 @@ class TrainConfig:
     off."""
     evaluate_every: int = 50
     """Steps between two evaluations on the validation split; the last step is always evaluated."""
+    metric: MaybeText = None
+    """Score by which the best weights are chosen, patience counts and the run is judged: accuracy, macro_f1,
+    matthews, f1, ..., as the kind of task has them. None: accuracy, micro_f1 of several labels, pearson, f1
+    of entities."""
     patience: MaybeInt = None
     """Stop after this many evaluations without a better score; None: never."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -240,14 +302,20 @@ class TrainConfig:
         must(self, "lr", math.isfinite, "finite")
         names = get_args(ScheduleName)
         must(self, "schedule", lambda name: name in names, f"one of {sorted(names)}")
-        in_range = 0 <= self.warmup <= self.steps
+        must(self, "epochs", or_none(lambda x: 0 < x < math.inf), "above 0, or left out")
+        whole = or_none(lambda x: 0 <= x < 1 or x == int(x))
+        must(self, "warmup_steps", whole, "a share below 1 or a whole number of steps")
+        # with epochs the steps are not known yet
+        in_range = 0 <= self.warmup and (self.warmup <= self.steps or self.epochs is not None)
         must(self, "warmup_steps", lambda _: in_range, f"from 0 to steps = {self.steps}, or left out")
         must(self.compute, "micro_batch", or_none(lambda n: n <= self.batch), f"at most batch = {self.batch}")
 
     @property
     def warmup(self) -> int:
-        """Steps of warm-up, `warmup_steps` or a tenth of the steps."""
-        return self.steps // 10 if self.warmup_steps is None else self.warmup_steps
+        """Steps of warm-up: `warmup_steps`, or that share of the steps."""
+        if self.warmup_steps is None:
+            return self.steps // 10
+        return int(self.warmup_steps if self.warmup_steps >= 1 else round(self.warmup_steps * self.steps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,8 +340,8 @@ class RunConfig:
     """Stop and save after this many updates, as if interrupted; None: never."""
     workers: int = 0
     """Processes that prepare batches."""
-    tensorboard: bool = False
-    """Write TensorBoard events as well, to OUT/tensorboard."""
+    log: tuple[TrackerName, ...] = ()
+    """Where else the numbers are shown: tensorboard (in OUT/tensorboard), wandb, mlflow."""
     signals_every: int = 10
     """Steps between two measurements of the costly signals (update, moments, attention), by layer."""
     flush_every: int = 10
@@ -281,6 +349,9 @@ class RunConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "log", tuple(self.log))
+        known = set(get_args(TrackerName))
+        must(self, "log", lambda names: set(names) <= known, f"some of {sorted(known)}")
         must(self, "keep flush_every signals_every seeds", *at_least(1))
         must(self, "save_every workers seed", *at_least(0))
         must(self, "stop_after", or_none(lambda n: n >= 1), "at least 1, or left out")
@@ -356,7 +427,10 @@ class LoopConfig:
             return found
 
         try:
-            return cls.of(**flat(plain))
+            settings = flat(plain)
+            if settings.pop("tensorboard", False):  # the name of log, in runs of before there were others
+                settings["log"] = ("tensorboard",)
+            return cls.of(**settings)
         except TypeError as error:
             raise ValueError(f"{cls.__name__}: a value has the wrong type ({error})") from error
 
@@ -395,5 +469,9 @@ class FinetuneConfig(LoopConfig):
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self):
+        kind = self.data.kind
         # a class stands on a whole text, not on its word pieces
-        must(self.train.compute, "packing", lambda on: self.data.tags or not on, "off for classes")
+        must(self.train.compute, "packing", lambda on: kind == "tags" or not on, f"off for {kind}")
+        one_class = kind in ("classes", "tags")
+        must(self.model, "label_smoothing", lambda x: one_class or not x, f"0 for {kind}")
+        must(self.model, "class_weights", lambda x: kind != "regression" or not x, "left out for regression")

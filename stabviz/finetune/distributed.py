@@ -55,13 +55,13 @@ class ProcessGroup:
             dist.all_reduce(values)
         return values
 
-    def table(self, *mine: int) -> list[list[int]]:
-        """Return the whole numbers of every process, in the order of the ranks."""
+    def table(self, *mine: float) -> list[list[float]]:
+        """Return some numbers of every process, in the order of the ranks."""
         if self.size == 1:
             return [list(mine)]
         # a sum with zeros elsewhere: one all_reduce, which gloo and nccl both have
-        table = torch.zeros(self.size, len(mine), dtype=torch.int64, device=self.device)
-        table[self.rank] = torch.tensor(mine)
+        table = torch.zeros(self.size, len(mine), dtype=torch.float64, device=self.device)
+        table[self.rank] = torch.tensor(mine, dtype=torch.float64)
         return self.total(table).tolist()
 
     def first(self, action: Callable[[], Any]) -> Any:

@@ -1,5 +1,6 @@
 """Predictions and scores of a model on a split, on one process or several."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from stabviz.finetune.data.batches import collate
 from stabviz.finetune.data.encode import IGNORED, TokenRows
 from stabviz.finetune.distributed import ProcessGroup
+from stabviz.finetune.tasks import KINDS
 from stabviz.methods.objective import model_inputs
-from stabviz.ops import cross_entropy
-from stabviz.scores import classification_scores, entity_scores, headline
+from stabviz.scores import LOWER_IS_BETTER, headline
 
 BATCH = 64
 """Rows of one evaluation batch; there is no gradient to keep, so that it may be larger than in training."""
@@ -23,14 +24,27 @@ class Evaluation:
     """What a model says of a split, and how good that is."""
 
     scores: dict
-    """As `classification_scores` or `entity_scores` returns them, with loss_nats."""
+    """As the functions of `stabviz.scores` return them, with loss_nats (of a regression: loss)."""
     predictions: list
-    """The class of each row, or the tags of its words, in the order of the rows."""
+    """The class of each row, its classes, its number, or the tags of its words, in the order of the rows."""
+    metric: str = ""
+    """The score that counts; "": accuracy of classes, F1 of entities."""
+
+    @property
+    def named(self) -> tuple[str, float]:
+        """Name and value of the score that counts."""
+        return (self.metric, float(self.scores[self.metric])) if self.metric else headline(self.scores)
 
     @property
     def score(self) -> float:
-        """Accuracy of classes, F1 of entities."""
-        return headline(self.scores)[1]
+        """The score that counts, negated where less is more, as scikit-learn's neg_...: high is good."""
+        name, value = self.named
+        return -value if name in LOWER_IS_BETTER else value
+
+    @property
+    def loss(self) -> float:
+        """What is minimised, measured on this split."""
+        return float(self.scores.get("loss_nats", self.scores.get("loss", math.nan)))
 
 
 def predict_logits(
@@ -45,7 +59,7 @@ def predict_logits(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return (logits, labels) of each row in order, where there is a label; all processes call.
 
-    Shapes: classes: logits (1, C), labels (1,); tags: one entry for each first word piece
+    Shapes: one entry a row, logits (1, C) with labels (1,) or (1, C); tags: one for each first word piece
     """
     was_training = model.training
     model.eval()
@@ -76,14 +90,16 @@ def _shares(lengths, batch: int, processes: ProcessGroup) -> Iterator[tuple[list
 
 
 def _labelled(logits: Tensor, labels: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
-    if labels.ndim == 1:  # classes: one label a row
+    if labels.ndim == 1 or labels.is_floating_point():  # one label a row, or one vector
         logits, labels = logits[:, None], labels[:, None]
-    counts = labels != IGNORED
+    counts = labels != IGNORED if not labels.is_floating_point() else torch.ones(labels.shape[:2]).bool()
     return [(logits[i, kept].numpy(), labels[i, kept].numpy()) for i, kept in enumerate(counts)]
 
 
-def evaluate(model: nn.Module, rows: TokenRows, labels: tuple[str, ...], **options) -> Evaluation:
-    """Predict a split and score it; words without a word piece (cut off, or empty) count as "O".
+def evaluate(
+    model: nn.Module, rows: TokenRows, labels: tuple[str, ...], *, metric: str = "", **options
+) -> Evaluation:
+    """Predict a split and score it, as the kind of task asks; words without a word piece count as "O".
 
     Units:  loss_nats per label that counts
     Raises: ValueError if the split is empty
@@ -91,15 +107,5 @@ def evaluate(model: nn.Module, rows: TokenRows, labels: tuple[str, ...], **optio
     if not len(rows):
         raise ValueError("evaluate: rows must hold at least one row; got 0. Is the split empty?")
     found = predict_logits(model, rows, **options)
-    logits_NC = torch.from_numpy(np.concatenate([logits for logits, _ in found]))
-    labels_N = torch.from_numpy(np.concatenate([label for _, label in found])).long()
-    if rows.kind == "classes":
-        scores = classification_scores(logits_NC, labels_N, labels)
-        return Evaluation(scores=scores, predictions=logits_NC.argmax(dim=-1).tolist())
-    true, predicted = [], []
-    for (logits, _), tags, words in zip(found, rows.tags, rows.labelled_words, strict=True):
-        tag_of = dict(zip(words, logits.argmax(axis=-1).tolist(), strict=True))
-        true.append([labels[i] for i in tags])
-        predicted.append([labels[tag_of[w]] if w in tag_of else "O" for w in range(len(tags))])
-    scores = entity_scores(true, predicted) | {"loss_nats": float(cross_entropy(logits_NC, labels_N)[0])}
-    return Evaluation(scores=scores, predictions=predicted)
+    scores, predictions = KINDS[rows.kind].score(found, rows, labels)
+    return Evaluation(scores=scores, predictions=predictions, metric=metric)

@@ -1,31 +1,33 @@
 """A whole run from its config: data, model, training, best weights, test scores; for several seeds too."""
 
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
 from stabviz.files import dumps, loads, write_atomically
-from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.config import FinetuneConfig, KindName
 from stabviz.finetune.data.batches import collate, pack
+from stabviz.finetune.data.class_weights import class_weights, weigh_targets
 from stabviz.finetune.data.encode import TokenRows
 from stabviz.finetune.data.splits import Splits, read_splits
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation, evaluate, predict_logits
+from stabviz.finetune.tasks import KINDS
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import train
 from stabviz.finetune.train.micro_batches import autocast
 from stabviz.finetune.train.progress import Progress
 from stabviz.finetune.train.setup import Setup
-from stabviz.methods.objective import cross_entropy_objective
 from stabviz.models.bert_files import write_bert_folder
 from stabviz.models.bert_module import Bert
-from stabviz.models.pretrained import checkpoint_activations, load_model, load_tokenizer
-from stabviz.scores import churn, failed, headline, majority_share, spread
+from stabviz.models.pretrained import PROBLEM_TYPES, checkpoint_activations, load_model, load_tokenizer
+from stabviz.scores import churn, spread
 from stabviz.trace import Trace
 from stabviz.trace.log import read_metrics
 
@@ -62,6 +64,7 @@ def finetune(
     try:
         splits = read_splits(config.data, config.run.seed)
         setup, tokenizer = prepare(config, splits, processes)
+        config = setup.config  # its steps may come from the epochs
         progress = train(setup, resume=resume, force=force, interrupt=interrupt)
         scores = None
         if progress.finished:
@@ -76,7 +79,7 @@ def finetune(
         processes.leave()
 
 
-def build_model(config: FinetuneConfig, kind: Literal["classes", "tags"], labels, tokenizer) -> nn.Module:
+def build_model(config: FinetuneConfig, kind: KindName, labels, tokenizer) -> nn.Module:
     """Load the model that the config names, with a head for these labels that is drawn by the run's seed.
 
     Raises: ValueError as `load_model`, or if max_length is more than the model's positions
@@ -91,6 +94,8 @@ def build_model(config: FinetuneConfig, kind: Literal["classes", "tags"], labels
         implementation=config.model.implementation,
         from_scratch=config.model.from_scratch,
         dropout=config.model.dropout,
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
     )
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest and config.data.max_length > longest:
@@ -105,11 +110,28 @@ def build_model(config: FinetuneConfig, kind: Literal["classes", "tags"], labels
 
 def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> tuple[Setup, object]:
     """Load tokenizer and model and encode the rows; return what the loop needs, and the tokenizer."""
-    tokenizer = load_tokenizer(config.model.name, splits.kind)
+    kind = KINDS[splits.kind]
+    metric = kind.metric(config.train.metric, splits.labels)
+    weights = class_weights(config.model.class_weights, splits)
+    if config.train.epochs is not None:
+        # a last batch that would not be full is left out of an epoch, with other rows each time
+        per_epoch = max(1, len(splits.train) // config.train.batch)
+        config = config.replace(steps=math.ceil(config.train.epochs * per_epoch))
+    tokenizer = load_tokenizer(
+        config.model.name,
+        splits.kind,
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+    )
     model = build_model(config, splits.kind, splits.labels, tokenizer)
     compute, max_length, pad_id = config.train.compute, config.data.max_length, tokenizer.pad_token_id
     encode = partial(
-        TokenRows, tokenizer=tokenizer, kind=splits.kind, max_length=max_length, seed=config.run.seed
+        TokenRows,
+        tokenizer=tokenizer,
+        kind=splits.kind,
+        max_length=max_length,
+        scale=splits.scale,
+        seed=config.run.seed,
     )
     rows = encode(splits.train, word_dropout=config.data.word_dropout)
     validation = encode(splits.validation)
@@ -119,19 +141,26 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
             model,
             validation,
             splits.labels,
+            metric=metric,
             pad_id=pad_id,
             processes=processes,
             autocast=partial(autocast, compute.precision, processes.device),
             check=check,
         )
 
-    def save_model(model, folder, weights):
+    def save_model(model, folder, tensors):
         if isinstance(model, Bert):
-            write_bert_folder(folder, model.config, model.kind, weights)
+            write_bert_folder(folder, model.config, model.kind, tensors, PROBLEM_TYPES.get(splits.kind))
         else:
-            model.save_pretrained(folder, state_dict=weights)
+            model.save_pretrained(folder, state_dict=tensors)
         tokenizer.save_pretrained(folder)
-        described = {"kind": splits.kind, "labels": list(splits.labels), "max_length": max_length}
+        described = {
+            "kind": splits.kind,
+            "pair": "text_pair" in splits.train.column_names,
+            "labels": list(splits.labels),
+            "scale": list(splits.scale),
+            "max_length": max_length,
+        }
         (folder / "stabviz.json").write_text(dumps(described, indent=2) + "\n", encoding="utf-8")
 
     if compute.packing:
@@ -146,9 +175,11 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
         rows=rows,
         evaluate=score,
         save_model=save_model,
-        objective=cross_entropy_objective(config.model.label_smoothing),
+        objective=kind.objective(config.model.label_smoothing, weights),
+        weigh=partial(weigh_targets, class_weights_C=weights),
         collate=merge,
-        fingerprint=splits.fingerprint,
+        # a file of class weights may change between a run and its resume, as the data may
+        fingerprint=splits.fingerprint + ("" if weights is None else f" {weights.tolist()}"),
         row_numbers=splits.train["row"][:],
     )
     return setup, tokenizer
@@ -156,16 +187,13 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
 
 def score_best(config: FinetuneConfig, splits: Splits, tokenizer, processes: ProcessGroup) -> dict:
     """Score the run's best weights on the test split; with the predictions, and whether the run failed."""
-    best = config.replace(model=str(config.run.out / "best"), from_scratch=False)
+    best = config.replace(model=str(config.run.out / "best"), from_scratch=False, revision=None)
     found = evaluate_model(best, splits, tokenizer, processes)
-    labels = splits.test["label"][:] if splits.kind == "classes" else []
-    majority = majority_share(labels) if splits.kind == "classes" else 0.0
+    name, value = found.named
     return {
         **found.scores,
-        "score": found.score,
-        "score_name": headline(found.scores)[0],
-        "majority_share": majority,
-        "failed": failed(found.scores, majority),
+        "score": value,
+        "score_name": name,
         "seed": config.run.seed,
         "predictions": found.predictions,
         "labels": list(splits.labels),
@@ -178,11 +206,18 @@ def evaluate_model(
 ) -> Evaluation:
     """Score the model that the config names on a split of the data."""
     model = build_model(config, splits.kind, splits.labels, tokenizer).to(processes.device)
-    rows = TokenRows(getattr(splits, split), tokenizer, kind=splits.kind, max_length=config.data.max_length)
+    rows = TokenRows(
+        getattr(splits, split),
+        tokenizer,
+        kind=splits.kind,
+        max_length=config.data.max_length,
+        scale=splits.scale,
+    )
     return evaluate(
         model,
         rows,
         splits.labels,
+        metric=KINDS[splits.kind].metric(config.train.metric, splits.labels),
         pad_id=tokenizer.pad_token_id,
         processes=processes,
         autocast=partial(autocast, config.train.compute.precision, processes.device),
@@ -286,12 +321,22 @@ def load_outcome(folder: str | Path) -> Outcome:
     return Outcome(config=config, progress=progress, trace=trace, scores=found)
 
 
-def predict(folder: str | Path, texts: list[str], *, device: str = "auto") -> list[dict]:
+def predict(
+    folder: str | Path,
+    texts: list[str],
+    *,
+    pairs: Sequence[str] = (),
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> list[dict]:
     """Say what the best weights of a run (or any folder that holds such a model) make of some texts.
 
-    Returns for classes {"label", "probability", "probabilities"}, for tags {"words", "tags", "entities"}.
+    `pairs` are the second texts of a model of pairs. Returns for classes {"label", "probability",
+    "probabilities"}, for several {"labels", "probabilities"}, for a number {its column: number}, for tags
+    {"words", "tags", "entities"}.
 
-    Raises: ValueError for a folder without a model, or an empty text
+    Raises: ValueError for a folder without a model, an empty text, or second texts that are missing or too
+            many
     Lesson: 11-classification, 12-entities
     """
     from datasets import Dataset
@@ -302,47 +347,34 @@ def predict(folder: str | Path, texts: list[str], *, device: str = "auto") -> li
         raise ValueError(
             f"predict: {folder} must hold a model that `stabviz finetune` saved; stabviz.json is missing"
         )
-    for i, text in enumerate(texts):
-        if not text.strip():
-            raise ValueError(f"predict: texts must not be empty; got text {i + 1} = {text!r}")
     known = loads((folder / "stabviz.json").read_text(encoding="utf-8"))
+    if len(pairs) != (wanted := len(texts) if known.get("pair") else 0):
+        raise ValueError(
+            f"predict: pairs must be {wanted} second texts for {len(texts)} texts; got {len(pairs)}"
+        )
+    for name, given in (("texts", texts), ("pairs", pairs)):
+        for i, text in enumerate(given):
+            if not text.strip():
+                raise ValueError(f"predict: {name} must not be empty; got text {i + 1} = {text!r}")
     processes = ProcessGroup.join(device)
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder), known["kind"], trust_remote_code=trust_remote_code)
     labels, kind = tuple(known["labels"]), known["kind"]
-    model = load_model(str(folder), kind, labels, pad_id=tokenizer.pad_token_id).to(processes.device)
-    if kind == "classes":
-        table = {"row": range(len(texts)), "text": texts, "label": [0] * len(texts)}
+    scale = tuple(known.get("scale", (0.0, 1.0)))
+    model = load_model(
+        str(folder), kind, labels, pad_id=tokenizer.pad_token_id, trust_remote_code=trust_remote_code
+    ).to(processes.device)
+    contents = [KINDS[kind].read_content(text)[0] for text in texts]
+    table = {"row": range(len(texts))}
+    if kind == "tags":
+        table |= {"words": contents, "tags": [[0] * len(words) for words in contents]}
     else:
-        words = [text.split() for text in texts]
-        table = {"row": range(len(texts)), "words": words, "tags": [[0] * len(w) for w in words]}
+        nothing = [0] * len(labels) if KINDS[kind].several else 0
+        table |= {"text": contents, "label": [nothing] * len(texts)} | ({"text_pair": pairs} if pairs else {})
     rows = TokenRows(Dataset.from_dict(table), tokenizer, kind=kind, max_length=known["max_length"])
     found = predict_logits(
         model, rows, pad_id=tokenizer.pad_token_id, processes=processes, autocast=nullcontext
     )
-    logits = [torch.from_numpy(row) for row, _ in found]
-    if kind == "classes":
-        return [_class(row[0].softmax(dim=-1).tolist(), labels) for row in logits]
     return [
-        _entities(words[i], [labels[j] for j in row.argmax(dim=-1).tolist()]) for i, row in enumerate(logits)
+        KINDS[kind].answer(torch.from_numpy(logits), content, labels, scale)
+        for (logits, _), content in zip(found, contents, strict=True)
     ]
-
-
-def _class(probabilities: list[float], labels: tuple[str, ...]) -> dict:
-    best = max(range(len(labels)), key=probabilities.__getitem__)
-    return {
-        "label": labels[best],
-        "probability": probabilities[best],
-        "probabilities": dict(zip(labels, probabilities, strict=True)),
-    }
-
-
-def _entities(words: list[str], tags: list[str]) -> dict:
-    tags = tags + ["O"] * (len(words) - len(tags))  # words that max_length cut off
-    entities: list[dict[str, str]] = []
-    for word, tag, before in zip(words, tags, ["O", *tags], strict=False):
-        # An I- after another type, or after O, begins an entity: as `entity_scores` counts it.
-        if tag.startswith("I-") and before[2:] == tag[2:]:
-            entities[-1]["text"] += f" {word}"
-        elif tag != "O":
-            entities.append({"type": tag[2:], "text": word})
-    return {"words": words, "tags": tags, "entities": entities}

@@ -152,7 +152,11 @@ def _renamed(found: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 
 def write_bert_folder(
-    folder: str | Path, config: BertConfig, kind: str, tensors: Mapping[str, Tensor]
+    folder: str | Path,
+    config: BertConfig,
+    kind: str,
+    tensors: Mapping[str, Tensor],
+    problem_type: str | None = None,
 ) -> None:
     """Write config.json and model.safetensors with transformers' names and metadata."""
     from safetensors.torch import save_file
@@ -171,6 +175,7 @@ def write_bert_folder(
         plain |= {
             "id2label": {str(i): name for i, name in enumerate(config.labels)},
             "label2id": {name: i for i, name in enumerate(config.labels)},
+            "problem_type": problem_type,
         }
     (folder / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     # Copies: safetensors refuses tensors that share memory.

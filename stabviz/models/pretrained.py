@@ -1,6 +1,7 @@
 """Any checkpoint by its name: the one that ships with the project, MiniLM, a folder, or a Hugging Face id."""
 
 import hashlib
+import inspect
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,12 @@ _DROPOUTS = (
     "attention_dropout",
     "seq_classif_dropout",
 )
-_HEADS = {"classes": AutoModelForSequenceClassification, "tags": AutoModelForTokenClassification}
+PROBLEM_TYPES = {
+    "classes": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+"""Kind of task -> transformers' name of it, which a saved model keeps; tags have none."""
 
 
 def resolve(model: str) -> str:
@@ -86,14 +92,17 @@ def minilm_folder() -> Path:
     return folder
 
 
-def load_tokenizer(model: str, kind: str = "classes"):
+def load_tokenizer(
+    model: str, kind: str = "classes", *, revision: str | None = None, trust_remote_code: bool = False
+):
     """Load the tokenizer of a model; one without a padding token pads with its end token.
 
     For "tags" a tokenizer of bytes (RoBERTa, GPT-2) is told that each word stands after a space.
     """
-    tokenizer = _from(AutoTokenizer, model)
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer = _from(AutoTokenizer, model, **source)
     if kind == "tags" and "ByteLevel" in str(getattr(tokenizer.backend_tokenizer, "pre_tokenizer", "")):
-        tokenizer = _from(AutoTokenizer, model, add_prefix_space=True)
+        tokenizer = _from(AutoTokenizer, model, add_prefix_space=True, **source)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -101,7 +110,7 @@ def load_tokenizer(model: str, kind: str = "classes"):
 
 def load_model(
     model: str,
-    kind: Literal["classes", "tags"],
+    kind: Literal["classes", "multi_label", "regression", "tags"],
     labels: tuple[str, ...],
     *,
     pad_id: int,
@@ -109,10 +118,13 @@ def load_model(
     implementation: Literal["transformers", "stabviz"] = "transformers",
     from_scratch: bool = False,
     dropout: float | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """Load a model with a head for these labels, weights in float32; what it lacks is drawn by the seed.
 
-    `from_scratch` draws all of it. `dropout` None: as the checkpoint says.
+    `from_scratch` draws all of it. `dropout` None: as the checkpoint says. `revision` and `trust_remote_code`
+    are the hub's.
 
     Raises: ValueError in one line if there is no such model, or implementation="stabviz" and it is no BERT
     """
@@ -122,8 +134,10 @@ def load_model(
     torch.manual_seed(integer(seed, "initial weights"))
     if implementation == "stabviz":
         return _our_bert(model, kind, labels, seed, from_scratch, dropout)
-    structure = _from(AutoConfig, model)
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    structure = _from(AutoConfig, model, **source)
     structure.num_labels = len(labels)
+    structure.problem_type = PROBLEM_TYPES.get(kind)
     structure.id2label = dict(enumerate(labels))
     structure.label2id = {label: i for i, label in enumerate(labels)}
     structure.pad_token_id = pad_id if structure.pad_token_id is None else structure.pad_token_id
@@ -131,14 +145,26 @@ def load_model(
         for field in _DROPOUTS:
             if isinstance(getattr(structure, field, None), float) or field == "classifier_dropout":
                 setattr(structure, field, dropout)
+    family = AutoModelForTokenClassification if kind == "tags" else AutoModelForSequenceClassification
     if from_scratch:
-        return _HEADS[kind].from_config(structure, dtype=torch.float32)
-    # without the dtype a checkpoint would be trained in the one that it was stored in
-    return _from(_HEADS[kind], model, config=structure, dtype=torch.float32, ignore_mismatched_sizes=True)
+        loaded = family.from_config(structure, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    else:
+        # without the dtype a checkpoint would be trained in the one that it was stored in
+        options = {"config": structure, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+        loaded = _from(family, model, **options, **source)
+    if "token_type_ids" not in inspect.signature(loaded.forward).parameters:
+        # DistilBERT's tokenizer tells the texts of a pair apart, and its model does not take that
+        loaded.register_forward_pre_hook(_without_token_types, with_kwargs=True)
+    return loaded
+
+
+def _without_token_types(model: nn.Module, positional: tuple, named: dict) -> tuple[tuple, dict]:
+    return positional, {name: value for name, value in named.items() if name != "token_type_ids"}
 
 
 def _our_bert(model: str, kind: str, labels, seed: int, from_scratch: bool, dropout: float | None) -> Bert:
     folder, draw = resolve(model), generator(seed, "initial weights")
+    kind = "tags" if kind == "tags" else "classes"  # the same head for all that is said of a whole text
     if not Path(folder).is_dir():
         raise ValueError(
             f"load_model: model must be a folder on this machine for implementation 'stabviz'; got {model!r}"
@@ -170,4 +196,6 @@ def _from(family, model: str, **options):
             f"load_model: model must be one that {family.__name__} can load; got {model!r} ({first})"
         ) from error
     except ValueError as error:
-        raise ValueError(f"load_model: model {model!r}: {str(error).strip().splitlines()[0]}") from error
+        first = str(error).strip().splitlines()[0]
+        trust = ". trust_remote_code runs it" if "custom code" in first else ""
+        raise ValueError(f"load_model: model {model!r}: {first}{trust}") from error

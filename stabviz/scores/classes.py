@@ -15,7 +15,9 @@ def classification_scores(logits_NC, labels_N, names: Sequence[str]) -> dict:
 
     Macro F1 averages over the classes that occur among labels or predictions, as scikit-learn's does. Rows of
     "confusion" are the true classes, columns the predicted ones; rows without a prediction are not in it.
-    "failed" is what `failed` says against the majority of these labels.
+    "failed" is what `failed` says against the majority of these labels. With two classes "f1" is that of the
+    second. Balanced accuracy is the mean recall of the classes that occur; "matthews" is the correlation of
+    labels and predictions, 0 where one of them is always the same.
 
     Shapes: logits_NC (N, C) array or tensor, labels_N (N,) int in 0..C-1
     Units:  loss_nats in nats a row, NaN if a logit is not finite; the rest are shares in [0, 1]
@@ -43,9 +45,13 @@ def classification_scores(logits_NC, labels_N, names: Sequence[str]) -> dict:
     }
     present = [row["f1"] for row in by_class.values() if row["support"] or row["predicted"]]
     log_p_NC = _log_softmax(logits_NC)
+    recalls = [row["recall"] for row in by_class.values() if row["support"]]
     scores: dict[str, Any] = {
         "accuracy": float(np.mean(predicted_N == labels_N)),
         "macro_f1": float(np.mean(present)),
+        "balanced_accuracy": float(np.mean(recalls)),
+        "matthews": _matthews(confusion_CC, support_C, int((~finite_N).sum())),
+        **({"f1": by_class[names[1]]["f1"]} if len(names) == 2 else {}),
         "ece": expected_calibration_error(np.exp(log_p_NC), labels_N),
         "loss_nats": float(-np.mean(log_p_NC[np.arange(len(labels_N)), labels_N])),
         "majority_share": majority_share(labels_N),
@@ -56,6 +62,16 @@ def classification_scores(logits_NC, labels_N, names: Sequence[str]) -> dict:
         "by_class": by_class,
     }
     return scores | {"failed": failed(scores, scores["majority_share"])}
+
+
+def _matthews(confusion_CC, support_C, lost: int) -> float:
+    """Gorodkin's correlation for C classes; rows without a prediction are a predicted class of their own."""
+    N = support_C.sum()
+    predicted_C = np.append(confusion_CC.sum(axis=0), lost).astype(np.float64)
+    true_C = np.append(support_C, 0).astype(np.float64)
+    covariance = np.trace(confusion_CC) * N - true_C @ predicted_C
+    spread = np.sqrt((N**2 - predicted_C @ predicted_C) * (N**2 - true_C @ true_C))
+    return float(covariance / spread) if spread else 0.0
 
 
 def majority_share(labels_N) -> float:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+LOWER_IS_BETTER = ("loss_nats", "loss", "ece", "hamming_loss", "mse", "rmse", "mae")
+"""Scores of which less is more."""
+
 
 def headline(scores: dict) -> tuple[str, float]:
     """Return name and value of the score that a run is judged by: accuracy of classes, F1 of entities.

@@ -110,7 +110,7 @@ _REGISTERED = (
         "validation_score",
         "",
         "validation score",
-        "Accuracy of classes, or F1 of entities, on the validation split after this step.",
+        "Accuracy, F1 or what metric names, on the validation split; negated where less is more.",
     ),
 )
 

@@ -11,15 +11,27 @@ import numpy as np
 SCORES = {
     "accuracy": ("accuracy", "share of inputs whose most likely class is the right one"),
     "macro_f1": ("macro F1", "F1 averaged over classes, however rare"),
-    "f1": ("F1", "of whole entities: same words, same type"),
+    "f1": ("F1", "of whole entities: same words, same type; of two classes, of the second"),
     "precision": ("precision", "share of what was found that is right"),
     "recall": ("recall", "share of what is there that was found"),
     "tag_accuracy": ("tag accuracy", "word by word, mostly a count of O"),
+    "balanced_accuracy": ("balanced accuracy", "mean recall of the classes"),
+    "matthews": ("Matthews", "correlation of labels and predictions; 0 is chance"),
+    "micro_f1": ("micro F1", "of all yes and no of all classes together"),
+    "subset_accuracy": ("all right", "share of inputs with every class right"),
+    "hamming_loss": ("Hamming loss", "share of wrong yes and no"),
+    "pearson": ("Pearson", "correlation of true and predicted numbers"),
+    "spearman": ("Spearman", "correlation of their ranks"),
+    "r2": ("R2", "share of the variance that is explained; 0 is the mean for all"),
+    "rmse": ("RMSE", "root of the mean squared error"),
+    "mae": ("MAE", "mean absolute error"),
     "ece": ("calibration error", "mean gap between confidence and accuracy, 15 bins; 0 is best"),
     "loss_nats": ("loss (nats)", "mean negative log-likelihood; lower is better"),
     "majority_share": ("majority", "accuracy of always giving the most frequent class"),
 }
 """Scores that the table shows where a run has them: key -> (heading, meaning)."""
+_FIRST_OF_KIND = ("accuracy", "micro_f1", "pearson", "f1")
+"""Scores by which runs on different kinds of task are told apart: they have no table in common."""
 MOST_EVENTS = 200
 MOST_ROWS = 12
 """Row numbers of an event that are listed."""
@@ -39,8 +51,9 @@ def score_tables(names, scores) -> list[dict]:
     tables = []
     for split in dict.fromkeys(split for one in by_split for split in one):
         rows = [(name, one[split]) for name, one in zip(names, by_split, strict=True) if split in one]
-        for classes in (True, False):  # classes and entities have no score in common
-            of_kind = [(name, row) for name, row in rows if ("accuracy" in row) == classes]
+        kinds = [next((one for one in _FIRST_OF_KIND if one in row), "") for _, row in rows]
+        for kind in (*_FIRST_OF_KIND, ""):
+            of_kind = [pair for pair, its in zip(rows, kinds, strict=True) if its == kind]
             tables += [_score_table(of_kind, split)] if of_kind else []
     return tables
 

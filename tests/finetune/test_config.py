@@ -39,7 +39,9 @@ def test_the_settings_of_an_old_run_are_read_into_their_parts():
     assert (config.train.optimizer.name, config.train.optimizer.bias_correction) == ("adamw", False)
     assert (config.train.compute.micro_batch, config.train.guard.spike_height) == (4, 3.0)
     assert (config.run.out, config.run.seed, config.run.keep) == (Path("runs/old"), 7, 3)
-    assert config.as_dict() == OF_AN_OLD_RUN | {"clip_norm": math.inf}
+    here = {name: value for name, value in OF_AN_OLD_RUN.items() if name != "tensorboard"}
+    assert config.as_dict() == FinetuneConfig().as_dict() | here | {"clip_norm": math.inf}
+    assert FinetuneConfig.from_dict(OF_AN_OLD_RUN | {"tensorboard": True}).run.log == ("tensorboard",)
     assert FinetuneConfig.from_dict(config.as_dict()) == config
 
 
@@ -80,8 +82,22 @@ def test_replace_checks_settings_that_belong_together_only_when_all_are_set():
         ({"steps": 0}, "TrainConfig: steps must be at least 1; got 0"),
         ({"batch": 8, "micro_batch": 9}, "micro_batch must be at most batch = 8; got 9"),
         ({"warmup_steps": 301}, "warmup_steps must be from 0 to steps = 300, or left out; got 301"),
+        ({"warmup_steps": 2.5}, "warmup_steps must be a share below 1 or a whole number of steps; got 2.5"),
+        ({"epochs": 0}, "epochs must be above 0, or left out; got 0"),
         ({"schedule": "sawtooth"}, "schedule must be one of"),
         ({"label": "a", "tags": "b"}, "label must be left out when tags is given"),
+        ({"label": "a", "regression": "b"}, "label must be left out when regression is given"),
+        ({"multi_label": ["a"], "tags": "b"}, "multi_label must be left out when tags is given"),
+        ({"text_pair": "a", "tags": "b"}, "text_pair must be left out when tags is given"),
+        ({"regression": "a", "label_noise": 0.1}, "label_noise must be 0 for regression; got 0.1"),
+        ({"multi_label": ["a"], "label_smoothing": 0.1}, "label_smoothing must be 0 for multi_label"),
+        ({"regression": "a", "class_weights": "balanced"}, "class_weights must be left out for regression"),
+        ({"split_train": "none"}, "split_train must be the name of a split; got 'none'"),
+        (
+            {"split_validation": "x", "split_test": "x"},
+            "split_validation must be another split than the other",
+        ),
+        ({"log": ["tensorbord"]}, "log must be some of .*; got ..tensorbord"),
         ({"bias_correction": False}, "optimizer must be 'adamw' when bias_correction is off"),
         ({"packing": True}, "packing must be off for classes"),
         ({"eps": math.inf}, "eps must be at least 0 and finite; got inf"),
@@ -93,6 +109,11 @@ def test_what_is_wrong_is_refused_with_the_name_of_the_setting(settings, message
         FinetuneConfig.from_dict(settings)
 
 
+def test_warm_up_is_a_share_below_1_and_steps_from_there_on():
+    lengths = {None: 30, 0: 0, 0.1: 30, 0.06: 18, 1: 1, 40.0: 40}
+    assert {w: FinetuneConfig.of(warmup_steps=w).train.warmup for w in lengths} == lengths
+
+
 def test_pretraining_refuses_what_it_would_leave_unused():
     with pytest.raises(ValueError, match="seeds must be 1 for pretraining; got 2"):
         PretrainConfig.of(seeds=2)
@@ -101,7 +122,7 @@ def test_pretraining_refuses_what_it_would_leave_unused():
 
 
 def test_a_resume_may_change_where_a_run_is_kept_and_not_what_it_computes():
-    assert {"out", "workers", "save_every", "tensorboard"} <= MAY_CHANGE
+    assert {"out", "workers", "save_every", "log"} <= MAY_CHANGE
     assert not MAY_CHANGE & {"seed", "signals_every", "steps", "lr", "batch", "data"}
 
 

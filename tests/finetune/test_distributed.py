@@ -24,22 +24,24 @@ from datasets import Dataset
 
 from stabviz.finetune.config import FinetuneConfig
 from stabviz.finetune.data.batches import collate, plan_epoch
+from stabviz.finetune.data.class_weights import weigh_targets
 from stabviz.finetune.data.encode import TokenRows
 from stabviz.finetune.data.loader import Loader
 from stabviz.finetune.distributed import ProcessGroup, bare, local, share, whole
 from stabviz.finetune.evaluation import evaluate
 from stabviz.finetune.run import build_model
+from stabviz.finetune.tasks import KINDS
 from stabviz.finetune.train.checkpoint import newest_checkpoint, read_checkpoint
 from stabviz.finetune.train.guard import TrainingFailed
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import Training
 from stabviz.finetune.train.setup import Setup
-from stabviz.methods.objective import cross_entropy_objective
 from stabviz.models.pretrained import load_tokenizer
 from stabviz.trace.log import read_metrics
 
 ROWS, BATCH = 300, 7  # each row comes once; 7 rows are shares of 4 and 3
 CLASSES, TAGS = ("a", "b", "c"), ("O", "B-X", "I-X")  # 3 does not divide by 2 processes
+WEIGHTS = torch.tensor([0.25, 1.0, 4.0])
 WORDS = [
     "order",
     "invoice",
@@ -65,11 +67,16 @@ def data(kind, tokenizer, count=ROWS, seed=0):
     """Rows of uneven length; of the tags, every other row in a way has no label that counts."""
     rng = np.random.default_rng(seed)
     sizes, classes = rng.integers(2, 12, size=count), rng.integers(3, size=count)
-    if kind == "classes":  # each class has words of its own
+    if kind != "tags":  # each class has words of its own
         texts = [
             " ".join(rng.choice(WORDS[label::3], size=n)) for n, label in zip(sizes, classes, strict=True)
         ]
-        table = {"text": texts, "label": classes}
+        labels = {
+            "classes": classes,
+            "multi_label": np.eye(3, dtype=int)[classes],
+            "regression": classes - 1.0,
+        }
+        table = {"text": texts, "label": labels[kind].tolist()}
     else:
         words = [rng.choice(WORDS, size=n).tolist() for n in sizes]
         counts = rng.random(count) < (0.4 if seed == 0 else 1)
@@ -92,7 +99,7 @@ class Planted:
         return self.faults[here[0]](loss) if here else loss, measured
 
 
-def setup(base, processes, name, *, kind="classes", faults=None, **settings):
+def setup(base, processes, name, *, kind="classes", weights=None, faults=None, **settings):
     settings = {
         "steps": 12,
         "batch": BATCH,
@@ -112,7 +119,8 @@ def setup(base, processes, name, *, kind="classes", faults=None, **settings):
         "signals_every": 4,
     } | settings
     config = FinetuneConfig.of(**settings)
-    tokenizer, labels = load_tokenizer(config.model.name), CLASSES if kind == "classes" else TAGS
+    tokenizer = load_tokenizer(config.model.name)
+    labels = {"tags": TAGS, "regression": ("value",)}.get(kind, CLASSES)
     validation = data(kind, tokenizer, 41, seed=1)
     if kind == "tags":
         validation.tags = [
@@ -132,7 +140,8 @@ def setup(base, processes, name, *, kind="classes", faults=None, **settings):
         processes=processes,
         model=build_model(config, kind, labels, tokenizer),
         evaluate=score,
-        objective=Planted(cross_entropy_objective(), faults or {}),
+        objective=Planted(KINDS[kind].objective(0.0, weights), faults or {}),
+        weigh=partial(weigh_targets, class_weights_C=weights),
         rows=data(kind, tokenizer),
         collate=partial(collate, pad_id=0),
         save_model=save_model,
@@ -201,6 +210,9 @@ SCENARIOS = {
     # micro-batches of 3 and 1 rows here, of 3 there; a seed that has learned after 12 steps
     "classes": {"micro_batch": 3, "seed": 2},
     "tags": {"kind": "tags", "batch": 4, "micro_batch": 1},
+    "weighted": {"weights": WEIGHTS, "micro_batch": 3, "seed": 2},
+    "multi_label": {"kind": "multi_label", "weights": WEIGHTS, "micro_batch": 2, "seed": 2},
+    "regression": {"kind": "regression", "micro_batch": 3, "seed": 2},
     "nan": {"faults": "nan", "micro_batch": 2},
     "spike": {"faults": "spike", "steps": 28},
     "failing": {"faults": "failing", "max_bad_steps": 2},
@@ -318,10 +330,10 @@ def assert_same_run(base, one, other, tolerance=TOLERANCE):
     a, b = signals(base, one), signals(base, other)
     assert np.array_equal(a.steps, b.steps)
     names = set(a.signals) - {"max_attention_logit", "attention_entropy"}  # of one micro-batch
+    classes = "multi_label" not in one and "regression" not in one
     assert {
         "loss_nats",
-        "accuracy",
-        "log_z",
+        *(("accuracy", "log_z") if classes else ()),
         "targets",
         "grad_norm_preclip/layer1",
         "update_rms/head",
@@ -331,7 +343,8 @@ def assert_same_run(base, one, other, tolerance=TOLERANCE):
     } <= names
     for name in sorted(names):
         np.testing.assert_allclose(a[name], b[name], rtol=tolerance, atol=tolerance, err_msg=name)
-    np.testing.assert_array_equal(a["validation_score"], b["validation_score"])
+    if "regression" not in one:  # a correlation is no count of right answers
+        np.testing.assert_array_equal(a["validation_score"], b["validation_score"])
     first, second = best_weights(base, one), best_weights(base, other)
     assert list(first) == list(second)
     for name, tensor in first.items():
@@ -344,7 +357,7 @@ PARALLEL = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 
 
 @PARALLEL
-@pytest.mark.parametrize("scenario", ["classes", "tags"])
+@pytest.mark.parametrize("scenario", ["classes", "weighted", "multi_label", "regression", "tags"])
 def test_two_processes_give_the_run_of_one(base, seen, alone, scenario, parallel):
     alone(scenario)
     trace = signals(base, f"{scenario}-{parallel}")

@@ -177,7 +177,7 @@ def test_a_request_at_the_end_of_a_seed_ends_the_series(config, monkeypatch):
 
 
 def test_tensorboard_holds_what_the_log_holds_also_after_a_resume(config):
-    watched = config.replace(tensorboard=True, save_every=0)
+    watched = config.replace(log=("tensorboard",), save_every=0)
     finetune(watched.replace(stop_after=4))
     outcome = finetune(watched, resume=True)
     seen = from_tensorboard(config.run.out / "tensorboard")
@@ -189,7 +189,7 @@ def test_tensorboard_holds_what_the_log_holds_also_after_a_resume(config):
 def test_without_tensorboard_one_line_says_what_to_install(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match="pip install tensorboard"):
-        finetune(config.replace(tensorboard=True))
+        finetune(config.replace(log=("tensorboard",)))
 
 
 def test_label_noise_touches_training_alone(config):

@@ -81,3 +81,12 @@ def test_minilm_puts_like_texts_together():
     near, far = float(vectors[0] @ vectors[1]), float(vectors[0] @ vectors[2])
     assert near > 0.5
     assert far < 0.2
+
+
+def test_a_model_that_takes_no_token_types_is_handed_none(tmp_path):
+    sizes = {"vocab_size": 11, "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}
+    transformers.DistilBertModel(transformers.DistilBertConfig(**sizes)).save_pretrained(tmp_path)
+    model = pretrained.load_model(str(tmp_path), "classes", ("a", "b"), pad_id=0).eval()
+    pair = {"input_ids": torch.tensor([[2, 5, 3]]), "attention_mask": torch.ones(1, 3)}
+    typed = model(**pair, token_type_ids=torch.tensor([[0, 0, 1]]))
+    torch.testing.assert_close(typed.logits, model(**pair).logits)

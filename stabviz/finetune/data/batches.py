@@ -39,8 +39,9 @@ def plan_epoch(
 def collate(rows: list[dict[str, Any]], *, pad_id: int, fixed_length: int | None = None) -> dict[str, Tensor]:
     """Pad rows on the right to the longest, or to fixed_length; padding is masked and its label is -100.
 
-    Shapes: input_ids, attention_mask, token_type_ids (B, L) int64; labels (B,) or (B, L); rows (B,); numbers
-            of a row by another name (B,), lists by another name (B, L) padded with 0
+    Shapes: input_ids, attention_mask, token_type_ids (B, L) int64; labels (B,) or (B, L), of vectors (B, C)
+            float32; rows (B,); numbers of a row by another name (B,), lists by another name (B, L) padded
+            with 0
     Raises: ValueError if a row is longer than fixed_length
     """
     longest = max(len(row["input_ids"]) for row in rows)
@@ -55,7 +56,7 @@ def collate(rows: list[dict[str, Any]], *, pad_id: int, fixed_length: int | None
         if isinstance(values[0], list):
             batch[name] = _padded(values, length, fill.get(name, 0))
         else:
-            batch["rows" if name == "row" else name] = torch.tensor(values, dtype=torch.int64)
+            batch["rows" if name == "row" else name] = torch.from_numpy(np.asarray(values))
     batch["attention_mask"] = _padded([[1] * len(row["input_ids"]) for row in rows], length, 0)
     return batch
 
@@ -86,14 +87,17 @@ def split_batch(
 def _trimmed(micro_batch: dict[str, Tensor]) -> dict[str, Tensor]:
     shape = micro_batch["input_ids"].shape
     used = int(micro_batch["attention_mask"].any(dim=0).nonzero().max()) + 1
+    # not by the shape alone: there may be as many classes (B, C) as word pieces (B, L)
     return {
-        name: tensor[:, :used] if tensor.shape == shape else tensor for name, tensor in micro_batch.items()
+        name: tensor[:, :used] if tensor.shape == shape and not tensor.is_floating_point() else tensor
+        for name, tensor in micro_batch.items()
     }
 
 
 def count_targets(batch: dict[str, Tensor]) -> int:
-    """Count the labels that the loss is a mean of: all but -100."""
-    return int((batch["labels"] != IGNORED).sum())
+    """Count the labels that the loss is a mean of: all but -100; of float labels, the rows."""
+    labels = batch["labels"]
+    return len(labels) if labels.is_floating_point() else int((labels != IGNORED).sum())
 
 
 def row_indices(rows: Tensor) -> list[int]:

@@ -4,12 +4,13 @@ What is random in a row is keyed to (seed, epoch, row) alone: neither workers no
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from stabviz.finetune.config import KindName
 from stabviz.seeds import generator
 
 IGNORED = -100
@@ -22,6 +23,8 @@ class TokenRows(Dataset):
     """Rows as word pieces, tokenised once; item (epoch, index) is a dict of lists that `collate` takes.
 
     A tag stands on the first piece of its word; further pieces and special tokens have -100 and do not count.
+    A class is a whole number; several classes are a float vector of 0 and 1; a number is a float with mean
+    and deviation `scale` taken out.
     "row" of an item is its index here: the number that `plan_epoch` planned.
 
     Raises: ValueError if the tokenizer is not a fast one, or has no mask token where word_dropout needs it
@@ -33,8 +36,9 @@ class TokenRows(Dataset):
         rows: Any,
         tokenizer: Any,
         *,
-        kind: Literal["classes", "tags"],
+        kind: KindName,
         max_length: int,
+        scale: tuple[float, float] = (0.0, 1.0),
         seed: int = 0,
         word_dropout: float = 0.0,
         transform: Callable[[dict, torch.Generator], dict] | None = None,
@@ -48,7 +52,8 @@ class TokenRows(Dataset):
             raise ValueError(
                 f"TokenRows: word_dropout must be 0 for a tokenizer without mask token; got {word_dropout!r}"
             )
-        self.kind, self.seed, self.word_dropout, self.transform = kind, seed, word_dropout, transform
+        self.kind, self.scale, self.seed = kind, scale, seed
+        self.word_dropout, self.transform = word_dropout, transform
         self.mask_id, self.special_ids = (
             tokenizer.mask_token_id,
             torch.tensor(sorted(tokenizer.all_special_ids)),
@@ -71,20 +76,22 @@ class TokenRows(Dataset):
         # Flat arrays: a tenth of the memory of lists, and shared with forked workers without copies.
         self._ids, types = (_flat(row[i] for row in encoded) for i in (0, 1))
         self._types = types if types.any() else None
-        self._labels = (
-            _flat(row[2] for row in encoded)
-            if kind == "tags"
-            else np.array([row[2] for row in encoded], dtype=np.int64)
-        )
+        labels = [row[2] for row in encoded]
+        if kind == "tags":
+            self._labels = _flat(labels)
+        elif kind == "classes":
+            self._labels = np.array(labels, dtype=np.int64)
+        else:
+            self._labels = ((np.array(labels, dtype=np.float64) - scale[0]) / scale[1]).astype(np.float32)
 
     def _encoded(self, rows: dict[str, list], tokenizer: Any, max_length: int) -> list[tuple]:
         """Return (pieces, token types, label or a label for each piece) of some rows."""
-        texts = rows["words" if self.kind == "tags" else "text"]
+        texts = [list(rows[name]) for name in ("words", "text", "text_pair") if name in rows]
         encodings = tokenizer(
-            list(texts), truncation=True, max_length=max_length, is_split_into_words=self.kind == "tags"
+            *texts, truncation=True, max_length=max_length, is_split_into_words=self.kind == "tags"
         ).encodings
         self.truncated += sum(bool(encoding.overflowing) for encoding in encodings)
-        if self.kind == "classes":
+        if self.kind != "tags":
             return [(e.ids, e.type_ids, label) for e, label in zip(encodings, rows["label"], strict=True)]
         found = []
         for encoding, tags in zip(encodings, rows["tags"], strict=True):
@@ -104,11 +111,9 @@ class TokenRows(Dataset):
         epoch, index = item
         end = self._ends[index]
         span = slice(end - self.lengths[index], end)
-        row = {
-            "input_ids": self._ids[span].tolist(),
-            "labels": self._labels[span].tolist() if self.kind == "tags" else int(self._labels[index]),
-            "row": index,
-        }
+        # numpy's own for a number or a vector a row: `collate` pads lists
+        labels = self._labels[span].tolist() if self.kind == "tags" else self._labels[index]
+        row = {"input_ids": self._ids[span].tolist(), "labels": labels, "row": index}
         if self._types is not None:
             row["token_type_ids"] = self._types[span].tolist()
         if self.word_dropout or self.transform:

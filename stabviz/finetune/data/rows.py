@@ -1,51 +1,73 @@
-"""Rows as they are checked: a text or words, with a class or BIO tags; what is wrong is said in words."""
+"""Rows as they are checked: a text, a pair or words, with their label; what is wrong is said in words.
+
+A `read_...` function turns one cell into what it holds, and says what is wrong with it, or None.
+"""
 
 import difflib
+import math
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from stabviz.finetune.data.sources import Complaints, DataError, Source
 
 
 @dataclass(slots=True)
 class Row:
-    """One checked row; `content` is a text or a list of words, `label` a class name or a list of BIO tags."""
+    """One checked row.
+
+    `content` is a text, a pair of them, or a list of words; `label` a class name, a list of names or of BIO
+    tags, or a number.
+    """
 
     row: int
     content: Any
     label: Any
 
 
+class Columns(NamedTuple):
+    """Where the cells of a row stand."""
+
+    content: tuple[str, ...]
+    """One column, or the two of a pair."""
+    label: tuple[str, ...]
+    """One column, or one for each class of several."""
+
+
 def checked_rows(
-    source: Source, columns: tuple[str, str], complaints: Complaints, *, tagged: bool
+    source: Source, columns: Columns, complaints: Complaints, read_content: Callable, read_label: Callable
 ) -> list[Row]:
     """Check each row by itself: present, of the right type, not empty, tags that fit."""
-    for name in columns:
+    for name in columns.content + columns.label:
         if name not in source.columns:
             near = difflib.get_close_matches(name, source.columns, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise DataError(
                 source.file, f"is missing; {hint}There are {', '.join(source.columns)}", column=name
             )
-    names = class_names(source, columns[1])
+    names = class_names(source, columns.label[0])
     rows = []
     for i, raw in enumerate(source.rows):
-        content: Any
-        label: Any = None
-        content, wrong = (_words if tagged else _text)(raw.get(columns[0]))
-        column = columns[0] if wrong else columns[1]
-        if not wrong:
-            value = raw.get(column)
-            label, wrong = _tags(value, names, content) if tagged else _label(value, names)
+        content, label, column, wrong = [], None, "", None
+        for column in columns.content:
+            part, wrong = read_content(raw.get(column))
+            content.append(part)
+            if wrong:
+                break
+        else:
+            column, several = columns.label[0], len(columns.label) > 1
+            cell = {name: raw.get(name) for name in columns.label} if several else raw.get(column)
+            label, wrong = read_label(cell, names, content[0])
         if wrong:
             complaints.add(source.file, source.places[i], column, wrong)
         else:
-            rows.append(Row(i, content, label))
+            rows.append(Row(i, tuple(content) if len(content) > 1 else content[0], label))
     return rows
 
 
-def _text(value) -> tuple[str, str | None]:
+def read_text(value) -> tuple[str, str | None]:
+    """Read a text."""
     if not isinstance(value, str):
         return "", "is null" if value is None else f"must be text; got {value!r:.60}"
     return value, _unreadable(value) or (None if value.strip() else "is an empty text")
@@ -57,7 +79,8 @@ def _unreadable(text: str) -> str | None:
     return f"holds half a character, {half[0]!a}" if half else None
 
 
-def _words(value) -> tuple[list[str], str | None]:
+def read_words(value) -> tuple[list[str], str | None]:
+    """Read a list of words, or one text that is split at spaces."""
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list):
         return [], "is null" if value is None else f"must be a list of words or a text; got {value!r:.60}"
@@ -79,7 +102,8 @@ def class_names(source: Source, column: str) -> list[str] | None:
     return None if names is None else list(names)
 
 
-def _label(value, names: list[str] | None) -> tuple[str, str | None]:
+def read_class(value, names: list[str] | None, _content) -> tuple[str, str | None]:
+    """Read one class: its name, or its number where the data brings names along."""
     if names is not None and isinstance(value, int):
         if 0 <= value < len(names):
             return names[value], None
@@ -90,7 +114,33 @@ def _label(value, names: list[str] | None) -> tuple[str, str | None]:
     return "", "is null" if value is None else f"must be text or a whole number; got {value!r:.60}"
 
 
-def _tags(value, names: list[str] | None, words: list[str]) -> tuple[list[str], str | None]:
+def read_classes(value, names: list[str] | None, _content) -> tuple[list[str], str | None]:
+    """Read any number of classes: a list, one text with commas or semicolons between, or {class: 0 or 1}."""
+    if isinstance(value, dict):
+        for name, flag in value.items():
+            if str(flag).strip().lower() not in ("0", "1", "true", "false"):
+                return [], f"{name!r} must be 0 or 1; got {flag!r:.60}"
+        return [name for name, flag in value.items() if str(flag).strip().lower() in ("1", "true")], None
+    if isinstance(value, str):
+        value = [part.strip() for part in re.split("[,;]", value) if part.strip()]
+    if not isinstance(value, list):
+        return [], "is null" if value is None else f"must be a list of classes; got {value!r:.60}"
+    found = [read_class(part, names, None) for part in value]
+    return sorted({name for name, _ in found}), next((wrong for _, wrong in found if wrong), None)
+
+
+def read_number(value, _names, _content) -> tuple[float, str | None]:
+    """Read a finite number, or a text that is one."""
+    wrong = "is null" if value is None else f"must be a finite number; got {value!r:.60}"
+    try:
+        number = math.nan if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan, wrong
+    return number, None if math.isfinite(number) else wrong
+
+
+def read_tags(value, names: list[str] | None, words: list[str]) -> tuple[list[str], str | None]:
+    """Read BIO tags, one for each word."""
     tags = value.split() if isinstance(value, str) else value
     if not isinstance(tags, list):
         return [], "is null" if value is None else f"must be a list of tags; got {value!r:.60}"
@@ -114,13 +164,12 @@ def known_rows(
     labels: tuple[str, ...],
     column: str,
     complaints: Complaints,
-    *,
-    tagged: bool,
+    names_of: Callable[[Any], Iterable[str]],
 ) -> list[Row]:
-    """Keep the rows of validation or test whose labels occur in training."""
+    """Keep the rows of validation or test whose names, names_of(label), all occur in training."""
     kept = []
     for row in rows:
-        unknown = next((name for name in (row.label if tagged else [row.label]) if name not in labels), None)
+        unknown = next((name for name in names_of(row.label) if name not in labels), None)
         if unknown is None:
             kept.append(row)
             continue

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,15 @@ def read_source(path: Path, columns: tuple[str, ...], complaints: Complaints) ->
     return Source(str(path), tuple(dict.fromkeys(name for row in rows for name in row)), rows, places)
 
 
-def read_folder(folder: Path, columns: tuple[str, ...], complaints: Complaints) -> dict[str, Source]:
+def read_folder(
+    folder: Path, columns: tuple[str, ...], complaints: Complaints, named: Mapping[str, str]
+) -> dict[str, Source]:
     """Read train, validation and test files of a folder; a folder with one file alone is a training split."""
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     found: dict[str, Path] = {}
+    chosen = _splits_of([path.stem for path in files], named, str(folder))
     for path in files:
-        split = split_of(path.stem)
+        split = chosen[path.stem]
         if split and split in found:
             both = f"{found[split].name} and {path.name}"
             raise DataError(str(folder), f"{both} both claim the {split} split")
@@ -87,13 +90,21 @@ def read_folder(folder: Path, columns: tuple[str, ...], complaints: Complaints) 
     return {split: read_source(path, columns, complaints) for split, path in found.items()}
 
 
-def read_hub(name: str, data_config: str | None, columns: tuple[str, ...]) -> dict[str, Source]:
+def read_hub(
+    name: str,
+    data_config: str | None,
+    columns: tuple[str, ...],
+    named: Mapping[str, str],
+    revision: str | None = None,
+) -> dict[str, Source]:
     """Load a Hugging Face data set id, or a folder of `save_to_disk`; the first split of each kind counts."""
     import datasets
 
     try:
         loaded = (
-            datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, data_config)
+            datasets.load_from_disk(name)
+            if Path(name).is_dir()
+            else datasets.load_dataset(name, data_config, revision=revision)
         )
     except Exception as error:  # what it raises depends on the network, the hub and the files
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -105,8 +116,9 @@ def read_hub(name: str, data_config: str | None, columns: tuple[str, ...]) -> di
     sources: dict[str, Source] = {}
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
+    chosen = _splits_of(list(loaded), named, name)
     for split, data in loaded.items():
-        kind = split_of(split)
+        kind = chosen[split]
         if kind and kind not in sources:
             sources[kind] = _table(data, f"{name}[{split}]", columns)
     if "train" not in sources:
@@ -118,6 +130,15 @@ def split_of(name: str) -> str | None:
     """Return the split that a file or split name speaks of, as in "dev" or "validation_matched"."""
     head = name.lower().replace("-", "_").replace(".", "_").split("_")[0]
     return next((split for split, names in SPLIT_NAMES.items() if head in names), None)
+
+
+def _splits_of(names: list[str], named: Mapping[str, str], place: str) -> dict[str, str | None]:
+    """Return the split of each name in the data: as the caller named it, else as it speaks of one."""
+    for split, name in named.items():
+        if name not in (*names, "none"):
+            raise DataError(place, f"has no split {name!r} for {split}; it has {', '.join(names)}")
+    wanted = {name: split for split, name in named.items()}
+    return {name: wanted.get(name) or (None if split_of(name) in named else split_of(name)) for name in names}
 
 
 def _table(data, file: str, columns: tuple[str, ...]) -> Source:

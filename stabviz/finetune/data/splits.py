@@ -4,16 +4,15 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from stabviz.finetune.config import DATA, DataConfig
+from stabviz.finetune.config import DATA, DataConfig, KindName
 from stabviz.finetune.data.docstrings import docstring_modules, split_docstrings
-from stabviz.finetune.data.rows import Row, checked_rows, class_names, known_rows
+from stabviz.finetune.data.rows import Columns, Row, checked_rows, class_names, known_rows
 from stabviz.finetune.data.sources import (
     SUFFIXES,
     Complaints,
@@ -23,6 +22,7 @@ from stabviz.finetune.data.sources import (
     read_hub,
     read_source,
 )
+from stabviz.finetune.tasks import KINDS
 from stabviz.seeds import integer
 
 SPLITS = ("train", "validation", "test")
@@ -33,11 +33,12 @@ log = logging.getLogger(__name__)
 class Splits:
     """Three checked splits and the labels that their ids stand for."""
 
-    kind: Literal["classes", "tags"]
-    """classes: columns row, text and label. tags: columns row, words and tags."""
+    kind: KindName
+    """tags: columns row, words and tags. Else row, text, of pairs text_pair, and label: the class, a 0 or 1
+    for each class, or a number."""
     labels: tuple[str, ...]
     """Class names or BIO tags; id = position. Sorted, "O" first; class names that the data brings keep its
-    order."""
+    order. Of a regression the name of its column."""
     train: Any
     """A `datasets.Dataset`; `row` is the position in the split as it was read, bad rows counted."""
     validation: Any
@@ -46,6 +47,9 @@ class Splits:
     """Rows left out because bad_rows is "skip": file, row, column, problem."""
     fingerprint: str
     """Hash of labels and rows: the same data read by the same settings."""
+    scale: tuple[float, float] = (0.0, 1.0)
+    """Mean and standard deviation of the training numbers of a regression, which learns (number - mean) /
+    deviation."""
 
 
 def read_splits(data: DataConfig, seed: int = 0) -> Splits:
@@ -54,18 +58,23 @@ def read_splits(data: DataConfig, seed: int = 0) -> Splits:
     Raises: DataError that names file, row and column, unless data.bad_rows is "skip"
     """
     complaints = Complaints(skip=data.bad_rows == "skip")
+    kind = KINDS[data.kind]
     sources, columns = _open(data, seed, complaints)
     checked = {
-        split: checked_rows(source, columns, complaints, tagged=bool(data.tags))
+        split: checked_rows(source, columns, complaints, kind.read_content, kind.read_label)
         for split, source in sources.items()
     }
     if not checked["train"]:
         raise DataError(sources["train"].file, "no training row is left")
-    labels = _labels(checked["train"], sources["train"], columns, data)
+    names = class_names(sources["train"], columns.label[0])
+    try:
+        labels = kind.labels([row.label for row in checked["train"]], names, columns.label)
+    except ValueError as error:
+        raise DataError(sources["train"].file, str(error), column=columns.label[0]) from error
     for split in SPLITS[1:]:
         if split in checked:
             checked[split] = known_rows(
-                checked[split], sources[split], labels, columns[1], complaints, tagged=bool(data.tags)
+                checked[split], sources[split], labels, columns.label[0], complaints, kind.names
             )
     checked = _with_made_splits(checked, sources["train"].file, data, seed)
     train = _chosen(checked["train"], data, seed)
@@ -77,42 +86,46 @@ def read_splits(data: DataConfig, seed: int = 0) -> Splits:
     return _as_splits(checked, labels, data, complaints.skipped)
 
 
-def _open(data: DataConfig, seed: int, complaints: Complaints) -> tuple[dict[str, Source], tuple[str, str]]:
-    """Find the sources of the splits, and the names of the content column and of the label or tag column."""
-    path, columns = Path(data.source), (data.text, data.tags or data.label or "label")
+def _open(data: DataConfig, seed: int, complaints: Complaints) -> tuple[dict[str, Source], Columns]:
+    """Find the sources of the splits, and the names of the columns."""
+    one_label = data.tags or data.regression or data.label
+    path, content = Path(data.source), (data.text, *([data.text_pair] if data.text_pair else []))
+    columns = Columns(content, data.multi_label or (one_label or "label",))
     if data.source == "docstrings":
         return _docstrings(data, seed), columns
     if data.source == "support-desk":
         path = DATA / "support-desk"
-        columns = (
-            "words" if data.tags and data.text == "text" else data.text,
-            data.tags or data.label or "intent",
-        )
+        words = ("words",) if data.tags and data.text == "text" else content
+        columns = Columns(words, data.multi_label or (one_label or "intent",))
         if not path.is_dir():
             raise DataError(
                 str(path),
                 "the corpus is in the repository, not in the installed package; "
                 "run from a clone, or give data of your own",
             )
+    wanted, named = columns.content + columns.label, data.splits.named
     if path.suffix in SUFFIXES and not path.exists():
         raise DataError(data.source, "no such file")
     if path.is_file():
-        return {"train": read_source(path, columns, complaints)}, columns
+        if set(named.values()) - {"none"}:
+            raise DataError(data.source, "is one file, whose rows are all training; name no splits")
+        return {"train": read_source(path, wanted, complaints)}, columns
     if path.is_dir() and not any(
         (path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")
     ):
-        return read_folder(path, columns, complaints), columns
-    return read_hub(data.source, data.data_config, columns), columns
+        return read_folder(path, wanted, complaints, named), columns
+    return read_hub(data.source, data.splits.data_config, wanted, named, data.splits.data_revision), columns
 
 
 def _docstrings(data: DataConfig, seed: int) -> dict[str, Source]:
-    if data.tags:
-        raise DataError("docstrings", "docstrings have classes, no tags", column=data.tags)
+    if data.kind != "classes" or data.text_pair:
+        what = "pairs" if data.text_pair else data.kind
+        raise DataError("docstrings", f"docstrings have classes, no {what}")
     packages = docstring_modules()
     if len(packages) < 2:
         raise DataError("docstrings", "this Python has no standard library in source form to read")
     rows = split_docstrings(
-        packages, validation_share=data.validation_share, test_share=data.test_share, seed=seed
+        packages, validation_share=data.splits.validation_share, test_share=data.splits.test_share, seed=seed
     )
     return {
         split: Source(
@@ -123,29 +136,13 @@ def _docstrings(data: DataConfig, seed: int) -> dict[str, Source]:
     }
 
 
-def _labels(rows: list[Row], source: Source, columns: tuple[str, str], data: DataConfig) -> tuple[str, ...]:
-    """Return the labels that training knows: B- and I- of every type, or at least two classes."""
-    if data.tags:
-        types = sorted({tag[2:] for row in rows for tag in row.label if tag != "O"})
-        if not types:
-            raise DataError(source.file, "has no entity in training, only O", column=columns[1])
-        return ("O", *(f"B-{name}" for name in types), *(f"I-{name}" for name in types))
-    found = {row.label for row in rows}
-    if len(found) < 2:
-        raise DataError(source.file, f"must have at least 2 classes; got {sorted(found)}", column=columns[1])
-    names = class_names(source, columns[1])
-    if names is not None:
-        return tuple(names)
-    numeric = all(re.fullmatch("-?[0-9]+", name) for name in found)
-    return tuple(sorted(found, key=int) if numeric else sorted(found))
-
-
 def _with_made_splits(
     rows: dict[str, list[Row]], file: str, data: DataConfig, seed: int
 ) -> dict[str, list[Row]]:
     """Set rows of training aside for each split that is missing: shares of the rows as they were read."""
     rest, total, made = rows["train"], len(rows["train"]), dict(rows)
-    for split, share in (("test", data.test_share), ("validation", data.validation_share)):
+    shares = (("test", data.splits.test_share), ("validation", data.splits.validation_share))
+    for split, share in shares:
         if rows.get(split):
             continue
         wanted = round(share * total)
@@ -156,17 +153,11 @@ def _with_made_splits(
                 "makes none; raise it or add a file",
             )
         order = np.random.default_rng(integer(seed, "split", split)).permutation(len(rest))
-        chosen = _stratified([_stratum(row) for row in rest], order, wanted)
+        chosen = _stratified([KINDS[data.kind].stratum(row.label) for row in rest], order, wanted)
         made[split] = [row for i, row in enumerate(rest) if i in chosen]
         rest = [row for i, row in enumerate(rest) if i not in chosen]
     made["train"] = rest
     return made
-
-
-def _stratum(row: Row) -> str:
-    if isinstance(row.label, str):
-        return row.label
-    return " ".join(sorted({tag[2:] for tag in row.label if tag != "O"}))
 
 
 def _stratified(strata: list[str], order: np.ndarray, wanted: int) -> set[int]:
@@ -225,26 +216,35 @@ def _as_splits(
 ) -> Splits:
     import datasets
 
-    ids = {name: i for i, name in enumerate(labels)}
-    content, target = ("words", "tags") if data.tags else ("text", "label")
+    kind, tagged = KINDS[data.kind], bool(data.tags)
     text, number = datasets.Value("string"), datasets.Value("int64")
-    cells = (datasets.List(text), datasets.List(number)) if data.tags else (text, number)
+    contents = ("words",) if tagged else ("text", "text_pair") if data.text_pair else ("text",)
+    target = "tags" if tagged else "label"
+    cell = datasets.Value(kind.number)
     # Named, not inferred: the columns of an empty split would have no type.
-    features = datasets.Features({"row": number, content: cells[0], target: cells[1]})
+    features = datasets.Features(
+        {
+            "row": number,
+            **dict.fromkeys(contents, datasets.List(text) if tagged else text),
+            target: datasets.List(cell) if kind.several else cell,
+        }
+    )
+    ids = {name: i for i, name in enumerate(labels)}
     digest = hashlib.sha256(json.dumps(labels).encode())
     made = {}
     for split in SPLITS:
-        columns = {
-            "row": [row.row for row in rows[split]],
-            content: [row.content for row in rows[split]],
-            target: [[ids[tag] for tag in row.label] if data.tags else ids[row.label] for row in rows[split]],
-        }
+        found = rows[split]
+        columns = {"row": [row.row for row in found]}
+        for i, content in enumerate(contents):
+            columns[content] = [row.content if len(contents) == 1 else row.content[i] for row in found]
+        columns[target] = [kind.encode(row.label, ids) for row in found]
         digest.update(json.dumps([split, columns]).encode())
         made[split] = datasets.Dataset.from_dict(columns, features=features)
     return Splits(
-        kind="tags" if data.tags else "classes",
+        kind=data.kind,
         labels=labels,
         skipped=skipped,
         fingerprint=digest.hexdigest(),
+        scale=kind.scale([row.label for row in rows["train"]]),
         **made,
     )

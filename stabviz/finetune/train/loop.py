@@ -269,8 +269,8 @@ class Training:
             if self.average:
                 self.average.swap()
         p.count_evaluation(found.score, steps=c.steps, patience=c.patience)
-        loss = found.scores.get("loss_nats", math.nan)
-        self.folder.evaluation(p, {"validation_loss_nats": loss, "validation_score": found.score})
+        values = {"validation_loss_nats": found.loss, "validation_score": found.score}
+        self.folder.evaluation(p, values, *found.named)
 
     def save(self, *, due: bool = False) -> None:
         """Write a checkpoint; all processes call, one writes.

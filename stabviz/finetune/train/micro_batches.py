@@ -1,7 +1,8 @@
 """Gradient accumulation: the gradient of a whole batch, by micro-batches that fit into memory.
 
-The loss is a mean over all targets of the batch. So a micro-batch counts by its share of them, not as one
-mean among others, and its size changes memory and time but no result.
+The loss is a mean over all targets of the batch, weighted by class where there are class weights. So a
+micro-batch counts by its share of them, not as one mean among others, and its size changes memory and time
+but no result.
 """
 
 import math
@@ -49,7 +50,7 @@ class MicroBatches:
 
     def __init__(self, setup: Setup, model: nn.Module, parameters: list[Parameter], folder: RunFolder):
         self.compute, self.seed = setup.config.train.compute, setup.config.run.seed
-        self.processes, self.objective = setup.processes, setup.objective
+        self.processes, self.objective, self.weigh = setup.processes, setup.objective, setup.weigh
         self.model, self.parameters, self.folder = model, parameters, folder
         self.probe = AttentionProbe(bare(model))
 
@@ -85,8 +86,9 @@ class MicroBatches:
         processes = self.processes
         micro_batches = split_batch(batch, progress.micro_batch, trim=not self.compute.fixed_length)
         # exchanged before the first pass: the weight of a micro-batch needs the targets of all processes
-        counts = processes.table(count_targets(batch), len(micro_batches))
-        total, n_passes = float(sum(targets for targets, _ in counts)), max(n for _, n in counts)
+        table = processes.table(count_targets(batch), self.weigh(batch), len(micro_batches))
+        total, total_weight = (float(sum(row[column] for row in table)) for column in (0, 1))
+        n_passes = int(max(row[2] for row in table))
         zero = torch.zeros((), device=processes.device)
         means: dict[str, Tensor] = {"loss_nats": zero}
         first_pass: dict[str, Tensor] = {}
@@ -100,11 +102,14 @@ class MicroBatches:
                 continue
             # Dropout is keyed to the seed and the position, not to a running generator: a resume draws alike.
             torch.manual_seed(integer(self.seed, "dropout", position, m, processes.rank))
-            share = targets / total if total else 0.0
+            share, weight = (
+                targets / max(total, 1),
+                self.weigh(micro_batch) / total_weight if targets else 0.0,
+            )
             loss, measured = self._pass(
                 micro_batch,
                 # DDP and FSDP take the mean over the processes: times their number it is the sum again
-                weight=share * processes.size * progress.loss_scale,
+                weight=weight * processes.size * progress.loss_scale,
                 last=m == n_passes - 1,
                 look=measure and m == 0 and not self.compute.compile,
             )
@@ -114,7 +119,8 @@ class MicroBatches:
                 if name.startswith("max_") or name == "attention_entropy":  # of the first pass alone
                     first_pass[name] = value
                 else:  # a mean over no targets is NaN, and counts nothing
-                    means[name] = means.get(name, zero) + (value.float() * share if targets else zero)
+                    part = value.float() * (weight if name == "loss_nats" else share) if targets else zero
+                    means[name] = means.get(name, zero) + part
         if not total:  # nothing counts: no mean exists
             means = {name: value + math.nan for name, value in means.items()}
         over_all = processes.total(torch.stack(list(means.values())))

@@ -1,5 +1,6 @@
 """How far a run has come: with weights, moments and averages, all that its next step depends on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -66,8 +67,9 @@ class Progress:
         self.scheduled = [*earlier, self.attempts][-keep:]
 
     def is_better(self, score: float) -> bool:
-        """Tell whether a score is above the best one; after a best score of NaN any score is."""
-        return self.best_score is None or not score <= self.best_score
+        """Tell whether a score is above the best one; any number is above NaN."""
+        best = self.best_score
+        return best is None or score > best or (math.isnan(best) and not math.isnan(score))
 
     def count_evaluation(self, score: float, *, steps: int, patience: int | None) -> None:
         """Note a score, and whether the run ends with it: after its last step, or out of patience."""

@@ -1,7 +1,7 @@
 """The folder of a run: what it holds, whether a resume fits it, and the log that stays open while it trains.
 
     config.json      settings, fingerprint of the data, offset of the seeds, version of torch
-    metrics.jsonl    the signals and events of every step      (tensorboard/ too, where that is asked for)
+    metrics.jsonl    the signals and events of every step      (tensorboard/, wandb/: with --log)
     timings.jsonl    how long each step took: clocks differ from run to run, so they stand beside the log
     checkpoints/     what a resume and a rewind go on from
     best/            the model with the best score
@@ -31,7 +31,7 @@ from stabviz.finetune.train.guard import TrainingFailed
 from stabviz.finetune.train.optimizer import Parameter
 from stabviz.finetune.train.progress import Progress
 from stabviz.finetune.train.setup import Setup
-from stabviz.finetune.train.tensorboard import TensorBoardLog
+from stabviz.finetune.train.trackers import TrackedLog, check_installed
 from stabviz.seeds import OFFSET, offset
 from stabviz.trace.log import MetricsLog
 
@@ -44,6 +44,9 @@ _CONTENT = (
     "scores.json",
     "report.html",
     "tensorboard",
+    "wandb",
+    "wandb.id",
+    "mlflow.id",
 )
 
 
@@ -57,6 +60,7 @@ class RunFolder:
         self.log: MetricsLog | None = None
         """Open in the leading process."""
         self._timings: list[dict] = []
+        check_installed(self.run.log)
 
     # Before the first step
 
@@ -134,10 +138,7 @@ class RunFolder:
         # What may change from resume to resume is no part of the header: the same run, the same bytes.
         settings = {name: value for name, value in plain.items() if name not in MAY_CHANGE}
         path = self.run.out / "metrics.jsonl"
-        if self.run.tensorboard:
-            self.log = TensorBoardLog(path, settings, keep_bytes=keep_bytes, first_step=attempts)
-        else:
-            self.log = MetricsLog(path, settings, keep_bytes=keep_bytes)
+        self.log = TrackedLog(path, settings, self.run.log, keep_bytes=keep_bytes, first_step=attempts)
 
     # While it trains
 
@@ -151,15 +152,14 @@ class RunFolder:
                     f"step {step}: {kind}  " + "  ".join(f"{k} {shown(v)}" for k, v in details.items())
                 )
 
-    def evaluation(self, progress: Progress, values: dict[str, float]) -> None:
+    def evaluation(self, progress: Progress, values: dict[str, float], name: str, value: float) -> None:
         """Log the scores measured after the last step, and show the one that counts."""
         if self.log:
             self.log.evaluation(progress.attempts - 1, values)
             self.log.flush()
             if self.run.progress:
                 best = " (best)" if progress.best_at == progress.updates else ""
-                score = values["validation_score"]
-                tqdm.write(f"step {progress.updates}: validation score {score:.4f}{best}")
+                tqdm.write(f"step {progress.updates}: validation {name} {value:.4f}{best}")
 
     def time(self, step: int, batch: dict[str, Tensor], seconds: float) -> None:
         """Keep how long a step took, and how much of it there was, until the next save."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from stabviz.finetune.config import LoopConfig
+from stabviz.finetune.data.batches import count_targets
 from stabviz.finetune.data.loader import Rows
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation
@@ -31,6 +32,8 @@ class Setup:
     """Of the data: a resume on other data is refused."""
     row_numbers: Sequence[int] | None = None
     """Number of each row in its file, by which people find it; None: rows are called by their index."""
+    weigh: Callable[[dict[str, Tensor]], float] = count_targets
+    """What a batch's loss is divided by: the number of its targets, or their total weight."""
 
     def numbers(self, indices: list[int]) -> list[int]:
         """Return the numbers by which people find these rows in the data."""
