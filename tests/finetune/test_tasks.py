@@ -24,7 +24,7 @@ from stabviz.models.pretrained import load_tokenizer
 from stabviz.trace.log import read_metrics
 
 TOPICS = {"order": ["order", "late", "day"], "account": ["account", "lock", "router"], "bill": ["invoice"]}
-ROWS = 90
+ROWS = 240
 
 
 def rows():
@@ -221,7 +221,9 @@ def test_bf16_follows_fp32(task, config, go):
 
 @each_task
 def test_a_task_is_learnt_scored_and_answered(task, config):
-    outcome = finetune(config(task, steps=60, lr=1e-2, evaluate_every=20, dropout=0.0, word_dropout=0.0))
+    steady = {"dropout": 0.0, "word_dropout": 0.0, "ema_decay": 0.0, "micro_batch": None, "save_every": 0}
+    long = {"steps": 150, "batch": 32, "warmup_steps": 10, "evaluate_every": 50, "signals_every": 50}
+    outcome = finetune(config(task, **steady, **long))
     scores = outcome.scores
     assert scores["failed"] is False
     name = {"pairs": "accuracy", "weighted": "accuracy", "regression": "pearson"}.get(task, "micro_f1")
@@ -313,15 +315,15 @@ def test_f1_needs_two_classes():
 
 
 def test_epochs_set_the_steps_also_after_a_resume(config):
-    one = config("pairs", epochs=1.5, warmup_steps=0.5, evaluate_every=50)
-    per_epoch = 72 // 8  # of 90 rows 9 are set aside for validation and for test
+    one = config("pairs", epochs=0.55, warmup_steps=0.5, evaluate_every=50)
+    per_epoch = 192 // 8  # of 240 rows 24 are set aside for validation and for test
     outcome = finetune(one.replace(stop_after=4))
     assert not outcome.finished
     outcome = finetune(one, resume=True)
-    assert outcome.trace.n_steps == math.ceil(1.5 * per_epoch) == 14
+    assert outcome.trace.n_steps == math.ceil(0.55 * per_epoch) == 14
     assert outcome.config.train.steps == 14
     kept = json.loads((one.run.out / "config.json").read_text())["config"]
-    assert (kept["steps"], kept["epochs"]) == (14, 1.5)
+    assert (kept["steps"], kept["epochs"]) == (14, 0.55)
     peak = outcome.trace["lr"][0].argmax()
     assert peak == 6  # warmed up over half of the steps
 
@@ -337,7 +339,7 @@ def test_three_ways_to_write_several_classes_are_one(corpus, tmp_path):
     path.write_text("\n".join(["first,topics", *lines]) + "\n")
     texts = read_splits(FinetuneConfig.of(data=str(path), text="first", multi_label=["topics"]).data)
     assert (lists.labels, flags.labels) == (("account", "bill", "order"), ("order", "account", "bill"))
-    by_row = {row: set(row) for row in ()}
+    by_row = {}
     for splits in (lists, flags, texts):
         for split in (splits.train, splits.validation, splits.test):
             for row, label in zip(split["row"][:], split["label"][:], strict=True):
