@@ -143,7 +143,7 @@ def _number_labels(found: list[float], names, columns: tuple[str, ...]) -> tuple
 
 
 def _mean_and_deviation(found: list[float]) -> tuple[float, float]:
-    return float(np.mean(found)), float(np.std(found))
+    return float(np.mean(found)), float(np.std(found)) or 1.0  # of one row alone there is no deviation
 
 
 def _score_numbers(found: Found, rows, labels: tuple[str, ...]) -> tuple[dict, list]:

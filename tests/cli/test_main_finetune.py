@@ -474,3 +474,25 @@ def test_diagnose_names_the_kind_with_evidence(run, tmp_path):
     assert "  remedy: " in said.out
     assert f"{folder}: healthy" in said.out
     assert "path must exist" in refused("diagnose", tmp_path / "nowhere")
+
+
+def test_pairs_several_classes_and_epochs_from_the_command_line(tiny_bert_folder, tmp_path):  # noqa: F811
+    rows = [("my order is late", "where", "order; late"), ("please help", "print it", "")] * 20
+    lines = ["\t".join(row) for row in [("premise", "hypothesis", "topics"), *rows]]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    columns = ["--text", "premise", "--text-pair", "hypothesis", "--multi-label", "topics"]
+    length = ["--epochs", "2", "--batch", "8", "--warmup", "0.1", "--no-progress", "--metric", "macro_f1"]
+    here = ["--data", tmp_path / "pairs.tsv", "--model", tiny_bert_folder, "--out", tmp_path / "run"]
+    said = call("finetune", *here, *columns, *length)
+    assert said.code == 0, said.error
+    assert said.out.splitlines()[0].split()[:3] == ["seed", "updates", "macro_f1"]
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl").n_steps == 2 * (32 // 8)
+    said = call("predict", tmp_path / "run", "my order is late", "--text-pair", "where")
+    by_tab = call("predict", tmp_path / "run", stdin="my order is late\twhere\n")
+    assert said.out == by_tab.out
+    answer = json.loads(said.out)
+    assert (answer["text"], answer["text_pair"]) == ("my order is late", "where")
+    assert set(answer["probabilities"]) == {"late", "order"}
+    assert call("evaluate", tmp_path / "run").out.startswith("micro_f1")
+    assert "Hamming loss" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "pairs must be 1 second texts for 1 texts" in refused("predict", tmp_path / "run", "my order")
