@@ -34,7 +34,7 @@ import inspect
 import linecache
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,6 +216,49 @@ def things(answer, *names: str):
     if not isinstance(answer, tuple | list) or len(answer) != len(names):
         raise ExerciseFailed(f"return {len(names)} things: {', '.join(names)}; got {answer!r:.100}")
     return answer
+
+
+def expect_decision(
+    answer, *, stories: tuple[str, str], runs: Mapping[str, tuple[str, str]], because: Mapping[str, str]
+) -> None:
+    """Check the choice of two runs that tell two stories apart, each with what both stories predict of it.
+
+    `runs` holds what the stories predict of each run on offer; where they agree, it decides nothing.
+    `because` says more of a run to whoever chose or predicted wrongly. An answer is a dict: the name of a run
+    -> the two predictions in the order of `stories`, or a dict of them by story.
+
+    Raises: ExerciseFailed with the mistake
+
+    >>> runs = {"a": ("falls", "stays"), "b": ("stays", "falls"), "c": ("stays", "stays")}
+    >>> answer = {"a": ("falls", "stays"), "b": {"rate": "stays", "size": "falls"}}
+    >>> expect_decision(answer, stories=("rate", "size"), runs=runs, because={})
+    """
+    of_both = " and ".join(stories)
+    if not isinstance(answer, dict) or len(answer) != 2:
+        raise ExerciseFailed(
+            f"return a dict of two runs, each with what {of_both} predict; got {answer!r:.100}"
+        )
+    words = sorted({word for pair in runs.values() for word in pair})
+    for run, said in answer.items():
+        if run not in runs:
+            raise ExerciseFailed(f"{run!r:.60} is not on offer; choose from {', '.join(runs)}")
+        if isinstance(said, dict) and said.keys() == set(stories):
+            said = tuple(said[story] for story in stories)
+        if not isinstance(said, tuple | list) or len(said) != 2 or any(word not in words for word in said):
+            raise ExerciseFailed(
+                f"{run}: give what {of_both} predict, each one of {words}; got {said!r:.100}"
+            )
+        hint = because.get(run, "ask of each story: is what it blames still there in this run?")
+        if runs[run][0] == runs[run][1]:
+            raise ExerciseFailed(
+                f"{run}: both stories predict {runs[run][0]!r}, so it decides nothing; {hint}"
+            )
+        if said[0] == said[1]:
+            raise ExerciseFailed(
+                f"{run}: if both stories predict {said[0]!r}, the run decides nothing; {hint}"
+            )
+        if tuple(said) != runs[run]:
+            raise ExerciseFailed(f"{run}: {of_both} do not predict {said!r}; {hint}")
 
 
 def solutions_in(markdown_text: str) -> list[Solution]:

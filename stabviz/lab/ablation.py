@@ -77,11 +77,11 @@ class Ablation:
         return [
             {
                 "run": row.name,
-                "what it changes": ", ".join(f"{k} {v}" for k, v in row.changes.items()) or "-",
+                "what it changes": ", ".join(map(_change, row.changes.items())) or "-",
                 **row.columns,
                 self.measure: row.median,
-                "low": row.low,
-                "high": row.high,
+                f"{self.measure} low": row.low,
+                f"{self.measure} high": row.high,
                 "share": row.share,
                 "share low": row.share_low,
                 "share high": row.share_high,
@@ -219,6 +219,11 @@ def _words(count: int) -> str:
     rank = "" if k == 1 else {2: "second ", 3: "third "}.get(k, f"{k}th ")
     ends = f"the {rank}lowest to the {rank}highest of {count} seeds"
     return f"intervals run from {ends}, which holds the median with {covered:.0%}"
+
+
+def _change(knob: tuple[str, Any]) -> str:
+    name, value = knob
+    return f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _percent(share: float) -> str:

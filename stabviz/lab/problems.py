@@ -22,17 +22,14 @@ from stabviz.lab.tasks import (
     text_corpus,
 )
 from stabviz.models import (
-    LstmConfig,
     MlpConfig,
-    RnnConfig,
+    RecurrentConfig,
     TransformerConfig,
-    init_lstm,
     init_mlp,
-    init_rnn,
+    init_recurrent,
     init_transformer,
-    lstm_logits,
     mlp_outputs,
-    rnn_logits,
+    recurrent_logits,
     transformer_logits,
 )
 from stabviz.models.transformer import part
@@ -126,9 +123,12 @@ class SequenceProblem(Problem):
             vocab_size = len(self.corpus.symbols)
             self.floor_nats, self.chance_nats = self.corpus.floor_nats, self.corpus.chance_nats
         if run.model in RECURRENT:
-            config = LstmConfig if run.model == "lstm" else RnnConfig
-            self.config = config(
-                vocab_size=vocab_size, width=run.width, layers=run.layers, detach_state=run.detach_state
+            self.config = RecurrentConfig(
+                vocab_size=vocab_size,
+                width=run.width,
+                layers=run.layers,
+                cell=run.model,
+                detach_state=run.detach_state,
             )
         else:
             self.config = TransformerConfig(
@@ -151,8 +151,7 @@ class SequenceProblem(Problem):
         start = generator(run.seed, "initial weights")
         if run.model == "transformer":
             return init_transformer(self.config, start, run.init_scale, run.init_scale_of)
-        draw = init_lstm if run.model == "lstm" else init_rnn
-        return draw(self.config, start, run.init_scale, run.recurrent_scale)
+        return init_recurrent(self.config, start, run.init_scale, run.recurrent_scale)
 
     def batches(self, runs, device):
         batch, context, steps = self.run.batch, self.run.context, self.run.steps
@@ -224,8 +223,7 @@ class SequenceProblem(Problem):
 
     def _logits(self, params, tokens_BL, knobs, measure):
         if self.run.model in RECURRENT:
-            logits_of = lstm_logits if self.run.model == "lstm" else rnn_logits
-            return logits_of(params, tokens_BL, self.config)
+            return recurrent_logits(params, tokens_BL, self.config)
         clips = self.run.qk_clip < float("inf")  # the rule needs the logits, measured or not
         softcap = knobs["softcap"]
         off = not isinstance(softcap, Tensor) and softcap == float("inf")

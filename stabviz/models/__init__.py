@@ -12,9 +12,8 @@ finds any checkpoint by name; it needs transformers, and is imported by itself.
 
 from stabviz.models.bert import BertConfig, BertOutput, bert_outputs, init_bert
 from stabviz.models.bert_module import Bert
-from stabviz.models.lstm import LstmConfig, init_lstm, lstm_logits
 from stabviz.models.mlp import MlpConfig, init_mlp, mlp_outputs
-from stabviz.models.rnn import RnnConfig, init_rnn, rnn_logits
+from stabviz.models.recurrent import RecurrentConfig, init_recurrent, recurrent_logits
 from stabviz.models.transformer import (
     TransformerConfig,
     init_transformer,
@@ -26,19 +25,16 @@ __all__ = [
     "Bert",
     "BertConfig",
     "BertOutput",
-    "LstmConfig",
     "MlpConfig",
-    "RnnConfig",
+    "RecurrentConfig",
     "TransformerConfig",
     "bert_outputs",
     "init_bert",
-    "init_lstm",
     "init_mlp",
-    "init_rnn",
+    "init_recurrent",
     "init_transformer",
-    "lstm_logits",
     "mlp_outputs",
-    "rnn_logits",
+    "recurrent_logits",
     "transformer_block",
     "transformer_logits",
 ]

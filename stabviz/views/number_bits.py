@@ -50,7 +50,7 @@ def plot_number_bits(axes: Axes, value: float) -> Axes:
         axes.text(left + 0.4, row + 0.35, f"= {stored:.9g}", ha="left", va="center", fontsize=9, color=INK)
     # below the last row: what the colours mean, so that they need no legend
     at = 0.0
-    for part, width in (("sign", 2.6), ("exponent", 4.6), ("fraction", 4.6)):
+    for part, width in (("sign", 4.0), ("exponent", 6.0), ("fraction", 6.0)):
         axes.add_patch(Rectangle((at, 3.25), 0.9, 0.5, facecolor=FILLS[part], edgecolor=INK, lw=0.5))
         axes.text(at + 1.1, 3.5, part, ha="left", va="center", fontsize=9, color=INK)
         at += width

@@ -2,11 +2,18 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
+from textwrap import wrap
 
 import numpy as np
 
 from stabviz.trace import Trace, signal_of, verdicts
 from stabviz.views.points import group_runs, quantiles
+
+PAGE_WIDTH = 96
+"""Characters of a line of text that fit beside each other in JupyterLab, in a window of 1280 pixels."""
+NARROWEST = 20
+"""Characters that a column of text keeps when a table is too wide."""
 
 
 def table_of(trace: Trace, *, by: str | Sequence[str] | None = None, signal: str = "loss_nats") -> list[dict]:
@@ -44,6 +51,8 @@ def table_of(trace: Trace, *, by: str | Sequence[str] | None = None, signal: str
 def text_table(rows: Sequence[dict], *, most: int = 40) -> str:
     """Set rows of a table in plain text, numbers to four digits, one column under its name; text on the left.
 
+    A page of JupyterLab would break a wide line anywhere: long texts are wrapped inside their column instead.
+
     >>> print(text_table([{"lr": 0.001, "loss": 2.34567}, {"lr": 0.1, "loss": float("inf")}]))
        lr   loss
     0.001  2.346
@@ -55,13 +64,23 @@ def text_table(rows: Sequence[dict], *, most: int = 40) -> str:
     cells = [keys, *cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     words = [any(isinstance(row.get(key), str) for row in rows) for key in keys]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if is_text else cell.rjust(width)
-            for cell, width, is_text in zip(line, widths, words, strict=True)
-        ).rstrip()
-        for line in cells
-    ]
+    too_wide = sum(widths) + 2 * (len(widths) - 1) - PAGE_WIDTH
+    while too_wide > 0 and any(words):
+        widest = max((i for i, is_text in enumerate(words) if is_text), key=widths.__getitem__)
+        if widths[widest] <= NARROWEST:
+            break
+        widths[widest] -= 1
+        too_wide -= 1
+    lines = []
+    for row_cells in cells:
+        wrapped = [
+            wrap(cell, width) if len(cell) > width else [cell]
+            for cell, width in zip(row_cells, widths, strict=True)
+        ]
+        for parts in zip_longest(*wrapped, fillvalue=""):
+            aligned = zip(parts, widths, words, strict=True)
+            line = (p.ljust(width) if is_text else p.rjust(width) for p, width, is_text in aligned)
+            lines.append("  ".join(line).rstrip())
     return "\n".join(lines + ([f"and {len(rows) - most} more rows"] if len(rows) > most else []))
 
 
@@ -116,12 +135,21 @@ def _first_and_last(trace: Trace, signal: str) -> tuple[float, float] | None:
 
 
 def table_cells(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
-    """Return a table's columns and its cells in words: floats to four digits, "-" where a row has none."""
+    """Return a table's columns and its cells in words: floats to four digits, "-" where a row has none.
+
+    Columns "x", "x low" and "x high" are set as one: 2.74 [2.71, 2.76].
+    """
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    return keys, [[_cell(row.get(key)) for key in keys] for row in rows]
+    ends = {key: (f"{key} low", f"{key} high") for key in keys if {f"{key} low", f"{key} high"} <= {*keys}}
+    keys = [key for key in keys if not any(key in pair for pair in ends.values())]
+    return keys, [[_cell(row, key, ends.get(key)) for key in keys] for row in rows]
 
 
-def _cell(value) -> str:
+def _cell(row: dict, key: str, ends: tuple[str, str] | None) -> str:
+    value = row.get(key)
     if value is None:
         return "-"
+    if ends:
+        low, high = (row[end] for end in ends)
+        return f"{value + 0.0:.3g} [{low + 0.0:.3g}, {high + 0.0:.3g}]"  # + 0.0: never -0
     return f"{value:.4g}" if isinstance(value, float) else str(value)

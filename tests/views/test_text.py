@@ -78,6 +78,25 @@ def test_text_table_aligns_and_says_what_it_leaves_out():
     assert text_table([{"a": 1}] * 5, most=3).splitlines()[-1] == "and 2 more rows"
 
 
+def test_text_table_sets_an_interval_in_the_column_of_its_median():
+    rows = [{"run": "broken", "loss": 2.7431, "loss low": 2.7139, "loss high": float("inf"), "low": 1}]
+    assert text_table(rows).split() == "run loss low broken 2.74 [2.71, inf] 1".split()
+    assert text_table([{"share": -0.0, "share low": -0.0, "share high": 0.5}]).split("\n")[1] == "0 [0, 0.5]"
+
+
+def test_text_table_wraps_the_widest_text_inside_its_column():
+    change = "optimizer only_the_start_rounded, init_scale 0.3, init_scale_of writers"
+    page = text_table(
+        [{"run": "the first weights alone in bfloat16", "what it changes": change, "loss": 2.5}]
+    )
+    lines = page.splitlines()
+    assert max(map(len, lines)) <= 96
+    assert len(lines) > 2
+    column = lines[0].index("what it changes")
+    assert " ".join(line[column:].removesuffix("2.5").strip() for line in lines[1:]) == change
+    assert text_table([{"run": "x" * 200}]).splitlines()[1] == "x" * 96  # nothing of a word is lost
+
+
 def test_table_of_takes_labels_that_hold_commas_and_equals_signs():
     trace = Trace(steps=[0], signals={"loss_nats": [[1.0]]}, runs=[{"note": "a=1, b=2"}])
     (row,) = table_of(trace, by="note")

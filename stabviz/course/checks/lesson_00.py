@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from stabviz.course.exercises import ExerciseFailed, check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect, expect_decision
 
 CHANCE, FLOOR = 4.0, 1.0
 
@@ -109,9 +109,19 @@ def verdict_follows_the_rules(solution):
             raise ExerciseFailed(f"{words}, {given}, should be {wanted!r}; got {got!r}")
 
 
-RUNS = ("rate 0.01", "first 8 steps long", "last 20 steps long", "warm-up of 40", "rate 1 again, other seeds")
-ENDS = ("healthy", "ruined")
-DECIDING = {"last 20 steps long": ("healthy", "ruined"), "warm-up of 40": ("healthy", "ruined")}
+RUNS = {
+    "rate 0.01": ("healthy", "healthy"),
+    "first 8 steps long": ("ruined", "ruined"),
+    "last 20 steps long": ("healthy", "ruined"),
+    "warm-up of 40": ("healthy", "ruined"),
+    "rate 1 again, other seeds": ("ruined", "ruined"),
+}
+"""What A and B predict of each run."""
+DECIDING = {name: said for name, said in RUNS.items() if said[0] != said[1]}
+ABOUT = {
+    "rate 0.01": "it has no long step at all",
+    "rate 1 again, other seeds": "it tells how sure the finding is",
+} | dict.fromkeys(DECIDING, "what does A, who fears the first steps alone, say of it? And B?")
 
 
 def _picks_what_both_predict():
@@ -145,24 +155,7 @@ def _says_only_how_they_ended():
     ],
 )
 def runs_decide_where_the_predictions_differ(solution):
-    answer = solution()
-    if not isinstance(answer, dict) or len(answer) != 2 or not set(answer) <= set(RUNS):
-        raise ExerciseFailed(f"return a dict of two of the five runs, by name; got {answer!r:.150}")
-    for name, ends in answer.items():
-        if not isinstance(ends, tuple | list) or len(ends) != 2 or not set(ends) <= set(ENDS):
-            raise ExerciseFailed(
-                f"{name}: give (what A predicts, what B predicts), each of {ENDS}; got {ends!r}"
-            )
-        if name == "rate 0.01":
-            raise ExerciseFailed("rate 0.01 has no long step at all: both predict that it is healthy")
-        if name == "first 8 steps long":
-            raise ExerciseFailed(
-                "first 8 steps long: A and B both predict harm, so it cannot tell them apart"
-            )
-        if name == "rate 1 again, other seeds":
-            raise ExerciseFailed(f"{name}: it is ruined whoever is right; it tells how sure the finding is")
-        if tuple(ends) != DECIDING[name]:
-            raise ExerciseFailed(f"{name}: what does A, who fears the first steps alone, say of it? And B?")
+    expect_decision(solution(), stories=("A", "B"), runs=RUNS, because=ABOUT)
 
 
 def _difference_of_accuracies(first_N, second_N, targets_N):

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from stabviz.course.exercises import ExerciseFailed, check, expect, things
+from stabviz.course.exercises import ExerciseFailed, check, expect, expect_decision, things
 from stabviz.ops import scaled_dot_product_attention
 from stabviz.seeds import generator
 
@@ -249,11 +249,19 @@ def _compare(words, got, query, key, value, mask, rtol=1e-5):
     expect(words, got, expected, rtol=rtol, atol=1e-6)
 
 
-OFFERED = ("new seeds", "all rates", "query/key rate", "other rates", "entropy")
-DECIDING = {
-    "query/key rate": {"colleague": "fails", "we": "copies"},
-    "other rates": {"colleague": "copies", "we": "fails"},
+RUNS = {
+    "new seeds": ("fails", "fails"),
+    "all rates": ("copies", "copies"),
+    "query/key rate": ("fails", "copies"),
+    "other rates": ("copies", "fails"),
+    "entropy": ("fails", "fails"),
 }
+"""What the colleague, who blames the other weights, and we, who blame queries and keys, predict."""
+DECIDING = {name: said for name, said in RUNS.items() if said[0] != said[1]}
+ABOUT = {
+    "all rates": "it cuts both supposed causes",
+    "entropy": "it only looks, and changes nothing",
+} | dict.fromkeys(DECIDING, "whose cause is taken away here?")
 
 
 @check(
@@ -268,31 +276,7 @@ DECIDING = {
     ],
 )
 def the_pair_decides(solution):
-    chosen = solution()
-    if not isinstance(chosen, dict) or len(chosen) != 2:
-        raise ExerciseFailed(f"return a dict with two of the five names; got {chosen!r:.100}")
-    for name, predictions in chosen.items():
-        if name not in OFFERED:
-            raise ExerciseFailed(f"the names on offer are {', '.join(OFFERED)}; got {name!r}")
-        if not isinstance(predictions, dict) or set(predictions) != {"colleague", "we"}:
-            raise ExerciseFailed(f"{name}: say what 'colleague' and 'we' predict; got {predictions!r:.100}")
-        if not set(predictions.values()) <= {"copies", "fails"}:
-            raise ExerciseFailed(f"{name}: a prediction is 'copies' or 'fails'; got {predictions!r:.100}")
-    reasons = {
-        "new seeds": "both stories expect other seeds to fail as well",
-        "all rates": "both stories expect a mend from it: it cuts both supposed causes",
-        "entropy": "it only looks, and changes nothing",
-    }
-    for name, predictions in chosen.items():
-        if name in reasons:
-            raise ExerciseFailed(f"{name!r} does not tell the stories apart: {reasons[name]}")
-        if predictions["colleague"] == predictions["we"]:
-            raise ExerciseFailed(f"{name!r}: if both stories predict the same, the run decides nothing")
-        if predictions != DECIDING[name]:
-            raise ExerciseFailed(
-                f"{name!r}: the predictions are exchanged. The colleague blames the other weights, we the "
-                "queries and keys: whose cause is taken away here?"
-            )
+    expect_decision(solution(), stories=("colleague", "we"), runs=RUNS, because=ABOUT)
 
 
 def _by_entropy(loss, floor, guessing, largest, entropy, cap):

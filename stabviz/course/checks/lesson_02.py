@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from stabviz.course.exercises import ExerciseFailed, check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect, expect_decision
 
 READY_MADE = {
     "cross_entropy",
@@ -248,11 +248,21 @@ def gradient_is_sum_over_rows(solution):
 
 
 RUNS = {
-    "more seeds": "it makes the same finding surer, and both stories expect that finding",
-    "longer": "it makes logits larger and learns the noise better at once: both expect it to be worse",
-    "smoothing": "it changes what is learned and how large the logits are, both at once: both expect a gain",
+    "cooler": ("above chance", "below chance"),
+    "hotter": ("stays good", "above chance"),
+    "more seeds": ("above chance", "above chance"),
+    "longer": ("above chance", "above chance"),
+    "smoothing": ("below chance", "below chance"),
 }
-EXPECTED = {"cooler": ("above chance", "below chance"), "hotter": ("stays good", "above chance")}
+"""What Ann and Ben expect of each run."""
+ABOUT = {
+    "more seeds": "it makes the same finding surer",
+    "longer": "it makes logits larger and learns the noise better at once",
+    "smoothing": "it changes what is learned and how large the logits are, both at once",
+} | dict.fromkeys(
+    ("cooler", "hotter"),
+    "neither the guesses nor the knowledge change, only the size of the logits: who blames the size?",
+)
 
 
 @check(
@@ -264,29 +274,14 @@ EXPECTED = {"cooler": ("above chance", "below chance"), "hotter": ("stays good",
         lambda: {"cooler": ("above chance", "below chance"), "hotter": ("above chance", "above chance")},
         lambda: {"cooler": ("above chance", "below chance")},
         lambda: ("cooler", "hotter"),
-        lambda: EXPECTED | {"smoothing": ("above chance", "below chance")},
+        lambda: (
+            {name: RUNS[name] for name in ("cooler", "hotter")}
+            | {"smoothing": ("above chance", "below chance")}
+        ),
     ],
 )
 def two_runs_decide(solution):
-    answer = solution()
-    if not isinstance(answer, dict) or len(answer) != 2:
-        raise ExerciseFailed(f"return a dict of two runs, each with (Ann, Ben); got {answer!r:.100}")
-    for name in answer:
-        if name in RUNS:
-            raise ExerciseFailed(f"{name!r} does not tell Ann from Ben: {RUNS[name]}")
-        if name not in EXPECTED:
-            raise ExerciseFailed(f"{name!r} is none of the runs on offer: {sorted({*RUNS, *EXPECTED})}")
-    for name, words in EXPECTED.items():
-        given = answer[name]
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise ExerciseFailed(f"{name!r} needs two words, (Ann, Ben); got {given!r:.100}")
-        if given[0] == given[1]:
-            raise ExerciseFailed(f"{name!r}: if both expect the same, the run decides nothing")
-        if tuple(given) != words:
-            raise ExerciseFailed(
-                f"{name!r}: neither the guesses nor the knowledge change, only the size of the logits. "
-                f"Who of the two blames the size? Got {given!r:.100}"
-            )
+    expect_decision(solution(), stories=("Ann", "Ben"), runs=RUNS, because=ABOUT)
 
 
 def _logged_in_place(logged, log_z, mean_logit, label_smoothing):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from stabviz.course.exercises import ExerciseFailed, check, expect, things
+from stabviz.course.exercises import ExerciseFailed, check, expect, expect_decision, things
 
 
 def _hessian_in_place(hessian, beta1):
@@ -151,21 +151,7 @@ _STORIES = {
     ],
 )
 def two_runs_tell_the_stories_apart(solution):
-    answer = solution()
-    if not isinstance(answer, dict) or len(answer) != 2:
-        got = list(answer) if isinstance(answer, dict | list | tuple | set) else answer
-        raise ExerciseFailed(f"return a dict of exactly two runs with two predictions each; got {got!r}")
-    for run, predictions in answer.items():
-        if run not in _STORIES:
-            raise ExerciseFailed(f"{run!r} is not on offer; choose from {', '.join(_STORIES)}")
-        predicted = things(predictions, "bounded step", "own scales")
-        for word, right, story in zip(predicted, _STORIES[run], ("bounded-step", "own-scales"), strict=True):
-            if word not in ("lives", "thrown"):
-                raise ExerciseFailed(f"{run}: a prediction is 'lives' or 'thrown'; got {word!r}")
-            if word != right:
-                raise ExerciseFailed(f"{run}: think again what the {story} story predicts for it")
-        if predicted[0] == predicted[1]:
-            raise ExerciseFailed(f"{run}: both stories predict {predicted[0]!r}, so it decides nothing")
+    expect_decision(solution(), stories=("bounded step", "own scales"), runs=_STORIES, because={})
 
 
 def _starved_by_all_steps(update_rms_S):

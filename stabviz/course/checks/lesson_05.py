@@ -4,11 +4,17 @@ import math
 
 import numpy as np
 
-from stabviz.course.exercises import ExerciseFailed, check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect, expect_decision
 
 LOGITS, BRANCH = "query and key rate x 0.03", "value and output rate x 0.1"
-BOTH_SAY = {"clip at 0.01": "broken", "rate 0.03": "mended", "warm-up of 10 steps": "mended"}
-"""Runs for which both stories predict the same."""
+RUNS = {
+    LOGITS: ("mended", "broken"),
+    BRANCH: ("broken", "mended"),
+    "clip at 0.01": ("broken", "broken"),
+    "rate 0.03": ("mended", "mended"),
+    "warm-up of 10 steps": ("mended", "mended"),
+}
+"""What the stories of the logits and of the branch predict of each run."""
 
 
 def _predictions_swapped():
@@ -34,11 +40,7 @@ def _hedged():
 
 
 def _all_five():
-    answer = {name: {"logits": both, "branch": both} for name, both in BOTH_SAY.items()}
-    return answer | {
-        LOGITS: {"logits": "mended", "branch": "broken"},
-        BRANCH: {"logits": "broken", "branch": "mended"},
-    }
+    return dict(RUNS)
 
 
 @check(
@@ -46,29 +48,7 @@ def _all_five():
     wrong=[_predictions_swapped, _a_run_for_which_both_say_the_same, _one_story_alone, _hedged, _all_five],
 )
 def the_two_runs_on_which_the_stories_differ(solution):
-    answer = solution()
-    if not isinstance(answer, dict) or not all(isinstance(said, dict) for said in answer.values()):
-        raise ExerciseFailed(f"return a dict of two names of runs, each with a dict; got {answer!r:.100}")
-    known = {LOGITS, BRANCH, *BOTH_SAY}
-    if unknown := sorted(map(str, set(answer) - known)):
-        raise ExerciseFailed(f"these runs are not on offer: {unknown}")
-    if len(answer) != 2:
-        raise ExerciseFailed(f"choose two runs; got {len(answer)}")
-    for name, said in answer.items():
-        if said.keys() != {"logits", "branch"} or not set(said.values()) <= {"mended", "broken"}:
-            raise ExerciseFailed(f'{name}: say "mended" or "broken" for "logits" and "branch"; got {said}')
-    for name in answer:
-        if both := BOTH_SAY.get(name):
-            raise ExerciseFailed(
-                f"{name}: both stories predict {both!r} for it, so it cannot tell them apart"
-            )
-    for name, said in answer.items():
-        if said["logits"] == said["branch"]:
-            raise ExerciseFailed(f"{name}: a run that decides gets another prediction from each story")
-        story = "logits" if name == LOGITS else "branch"
-        if said[story] != "mended":
-            message = f"{name}: it takes away the cause of the story {story!r}, which then predicts 'mended'"
-            raise ExerciseFailed(message)
+    expect_decision(solution(), stories=("logits", "branch"), runs=RUNS, because={})
 
 
 def _first_update_zero(step, total_steps, warmup_steps):

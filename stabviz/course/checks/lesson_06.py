@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from stabviz.course.exercises import ExerciseFailed, check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect, expect_decision
 
 
 def _unit(z):
@@ -104,26 +104,7 @@ RUNS = {
     ],
 )
 def two_runs_are_told_with_both_predictions(solution):
-    answer = solution()
-    if not isinstance(answer, dict) or len(answer) != 2:
-        raise ExerciseFailed(f"return a dict of two runs, each with two predictions; got {answer!r:.150}")
-    for run, predictions in answer.items():
-        if run not in RUNS:
-            raise ExerciseFailed(f"a run is called one of {', '.join(RUNS)}; got {run!r}")
-        pair = tuple(predictions) if isinstance(predictions, tuple | list) else ()
-        if len(pair) != 2 or not set(pair) <= {GAIN, NONE}:
-            raise ExerciseFailed(
-                f"{run}: give (what length predicts, what neighbours predicts), each {GAIN!r} or {NONE!r}; "
-                f"got {predictions!r:.100}"
-            )
-        for story, said, expected in zip(("length", "neighbours"), pair, RUNS[run], strict=True):
-            if said != expected:
-                raise ExerciseFailed(
-                    f"{run}: read the story of {story} again. Is its cause there in this run? It does not "
-                    f"predict {said!r}"
-                )
-        if pair[0] == pair[1]:
-            raise ExerciseFailed(f"{run}: both stories predict {pair[0]!r}, so this run cannot part them")
+    expect_decision(solution(), stories=("length", "neighbours"), runs=RUNS, because={})
 
 
 # Collapsed, or only close together --------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stabviz.course.exercises import ExerciseFailed, check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect, expect_decision
 from stabviz.ops import causal_mask, gelu
 
 _HEADS = 3
@@ -229,12 +229,19 @@ def deepnorm_turns_down_what_writes(solution):
         expect(f"factor on {name}, of 8 blocks", value, torch.full((2,), factor))
 
 
-_NO_USE = {
-    "both branches x 0.3": "attention's branch is small there too: both stories say that it mends",
-    "ends x 0.3": "embeddings and readout are no branches: both stories say that it stays",
-    "warm-up of 40": "the branches are as large and mix as much: neither story says that it mends",
+_RUNS = {
+    "feed-forward x 0.3": ("mends", "stays"),
+    "attention to itself": ("stays", "mends"),
+    "both branches x 0.3": ("mends", "mends"),
+    "ends x 0.3": ("stays", "stays"),
+    "warm-up of 40": ("stays", "stays"),
 }
-_DECIDING = {"feed-forward x 0.3": ("mends", "stays"), "attention to itself": ("stays", "mends")}
+"""What the stories of size and of mixing predict of each run."""
+_ABOUT = {
+    "both branches x 0.3": "attention's branch is small there too",
+    "ends x 0.3": "embeddings and readout are no branches",
+    "warm-up of 40": "the branches are as large and mix as much",
+}
 
 
 @check(
@@ -250,23 +257,7 @@ _DECIDING = {"feed-forward x 0.3": ("mends", "stays"), "attention to itself": ("
     ],
 )
 def two_runs_decide(solution):
-    answer = solution()
-    if not isinstance(answer, dict) or len(answer) != 2:
-        raise ExerciseFailed(f"return a dict of two runs, each with (size, mixing); got {answer!r:.100}")
-    for name in answer:
-        if name in _NO_USE:
-            raise ExerciseFailed(f"{name!r} decides nothing: {_NO_USE[name]}")
-        if name not in _DECIDING:
-            raise ExerciseFailed(f"{name!r} is none of the runs on offer: {sorted(_NO_USE | _DECIDING)}")
-    for name, words in _DECIDING.items():
-        given = answer[name]
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise ExerciseFailed(f"{name!r} needs two words, (size, mixing); got {given!r:.100}")
-        if given[0] == given[1]:
-            raise ExerciseFailed(f"{name!r}: if both stories expect the same, the run decides nothing")
-        if tuple(given) != words:
-            hint = "Ask of each story: is what it blames gone in this run?"
-            raise ExerciseFailed(f"{name!r}: expected other words than {given!r:.60}. {hint}")
+    expect_decision(solution(), stories=("size", "mixing"), runs=_RUNS, because=_ABOUT)
 
 
 def _log(seed, *levels, steps=200, scatter=0.1):

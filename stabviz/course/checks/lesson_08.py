@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from stabviz.course.exercises import ExerciseFailed, check
+from stabviz.course.exercises import ExerciseFailed, check, expect_decision
 from stabviz.ops import causal_mask, cosine_attention
 from stabviz.trace import Trace
 
@@ -106,8 +106,7 @@ def attention_hears_directions_only(solution):
     _near("scale=3", solution(*kept, mask, scale=3.0), cosine_attention(*kept, mask=mask, scale=3.0), words)
 
 
-RUNS = ("QK-norm", "soft-cap 10", "query/key rate / 30", "all other rates / 30", "scores x 30")
-_SAID = {
+RUNS = {
     "QK-norm": ("learns", "learns"),
     "soft-cap 10": ("learns", "fails"),
     "query/key rate / 30": ("learns", "learns"),
@@ -129,23 +128,7 @@ _SAID = {
     ],
 )
 def two_runs_tell_the_stories_apart(solution):
-    answer = solution()
-    if not isinstance(answer, dict) or len(answer) != 2:
-        raise ExerciseFailed(f"return a dict of two runs, each with its two predictions; got {answer!r:.100}")
-    for name, said in answer.items():
-        if name not in RUNS:
-            raise ExerciseFailed(f"the run must be one of {', '.join(RUNS)}; got {name!r:.60}")
-        told = tuple(said) if isinstance(said, tuple | list) else said
-        if not isinstance(told, tuple) or len(told) != 2 or not set(told) <= {"learns", "fails"}:
-            raise ExerciseFailed(f"{name}: give two words, each 'learns' or 'fails'; got {said!r:.60}")
-        if _SAID[name][0] == _SAID[name][1]:
-            raise ExerciseFailed(
-                f"{name}: ask each story again. Both predict that it {_SAID[name][0]}, so it tells them "
-                "not apart"
-            )
-        for story, got, expected in zip(("entropy", "rate"), told, _SAID[name], strict=True):
-            if got != expected:
-                raise ExerciseFailed(f"{name}: the {story} story does not say that it {got}. Read it again")
+    expect_decision(solution(), stories=("entropy", "rate"), runs=RUNS, because={})
 
 
 def _ends(trace, signal):

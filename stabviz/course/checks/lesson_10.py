@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from stabviz.course.exercises import ExerciseFailed, check, expect, things
+from stabviz.course.exercises import ExerciseFailed, check, expect, expect_decision, things
 
 
 def _mean_of_means(parts):
@@ -99,15 +99,16 @@ def accumulation_gives_every_token_the_same_weight(solution):
         expect(f"{what}: the gradient of that loss", grad, right_grad)
 
 
-RUNS = (
-    "float32 weights",
-    "bfloat16, other seeds",
-    "float16 weights",
-    "bfloat16, a tenth of the rate",
-    "bfloat16, loss scale 65536",
-)
-ENDS = ("learns", "stuck")
-DECIDING = {"float16 weights": ("stuck", "learns"), "bfloat16, loss scale 65536": ("learns", "stuck")}
+RUNS = {
+    "float32 weights": ("learns", "learns"),
+    "bfloat16, other seeds": ("stuck", "stuck"),
+    "float16 weights": ("stuck", "learns"),
+    "bfloat16, a tenth of the rate": ("stuck", "stuck"),
+    "bfloat16, loss scale 65536": ("learns", "stuck"),
+}
+"""What A, who blames the range, and B, who blames the precision, predict of each run."""
+DECIDING = {name: said for name, said in RUNS.items() if said[0] != said[1]}
+ABOUT = dict.fromkeys(DECIDING, "has it more range, or more precision? A looks at the one, B at the other")
 
 
 @check(
@@ -122,20 +123,7 @@ DECIDING = {"float16 weights": ("stuck", "learns"), "bfloat16, loss scale 65536"
     ],
 )
 def runs_decide_where_range_and_precision_predict_different_ends(solution):
-    answer = solution()
-    if not isinstance(answer, dict) or len(answer) != 2 or not set(answer) <= set(RUNS):
-        raise ExerciseFailed(f"return a dict of two of the five runs, by name; got {answer!r:.150}")
-    for name, ends in answer.items():
-        if not isinstance(ends, tuple | list) or len(ends) != 2 or not set(ends) <= set(ENDS):
-            raise ExerciseFailed(
-                f"{name}: give (what A predicts, what B predicts), each of {ENDS}; got {ends!r}"
-            )
-        if name not in DECIDING:
-            raise ExerciseFailed(f"{name}: A and B predict the same end of it, so it cannot tell them apart")
-        if tuple(ends) != DECIDING[name]:
-            raise ExerciseFailed(
-                f"{name}: has it more range, or more precision? A looks at the one, B at the other"
-            )
+    expect_decision(solution(), stories=("A", "B"), runs=RUNS, because=ABOUT)
 
 
 def _faults(scale_S, finite_S, zero_share_S, moved_share_S, *, limit=0.3, taken=True, window=10):
