@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, RuntimeError) and not str(error).startswith(("stream:", "finetune:")):
             raise  # not the caller's doing: the traceback says where to look
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return train.exit_code(error)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
@@ -55,5 +55,8 @@ def parsed(arguments: list[str]) -> Any:
         refused = re.search(r"\w+Config: .*?(?= For full helptext|$)", words)
         if refused:
             raise ValueError(refused.group()) from None
+        unknown = re.search(r"Unrecognized options: (.*?)(?= For full helptext|$)", words)
+        if unknown and arguments[:1] == ["finetune"]:
+            raise ValueError(train.unknown_flags(unknown.group(1))) from None
         sys.stderr.write(errors.getvalue())
         raise

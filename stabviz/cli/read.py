@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -20,9 +21,9 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     data: MaybeText = None
-    """Other data with the same columns and labels; left out: the data of the run."""
-    split: Literal["train", "validation", "test"] = "test"
-    """Which split."""
+    """Other data with the same columns, all rows of one file; left out: the data of the run."""
+    split: Annotated[Literal["train", "validation", "test"] | None, tyro.conf.arg(metavar="NAME")] = None
+    """Which split: train, validation or test; left out: test, and of one file of other data all rows."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
 
@@ -67,37 +68,52 @@ class Diagnose:
 
 
 def evaluate(options: Evaluate) -> int:
-    from stabviz.finetune.data.splits import read_splits
+    from stabviz.finetune.data.splits import read_rows, read_splits
     from stabviz.finetune.distributed import ProcessGroup
     from stabviz.finetune.run import evaluate_model, load_config
     from stabviz.models.pretrained import load_tokenizer
 
-    config = load_config(options.run)
-    if not (config.run.out / "best").is_dir():
-        raise ValueError(
-            f"evaluate: {options.run} must hold best/, which the first evaluation of a run writes"
+    rows = []
+    for folder in each_run([options.run]):
+        config = load_config(folder)
+        if not (config.run.out / "best").is_dir():
+            raise ValueError(
+                f"evaluate: {folder} must hold best/, which the first evaluation of a run writes"
+            )
+        best = config.replace(
+            model=str(config.run.out / "best"),
+            from_scratch=False,
+            revision=None,
+            device=options.device,
+            data=options.data or config.data.source,
         )
-    best = config.replace(
-        model=str(config.run.out / "best"),
-        from_scratch=False,
-        revision=None,
-        device=options.device,
-        data=options.data or config.data.source,
-    )
-    splits = read_splits(best.data, best.run.seed)
-    known = json.loads((config.run.out / "best" / "stabviz.json").read_text(encoding="utf-8"))
-    if list(splits.labels) != known["labels"]:
-        raise ValueError(
-            f"evaluate: data must have the labels of the run, {known['labels']}; got {list(splits.labels)}"
+        known = json.loads((config.run.out / "best" / "stabviz.json").read_text(encoding="utf-8"))
+        if options.data:
+            splits = read_rows(best.data, tuple(known["labels"]), split=options.split, seed=best.run.seed)
+        else:
+            splits = read_splits(best.data, best.run.seed)
+            if list(splits.labels) != known["labels"]:
+                raise ValueError(
+                    f"evaluate: the data must have the labels of the run, {known['labels']}; "
+                    f"got {list(splits.labels)}. Have they changed since?"
+                )
+        # what the model says is in the scale of the numbers that it was trained on, not of these
+        splits = dataclasses.replace(splits, scale=tuple(known.get("scale", splits.scale)))
+        found = evaluate_model(
+            best,
+            splits,
+            load_tokenizer(best.model.name),
+            ProcessGroup.join(options.device),
+            "test" if options.data else options.split or "test",
         )
-    # what the model says is in the scale of the numbers that it was trained on, not of these
-    splits = dataclasses.replace(splits, scale=tuple(known.get("scale", splits.scale)))
-    found = evaluate_model(
-        best, splits, load_tokenizer(best.model.name), ProcessGroup.join(options.device), options.split
-    )
-    for name, value in found.scores.items():
-        if isinstance(value, float | int):
-            print(f"{name:16} {value:.4f}" if isinstance(value, float) else f"{name:16} {value}")
+        rows.append({k: v for k, v in found.scores.items() if isinstance(v, float | int)})
+    for name, value in rows[0].items() if len(rows) == 1 else ():
+        print(f"{name:16} {value:.4f}" if isinstance(value, float) else f"{name:16} {value}")
+    if len(rows) > 1:
+        for name in rows[0]:
+            values = [float(row[name]) for row in rows]
+            each = " ".join(f"{value:8.4f}" for value in values)
+            print(f"{name:16} {each}   mean {mean(values):.4f}, standard deviation {stdev(values):.4f}")
     return 0
 
 
@@ -132,8 +148,7 @@ def report(options: Report) -> int:
 
     _some(options.runs, "report")
     runs: list[tuple[str, Any, dict | None, dict]] = []
-    folders = [inner for folder in options.runs for inner in (sorted(folder.glob("seed-*")) or [folder])]
-    for folder in folders:
+    for folder in each_run(options.runs):
         if (folder / "config.json").exists() and (folder / "metrics.jsonl").exists():
             outcome = load_outcome(folder)
             runs.append((str(folder), outcome.trace, outcome.scores, outcome.config.as_dict()))
@@ -153,6 +168,16 @@ def report(options: Report) -> int:
     return 0
 
 
+def each_run(paths: Sequence[Path]) -> list[Path]:
+    """Return the folders of runs, those of a series (`finetune --seeds`) in the order of its seeds."""
+
+    def by_seed(folder: Path) -> list[Path]:
+        seeds = [inner for inner in folder.glob("seed-*") if inner.name.removeprefix("seed-").isdigit()]
+        return sorted(seeds, key=lambda inner: int(inner.name.removeprefix("seed-")))
+
+    return [inner for path in paths for inner in by_seed(path) or [path]]
+
+
 def _some(paths: tuple[Path, ...], command: str) -> None:
     if not paths:
         raise ValueError(f"{command}: runs must name at least one folder or file of a run; got none")
@@ -163,7 +188,7 @@ def diagnose(options: Diagnose) -> int:
     from stabviz.trace.readers import read_run
 
     _some(options.runs, "diagnose")
-    for path in options.runs:
+    for path in each_run(options.runs):
         trace = read_run(path)
         if trace.n_runs > 1:
             raise ValueError(
@@ -201,6 +226,7 @@ def write_report(
 ) -> None:
     """Write the HTML report of runs, each (name, Trace, scores, config), and what only several seeds say."""
     from stabviz.files import write_atomically
+    from stabviz.finetune.about import facts_of_run
     from stabviz.trace.diagnosis import diagnose as find
     from stabviz.views.report import html_report
 
@@ -212,6 +238,7 @@ def write_report(
         configs=list(configs),
         diagnoses=[find(trace) for trace in traces],
         summary=summary,
+        facts=[facts_of_run(Path(config["out"])) if "out" in config else {} for config in configs],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)

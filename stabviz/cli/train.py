@@ -1,6 +1,8 @@
 """finetune, resume and pretrain: the commands that train one real model."""
 
 import os
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from stabviz.cli.read import verdict_line, write_report
-from stabviz.finetune.config import FinetuneConfig, MaybeInt
+from stabviz.finetune.config import FinetuneConfig, MaybeInt, paths, suggestion
 from stabviz.finetune.pretrain.config import PretrainConfig
 
 
@@ -22,7 +24,7 @@ class Finetune:
 
     run: Annotated[tyro.conf.OmitArgPrefixes[FinetuneConfig], tyro.conf.arg(name="")]
     config: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """A JSON or TOML file of the settings below; a flag overrules it."""
+    """A JSON, TOML or YAML file of the settings below, or a run's config.json; a flag overrules it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +97,9 @@ def resume(options: Resume) -> int:
 
 
 def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
-    """Print table and verdicts, write the report; the exit code says whether the run came to its end."""
+    """Print table and verdicts, write the report; the exit code says what became of the run."""
+    from stabviz.finetune.run import best_outcome
+    from stabviz.finetune.train.guard import FAILED
     from stabviz.finetune.train.interrupt import STOPPED
 
     if int(os.environ.get("RANK", "0")):
@@ -110,14 +114,46 @@ def _finish(config: FinetuneConfig, outcomes: list, found: dict | None) -> int:
             [(f"seed {o.config.run.seed}", o.trace, o.scores, o.config.as_dict()) for o in begun], path, found
         )
         print(f"report: {path}")
-    if outcomes[-1].finished:
-        print(f"best weights: {outcomes[-1].config.run.out / 'best'}")
-        return 0
+    if found is not None:  # else the run, or the series, was stopped
+        print("".join(f"{line}\n" for o in outcomes if (line := _ended_early(o))), end="")
+        best = best_outcome(outcomes)
+        of = (
+            f" (best validation score of {len(outcomes)} seeds: {best.best[0]:.4f})"
+            if found["runs"] > 1
+            else ""
+        )
+        print(f"best weights: {best.config.run.out / 'best'}{of}")
+        if config.model.push_to_hub:
+            print(f"pushed to the hub: {config.model.push_to_hub}")
+        failed = [f"seed {o.config.run.seed} {what}" for o in outcomes if (what := _failure(o))]
+        if failed:
+            print(f"failed (exit code {FAILED}): {'; '.join(failed)}", file=sys.stderr)
+        return FAILED if failed else 0
     print(
         f"stopped after {outcomes[-1].progress.updates} updates and saved; "
         f"go on with: python -m stabviz resume {config.run.out}"
     )
     return STOPPED
+
+
+def _ended_early(outcome) -> str | None:
+    if outcome.progress.finished != "no better score":
+        return None
+    c, (score, updates) = outcome.config, outcome.best
+    return (
+        f"seed {c.run.seed}: stopped early, after {outcome.progress.updates} of {c.train.steps} steps: no "
+        f"better score in {c.train.patience} evaluations (--patience); the best, {score:.4f}, was at step "
+        f"{updates}"
+    )
+
+
+def _failure(outcome) -> str | None:
+    """What is wrong with a run that came to its end."""
+    from stabviz.trace import verdict
+
+    if verdict(outcome.trace, 0).kind == "diverged":
+        return "diverged"
+    return "is no better than the majority's answer" if outcome.scores["failed"] else None
 
 
 def scores_table(outcomes: list, found: dict | None) -> str:
@@ -157,6 +193,27 @@ def scores_table(outcomes: list, found: dict | None) -> str:
             f"{first['problem']}"
         )
     return "\n".join(lines)
+
+
+def exit_code(error: Exception) -> int:
+    """Return 2 for what the caller got wrong, and a code of its own for training that could not go on."""
+    if not isinstance(error, RuntimeError):
+        return 2  # and torch is not waited for
+    from stabviz.finetune.train.guard import FAILED, TrainingFailed
+
+    return FAILED if isinstance(error, TrainingFailed) else 2
+
+
+def unknown_flags(named: str) -> str:
+    """Say what is meant by flags that `finetune` does not have, as far as can be guessed."""
+    known = {*paths(FinetuneConfig), "config"}
+    said = []
+    for name in re.findall(r"(?<!\S)--([a-zA-Z][\w-]*)", named):
+        near = suggestion(name, known)
+        meant = f"; did you mean --{near.replace('_', '-')}?" if near else ""
+        said.append(f"--{name} is no option{meant}")
+    told = "; ".join(said) or f"no such options: {named}"
+    return f"finetune: {told}. All of them: python -m stabviz finetune --help"
 
 
 def with_config_file(arguments: list[str]) -> FinetuneConfig:

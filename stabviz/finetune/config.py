@@ -14,12 +14,14 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
+import yaml
 from tyro.conf import arg as flag
 
 from stabviz.files import as_number, loads
@@ -32,6 +34,65 @@ TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 MaybeInt = Annotated[int | None, flag(metavar="INT")]
 MaybeFloat = Annotated[float | None, flag(metavar="FLOAT")]
 MaybeText = Annotated[str | None, flag(metavar="STR")]
+
+
+KNOWN_ELSEWHERE = {
+    **dict.fromkeys(("model_name_or_path", "model_name", "pretrained_model"), "model"),
+    **dict.fromkeys(("dataset", "dataset_name", "train_file", "data_files"), "data"),
+    "dataset_config_name": "data_config",
+    **dict.fromkeys(("text_column", "text_column_name", "sentence_column"), "text"),
+    **dict.fromkeys(("label_column", "label_column_name", "target"), "label"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "max_len"), "max_length"),
+    **dict.fromkeys(("max_train_samples", "train_size"), "max_train_rows"),
+    **dict.fromkeys(("learning_rate", "rate"), "lr"),
+    **dict.fromkeys(("max_steps", "num_steps", "total_steps", "iterations"), "steps"),
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "n_epochs"), "epochs"),
+    **dict.fromkeys(
+        ("batch_size", "train_batch_size", "per_device_train_batch_size", "per_gpu_train_batch_size", "bs"),
+        "batch",
+    ),
+    **dict.fromkeys(("gradient_accumulation_steps", "micro_batch_size"), "micro_batch"),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "scheduler"), "schedule"),
+    **dict.fromkeys(("warmup_ratio", "warmup"), "warmup_steps"),
+    **dict.fromkeys(("max_grad_norm", "clip", "gradient_clipping", "gradient_clip_val"), "clip_norm"),
+    "optim": "optimizer",
+    "wd": "weight_decay",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    **dict.fromkeys(("adam_epsilon", "epsilon"), "eps"),
+    "label_smoothing_factor": "label_smoothing",
+    "hidden_dropout_prob": "dropout",
+    **dict.fromkeys(("fp16", "bf16", "mixed_precision"), "precision"),
+    "gradient_checkpointing": "activation_checkpointing",
+    "torch_compile": "compile",
+    "group_by_length": "bucket",
+    **dict.fromkeys(("no_cuda", "use_cpu", "cuda"), "device"),
+    **dict.fromkeys(("output_dir", "output", "out_dir", "save_dir"), "out"),
+    "overwrite_output_dir": "overwrite",
+    **dict.fromkeys(("num_seeds", "n_seeds", "runs"), "seeds"),
+    **dict.fromkeys(("eval_steps", "eval_every", "eval_interval"), "evaluate_every"),
+    **dict.fromkeys(("save_steps", "save_interval"), "save_every"),
+    "save_total_limit": "keep",
+    "logging_steps": "flush_every",
+    **dict.fromkeys(("early_stopping_patience", "early_stopping"), "patience"),
+    "metric_for_best_model": "metric",
+    **dict.fromkeys(("num_workers", "dataloader_num_workers"), "workers"),
+    **dict.fromkeys(("report_to", "logger"), "log"),
+    "hub_model_id": "push_to_hub",
+    "disable_tqdm": "progress",
+}
+"""What others call a setting, transformers' Trainer first -> our name, which an error then suggests."""
+
+
+def suggestion(name: str, known: Collection[str]) -> str | None:
+    """Return the setting that a wrong name may mean: what others call it, else the nearest spelling.
+
+    >>> suggestion("learning-rate", ["lr", "steps"]), suggestion("stepz", ["lr", "steps"])
+    ('lr', 'steps')
+    """
+    plain = name.replace("-", "_").lower()
+    near = [KNOWN_ELSEWHERE.get(plain), *difflib.get_close_matches(plain, known, n=1)]
+    return next((one for one in near if one in known), None)
 
 
 def must(part: Any, names: str, holds: Callable[[Any], bool], constraint: str) -> None:
@@ -163,10 +224,14 @@ class ModelConfig:
     """Branch, tag or commit of a Hugging Face model; None: the newest."""
     trust_remote_code: bool = False
     """Run the code that a Hugging Face model brings along. Only for authors whom you trust."""
+    push_to_hub: MaybeText = None
+    """Repository of the Hugging Face hub, OWNER/NAME, for the best weights and their card; a new one is made
+    private."""
 
     def __post_init__(self):
         must(self, "dropout", or_none(share), "in [0, 1), or left out")
         must(self, "label_smoothing", share, "in [0, 1)")
+        must(self, "push_to_hub", lambda x: x is None or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", x), "OWNER/NAME")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +396,7 @@ class RunConfig:
     overwrite: bool = False
     """Delete the run that is already in that folder."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show what the run starts from, and a progress bar."""
     save_every: int = 100
     """Steps between two checkpoints; 0: none but the last."""
     keep: int = 2
@@ -357,7 +422,9 @@ class RunConfig:
         must(self, "stop_after", or_none(lambda n: n >= 1), "at least 1, or left out")
 
 
-MAY_CHANGE = {field.name for field in dataclasses.fields(RunConfig)} - {"seed", "signals_every"}
+MAY_CHANGE = {field.name for field in dataclasses.fields(RunConfig)} - {"seed", "signals_every"} | {
+    "push_to_hub"
+}
 """Settings that a resumed run may set anew: they do not touch the mathematics of a step, nor the log."""
 
 
@@ -398,8 +465,8 @@ class LoopConfig:
         known, changes = paths(type(self)), {}
         for name, value in settings.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                near = suggestion(name, known)
+                hint = f" Did you mean {near!r}?" if near else ""
                 raise ValueError(f"{type(self).__name__}: {name!r} is no setting.{hint}")
             changes[known[name]] = value
         return _changed(self, changes)
@@ -436,18 +503,34 @@ class LoopConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a JSON or TOML file of settings; what it leaves out has its default."""
+        """Read a JSON, TOML or YAML file of settings, or a run's config.json; the rest has its default."""
         path = Path(path)
+        parse = _PARSERS.get(path.suffix, loads)
         try:
-            parse = tomllib.loads if path.suffix == ".toml" else loads
             plain = parse(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{cls.__name__}.load: {path} must be JSON or TOML ({error})") from error
+        except (ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{cls.__name__}.load: {path} must be JSON, TOML or YAML ({reason})") from error
+        if isinstance(plain, dict) and isinstance(plain.get("config"), dict):  # of a run, or of a series
+            plain = {k: v for k, v in plain["config"].items() if k not in ("stop_after", "overwrite")}
         if not isinstance(plain, dict):
             raise ValueError(
                 f"{cls.__name__}.load: {path} must hold settings by name; got a {type(plain).__name__}"
             )
         return cls.from_dict(plain)
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as YAML 1.2 has it; PyYAML keeps to 1.1, where it is a text."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    ".toml": tomllib.loads,
+    **dict.fromkeys((".yaml", ".yml"), functools.partial(yaml.load, Loader=_Yaml)),
+}
 
 
 def _changed(part: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stabviz.finetune.data.batches import collate
 from stabviz.finetune.data.encode import IGNORED, TokenRows
 from stabviz.finetune.distributed import ProcessGroup
-from stabviz.finetune.tasks import KINDS
+from stabviz.finetune.tasks import KINDS, Found
 from stabviz.methods.objective import model_inputs
 from stabviz.scores import LOWER_IS_BETTER, headline
 
@@ -27,6 +27,10 @@ class Evaluation:
     """As the functions of `stabviz.scores` return them, with loss_nats (of a regression: loss)."""
     predictions: list
     """The class of each row, its classes, its number, or the tags of its words, in the order of the rows."""
+    by_row: Found = ()
+    """(logits, labels) of each row, as `predict_logits` returns them."""
+    rows: TokenRows | None = None
+    """The rows, encoded."""
     metric: str = ""
     """The score that counts; "": accuracy of classes, F1 of entities."""
 
@@ -108,4 +112,4 @@ def evaluate(
         raise ValueError("evaluate: rows must hold at least one row; got 0. Is the split empty?")
     found = predict_logits(model, rows, **options)
     scores, predictions = KINDS[rows.kind].score(found, rows, labels)
-    return Evaluation(scores=scores, predictions=predictions, metric=metric)
+    return Evaluation(scores=scores, predictions=predictions, by_row=found, rows=rows, metric=metric)

@@ -1,29 +1,37 @@
 """A whole run from its config: data, model, training, best weights, test scores; for several seeds too."""
 
 import math
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from stabviz.files import dumps, loads, write_atomically
+from stabviz.finetune.about import describe, start_summary
+from stabviz.finetune.card import fine_tuned_card
 from stabviz.finetune.config import FinetuneConfig, KindName
 from stabviz.finetune.data.batches import collate, pack
 from stabviz.finetune.data.class_weights import class_weights, weigh_targets
 from stabviz.finetune.data.encode import TokenRows
 from stabviz.finetune.data.splits import Splits, read_splits
+from stabviz.finetune.data.words import split_words, splitter_of
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation, evaluate, predict_logits
+from stabviz.finetune.mistakes import confident_mistakes
 from stabviz.finetune.tasks import KINDS
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import train
 from stabviz.finetune.train.micro_batches import autocast
+from stabviz.finetune.train.optimizer import trained_parameters
 from stabviz.finetune.train.progress import Progress
 from stabviz.finetune.train.setup import Setup
+from stabviz.finetune.upload import check_upload, upload
 from stabviz.models.bert_files import write_bert_folder
 from stabviz.models.bert_module import Bert
 from stabviz.models.pretrained import PROBLEM_TYPES, checkpoint_activations, load_model, load_tokenizer
@@ -47,6 +55,15 @@ class Outcome:
         """Whether the run came to its end; else it was stopped and can be resumed."""
         return bool(self.progress.finished)
 
+    @property
+    def best(self) -> tuple[float, int]:
+        """Best score on the validation split, and the updates made by then: the weights in best/."""
+        score_S = self.trace["validation_score"][0]
+        if np.isnan(score_S).all():
+            return math.nan, 0
+        at = int(np.nanargmax(score_S))
+        return float(score_S[at]), int(self.trace["updates"][0, at]) + 1
+
 
 def finetune(
     config: FinetuneConfig, *, resume: bool = False, force: bool = False, interrupt: Interrupt | None = None
@@ -60,23 +77,34 @@ def finetune(
             training cannot go on; OSError for a folder that cannot be written
     Lesson: 11-classification
     """
+    began = time.perf_counter()
     processes = ProcessGroup.join(config.train.compute.device)
     try:
+        if config.model.push_to_hub:
+            processes.first(partial(check_upload, config.model.push_to_hub))
         splits = read_splits(config.data, config.run.seed)
         setup, tokenizer = prepare(config, splits, processes)
         config = setup.config  # its steps may come from the epochs
+        if config.run.progress and processes.leads:
+            print(start_summary(setup.about))
         progress = train(setup, resume=resume, force=force, interrupt=interrupt)
         scores = None
         if progress.finished:
             scores = score_best(config, splits, tokenizer, processes)
-            processes.first(
-                lambda: write_atomically(config.run.out / "scores.json", dumps(scores, indent=2) + "\n")
-            )
+            scores |= {"ended": progress.finished, "wall_s": time.perf_counter() - began}
+            processes.first(partial(_write_scores, config, splits.kind, setup.about, scores))
+            if config.model.push_to_hub:
+                processes.first(partial(upload, config.run.out / "best", config.model.push_to_hub))
         processes.wait()
         trace = read_metrics(config.run.out / "metrics.jsonl")
         return Outcome(config=config, progress=progress, trace=trace, scores=scores)
     finally:
         processes.leave()
+
+
+def _write_scores(config: FinetuneConfig, kind: KindName, about: dict, scores: dict) -> None:
+    write_atomically(config.run.out / "scores.json", dumps(scores, indent=2) + "\n")
+    write_atomically(config.run.out / "best" / "README.md", fine_tuned_card(config, kind, about, scores))
 
 
 def build_model(config: FinetuneConfig, kind: KindName, labels, tokenizer) -> nn.Module:
@@ -135,6 +163,16 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
     )
     rows = encode(splits.train, word_dropout=config.data.word_dropout)
     validation = encode(splits.validation)
+    trained = trained_parameters(model, config.train.optimizer)
+    about = describe(
+        config,
+        splits,
+        rows,
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained=sum(one.tensor.numel() for one in trained),
+        device=processes.device,
+    )
+    splitter = splitter_of(splits.train["words"][:]) if splits.kind == "tags" else None
 
     def score(model, check):
         return evaluate(
@@ -160,6 +198,7 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
             "labels": list(splits.labels),
             "scale": list(splits.scale),
             "max_length": max_length,
+            **({"splitter": splitter} if splitter else {}),
         }
         (folder / "stabviz.json").write_text(dumps(described, indent=2) + "\n", encoding="utf-8")
 
@@ -180,6 +219,7 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
         collate=merge,
         # a file of class weights may change between a run and its resume, as the data may
         fingerprint=splits.fingerprint + ("" if weights is None else f" {weights.tolist()}"),
+        about=about,
         row_numbers=splits.train["row"][:],
     )
     return setup, tokenizer
@@ -196,6 +236,7 @@ def score_best(config: FinetuneConfig, splits: Splits, tokenizer, processes: Pro
         "score_name": name,
         "seed": config.run.seed,
         "predictions": found.predictions,
+        "mistakes": confident_mistakes(found.by_row, splits, found.rows),
         "labels": list(splits.labels),
         "skipped_rows": splits.skipped,
     }
@@ -248,12 +289,14 @@ def finetune_seeds(
 def _series(
     config: FinetuneConfig, processes: ProcessGroup, *, resume: bool, force: bool, interrupt: Interrupt | None
 ):
+    if repo := config.model.push_to_hub:
+        processes.first(partial(check_upload, repo))
     outcomes: list[Outcome] = []
     interrupt = interrupt or Interrupt()  # one for all: a request in the last save of a run ends the series
     for seed in range(config.run.seed, config.run.seed + config.run.seeds):
         if interrupt.requested:
             return outcomes, None
-        one = config.replace(seed=seed, seeds=1, out=config.run.out / f"seed-{seed}")
+        one = config.replace(seed=seed, seeds=1, out=config.run.out / f"seed-{seed}", push_to_hub=None)
         done = one.run.out / "scores.json"
         again = resume and (one.run.out / "config.json").exists()
         if again and done.exists() and not force:
@@ -264,6 +307,8 @@ def _series(
             return outcomes, None
     found = summary(outcomes)
     processes.first(lambda: write_atomically(config.run.out / "summary.json", dumps(found, indent=2) + "\n"))
+    if repo:
+        processes.first(partial(upload, best_outcome(outcomes).config.run.out / "best", repo))
     return outcomes, found
 
 
@@ -279,8 +324,13 @@ def start_series(config: FinetuneConfig) -> None:
     write_atomically(path, dumps({"config": config.as_dict()}, indent=2) + "\n")
 
 
+def best_outcome(outcomes: list[Outcome]) -> Outcome:
+    """Return the run with the best validation score: chosen by the test score, that one would flatter."""
+    return max(outcomes, key=lambda outcome: -math.inf if math.isnan(outcome.best[0]) else outcome.best[0])
+
+
 def summary(outcomes: list[Outcome]) -> dict:
-    """Mean, spread and failed runs of the test score, and the churn between seeds."""
+    """Mean, spread and failed runs of the test score, the best run by validation, and the churn."""
     scores = [outcome.scores for outcome in outcomes if outcome.scores is not None]
     name = scores[0]["score_name"]
     found = {
@@ -288,6 +338,7 @@ def summary(outcomes: list[Outcome]) -> dict:
         **spread(scores, name),
         "failed": sum(s["failed"] for s in scores),
         "seeds": [s["seed"] for s in scores],
+        "best_seed": best_outcome(outcomes).config.run.seed,
     }
     if len(scores) > 1:
         found["churn"] = churn([s["predictions"] for s in scores])
@@ -316,9 +367,23 @@ def load_outcome(folder: str | Path) -> Outcome:
     found = loads(scores.read_text(encoding="utf-8")) if scores.exists() else None
     progress = Progress(
         updates=int(trace["updates"][0, -1]) + 1 if "updates" in trace else 0,
-        finished="all steps" if found else "",
+        finished=found.get("ended", "all steps") if found else "",
     )
     return Outcome(config=config, progress=progress, trace=trace, scores=found)
+
+
+def best_folder(folder: str | Path) -> Path:
+    """Return where the best weights are: of a run, or of a series that of the best validation score."""
+    folder = Path(folder)
+    if (folder / "series.json").exists():
+        if not (folder / "summary.json").exists():
+            raise ValueError(
+                f"predict: {folder} must be a series of runs that has come to its end; "
+                f"name one of its runs, or: python -m stabviz resume {folder}"
+            )
+        found = loads((folder / "summary.json").read_text(encoding="utf-8"))
+        folder = folder / f"seed-{found.get('best_seed', found['seeds'][0])}"
+    return folder / "best" if (folder / "best").is_dir() else folder
 
 
 def predict(
@@ -341,8 +406,7 @@ def predict(
     """
     from datasets import Dataset
 
-    folder = Path(folder)
-    folder = folder / "best" if (folder / "best").is_dir() else folder
+    folder = best_folder(folder)
     if not (folder / "stabviz.json").exists():
         raise ValueError(
             f"predict: {folder} must hold a model that `stabviz finetune` saved; stabviz.json is missing"
@@ -363,7 +427,10 @@ def predict(
     model = load_model(
         str(folder), kind, labels, pad_id=tokenizer.pad_token_id, trust_remote_code=trust_remote_code
     ).to(processes.device)
-    contents = [KINDS[kind].read_content(text)[0] for text in texts]
+    if kind == "tags":
+        contents: list = [split_words(text, known.get("splitter", "spaces")) for text in texts]
+    else:
+        contents = list(texts)
     table = {"row": range(len(texts))}
     if kind == "tags":
         table |= {"words": contents, "tags": [[0] * len(words) for words in contents]}

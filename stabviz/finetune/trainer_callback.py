@@ -1,7 +1,7 @@
 """`StabilityCallback`: signals, Trace and diagnosis of this course for runs of transformers' Trainer.
 
-    trainer = Trainer(...)
-    callback = StabilityCallback("runs/mine").watch(trainer)
+    callback = StabilityCallback("runs/mine")
+    trainer = Trainer(..., callbacks=[callback])
     trainer.train()
     print(callback.diagnosis)
 
@@ -10,6 +10,7 @@ and the gradient are read where they are whole and raw: when `training_step` ret
 and before clipping. Update and moments are read at `on_optimizer_step`, evaluations at `on_evaluate`.
 """
 
+import inspect
 import json
 import math
 from contextlib import nullcontext
@@ -72,7 +73,7 @@ class StabilityCallback(TrainerCallback):
         return read_metrics(self.out / "metrics.jsonl")
 
     def watch(self, trainer: Trainer) -> "StabilityCallback":
-        """Add this callback to a Trainer, and read loss and gradients where they are raw; return itself."""
+        """Read a Trainer's loss and gradients where they are raw, as training does by itself; return this."""
         if self.trainer is not None:
             raise ValueError(
                 "StabilityCallback: watch must be called once, with one Trainer; got a second call"
@@ -91,11 +92,9 @@ class StabilityCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the log, or go on with that of the run that is resumed."""
-        if self.trainer is None:
-            raise ValueError(
-                "StabilityCallback: watch must be called before training; "
-                "say StabilityCallback(out).watch(trainer), which also adds it to the Trainer"
-            )
+        if self.trainer is None or self.trainer.state is not state:  # the first Trainer, or another one
+            self.trainer = None
+            self.watch(_calling_trainer())
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self.trace, self.log, self._micro = None, None, []
         if not state.is_world_process_zero:
@@ -220,6 +219,19 @@ class StabilityCallback(TrainerCallback):
         if self.log is not None:
             self.telemetry.flush()
             self.log.flush()
+
+
+def _calling_trainer() -> Trainer:
+    """The Trainer that called: transformers hands a callback the model and the optimizer, but not itself."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(trainer := frame.f_locals.get("self"), Trainer):
+            return trainer
+        frame = frame.f_back
+    raise ValueError(
+        "StabilityCallback: training must be begun by a Trainer of transformers; got another caller. "
+        "Say StabilityCallback(out).watch(trainer)"
+    )
 
 
 class _Moments:

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from contextlib import nullcontext
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from stabviz.models.bert_module import Bert
+from stabviz.models.hub import hub
 from stabviz.seeds import generator, integer
 
 SHIPPED_MODEL = Path(__file__).resolve().parents[2] / "data" / "stabviz-mini"
@@ -186,12 +188,15 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def _from(family, model: str, **options):
-    name = resolve(model)
+    name, problem = resolve(model), None
     try:
-        return family.from_pretrained(name, **options)
+        with nullcontext() if Path(name).is_dir() else hub() as problem:
+            return family.from_pretrained(name, **options)
     except (OSError, KeyError) as error:
         # Some errors of a download have many lines, some none.
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if problem:
+            first = f"the hub cannot be reached, {problem}, and its cache does not hold it"
         raise ValueError(
             f"load_model: model must be one that {family.__name__} can load; got {model!r} ({first})"
         ) from error

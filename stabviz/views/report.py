@@ -47,13 +47,15 @@ def html_report(
     configs: Sequence[dict] = (),
     diagnoses: Sequence = (),
     summary: dict | None = None,
+    facts: Sequence[dict[str, str]] = (),
     title: str = "Fine-tuning report",
 ) -> str:
     """Return one HTML page: verdicts, scores, curves, events, mistakes and configuration of the runs.
 
     `scores` are those of stabviz.scores, one dict a run, or several by split ({"test": {...}}); a run without
     any has None. `summary` holds what only several seeds can say: "churn". `diagnoses` carry kind, step,
-    evidence, remedy and lesson. `configs` default to what each Trace holds.
+    evidence, remedy and lesson. `configs` default to what each Trace holds; `facts` say in words what each
+    run started from.
 
     Raises: ValueError for no run, a Trace of several runs, or a list that is not one entry a run
 
@@ -65,7 +67,8 @@ def html_report(
     scores = list(scores) or [None] * len(traces)
     configs = list(configs) or [{**trace.config, **trace.runs[0]} for trace in traces]
     diagnoses = list(diagnoses) or [None] * len(traces)
-    _check(traces, names, scores, configs, diagnoses)
+    facts = list(facts) or [{}] * len(traces)
+    _check(traces, names, scores, configs, diagnoses, facts)
     differing, shared = setting_tables(configs)
     return _PAGES.get_template("report.html").render(
         SCORES=SCORES,
@@ -73,11 +76,12 @@ def html_report(
         names=names,
         overview=_overview(names, traces, configs),
         cards=[_card(*each) for each in zip(names, map(_verdict, traces), diagnoses, strict=True)],
-        score_tables=score_tables(names, scores),
+        score_tables=score_tables(names, scores, configs),
         churn=(summary or {}).get("churn"),
         key=_key(names, traces),
         figures=[_drawn(number, one) for number, one in enumerate(report_figures(traces, names))],
         events=event_table(names, traces),
+        facts=[(name, list(told.items())) for name, told in zip(names, facts, strict=True) if told],
         mistakes=mistake_tables(names, scores),
         differing=differing,
         shared=shared,
@@ -159,10 +163,11 @@ def _one_line(name) -> str:
     return "".join(c if c.isprintable() else " " for c in str(name)).strip() or "(no name)"
 
 
-def _check(traces, names, scores, configs, diagnoses) -> None:
+def _check(traces, names, scores, configs, diagnoses, facts) -> None:
     if not traces:
         raise ValueError("html_report: traces must hold at least one run; got none")
-    for what, given in (("names", names), ("scores", scores), ("configs", configs), ("diagnoses", diagnoses)):
+    lists = {"names": names, "scores": scores, "configs": configs, "diagnoses": diagnoses, "facts": facts}
+    for what, given in lists.items():
         if len(given) != len(traces):
             wanted = f"one entry a run, {len(traces)}"
             raise ValueError(f"html_report: {what} must hold {wanted}; got {len(given)}")

@@ -32,6 +32,8 @@ SCORES = {
 """Scores that the table shows where a run has them: key -> (heading, meaning)."""
 _FIRST_OF_KIND = ("accuracy", "micro_f1", "pearson", "f1")
 """Scores by which runs on different kinds of task are told apart: they have no table in common."""
+_TASK = ("data", "data_config", "text", "text_pair", "label", "multi_label", "regression", "tags")
+"""Settings that make two runs learn the same thing: the scores of others have no mean in common."""
 MOST_EVENTS = 200
 MOST_ROWS = 12
 """Row numbers of an event that are listed."""
@@ -42,28 +44,41 @@ _MEANING_OF_EVENT = {
     "rewind": "went back to the last good state",
     "out_of_memory": "out of memory, the micro-batch halved",
     "oom": "out of memory",
+    "early_stop": "no better score for as many evaluations as patience allows",
 }
 
 
-def score_tables(names, scores) -> list[dict]:
-    """Return a table a split and kind: each run's scores, and mean and spread of several."""
+def score_tables(names, scores, configs) -> list[dict]:
+    """Return a table a split, task and kind: each run's scores, and mean and spread of several."""
     by_split = [_by_split(one) for one in scores]
+    tasks = [tuple(repr(config.get(name)) for name in _TASK) for config in configs]
     tables = []
     for split in dict.fromkeys(split for one in by_split for split in one):
-        rows = [(name, one[split]) for name, one in zip(names, by_split, strict=True) if split in one]
-        kinds = [next((one for one in _FIRST_OF_KIND if one in row), "") for _, row in rows]
-        for kind in (*_FIRST_OF_KIND, ""):
-            of_kind = [pair for pair, its in zip(rows, kinds, strict=True) if its == kind]
-            tables += [_score_table(of_kind, split)] if of_kind else []
+        here = [
+            (*each, one[split]) for *each, one in zip(names, tasks, by_split, strict=True) if split in one
+        ]
+        groups: dict[tuple, list] = {}
+        for name, task, row in here:
+            kind = next((one for one in _FIRST_OF_KIND if one in row), "")
+            groups.setdefault((kind, task, tuple(row.get("classes", ()))), []).append((name, row))
+        order = [*_FIRST_OF_KIND, ""]
+        for (_, task, _), rows in sorted(groups.items(), key=lambda group: order.index(group[0][0])):
+            tables.append(_score_table(rows, split, _named(task) if len(groups) > 1 else ""))
     return tables
 
 
-def _score_table(named_rows, split) -> dict:
+def _named(task: tuple[str, ...]) -> str:
+    """Name a task where several stand in one report: the data, and the columns that were asked for."""
+    told = [value.strip("'") for value in task if value not in ("None", "[]", "''", "()")]
+    return " ".join(told[:1] + [f"({', '.join(told[1:])})"] * (len(told) > 1))
+
+
+def _score_table(named_rows, split, task) -> dict:
     rows = [row for _, row in named_rows]
     columns = [key for key in SCORES if any(key in row for row in rows)]
     if "accuracy" not in columns and "majority_share" in columns:
         columns.remove("majority_share")  # always O: finds no entity, and needs no column
-    caption = f"{split}: " if split else ""
+    caption = "".join(f"{part}: " for part in (task, split) if part)
     inputs = next((row["rows"] for row in rows if "rows" in row), None)
     caption += "" if inputs is None else f"{inputs} inputs."
     failed = sum(bool(row.get("failed")) for row in rows)
@@ -113,12 +128,13 @@ def mistake_tables(names, scores) -> list[dict]:
         {
             "name": f"{name}{', ' + split if split else ''}",
             "confusion": _confusion(found.get("confusion"), found.get("classes")),
+            "confident": found.get("mistakes") or [],
             "by_name": _by_name(found),
         }
         for name, one in zip(names, scores, strict=True)
         for split, found in _by_split(one).items()
     ]
-    return [one for one in tables if one["confusion"] or one["by_name"]]
+    return [one for one in tables if one["confusion"] or one["by_name"] or one["confident"]]
 
 
 def _confusion(counts_CC, classes) -> dict | None:

@@ -11,7 +11,7 @@ from datetime import date
 import numpy
 import torch
 
-from stabviz.finetune.pretrain.card import device_name
+from stabviz.finetune.about import device_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

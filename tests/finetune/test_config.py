@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from stabviz.finetune.config import MAY_CHANGE, FinetuneConfig, ScheduleName, paths
+from stabviz.finetune.config import KNOWN_ELSEWHERE, MAY_CHANGE, FinetuneConfig, ScheduleName, paths
 from stabviz.finetune.pretrain.config import PretrainConfig
 from stabviz.ops import SCHEDULES
 
@@ -128,3 +128,26 @@ def test_a_resume_may_change_where_a_run_is_kept_and_not_what_it_computes():
 
 def test_schedules_that_can_be_named_are_those_of_ops():
     assert set(get_args(ScheduleName)) == set(SCHEDULES)
+
+
+def test_a_yaml_file_and_a_config_of_a_run_are_read_as_json_is(tmp_path):
+    (tmp_path / "c.yaml").write_text("lr: 1e-3\nsteps: 20\nfreeze: [embeddings]\ntrain:\n  batch: 8\n")
+    config = FinetuneConfig.load(tmp_path / "c.yaml")
+    assert (config.train.lr, config.train.steps, config.train.batch) == (1e-3, 20, 8)
+    assert config.train.optimizer.freeze == ("embeddings",)
+    started = config.replace(stop_after=3, seed=4)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"config": started.as_dict(), "data_fingerprint": "x", "torch": "2"})
+    )
+    assert FinetuneConfig.load(tmp_path / "config.json") == started.replace(stop_after=None)
+    (tmp_path / "c.yml").write_text("lr: [1")
+    with pytest.raises(ValueError, match=r"c.yml must be JSON, TOML or YAML \(while parsing") as caught:
+        FinetuneConfig.load(tmp_path / "c.yml")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_others_call_a_setting_is_suggested():
+    for theirs, ours in (("learning_rate", "lr"), ("output_dir", "out"), ("eval_steps", "evaluate_every")):
+        with pytest.raises(ValueError, match=f"{theirs!r} is no setting. Did you mean {ours!r}"):
+            FinetuneConfig.of(**{theirs: 1})
+    assert not set(KNOWN_ELSEWHERE) & set(paths(FinetuneConfig))

@@ -285,18 +285,42 @@ def test_callback_goes_on_with_the_record_of_a_resumed_run(tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:5] == text.splitlines()[:5]
 
 
-def test_callback_without_watch_says_what_to_do(tmp_path):
+def trainer_with(tmp_path, callback):
     args = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True
+        output_dir=str(tmp_path / "t"),
+        max_steps=3,
+        per_device_train_batch_size=BATCH,
+        max_grad_norm=0.1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
     )
-    trainer = Trainer(
-        model=tiny_model(), args=args, train_dataset=rows(4), callbacks=[StabilityCallback(tmp_path)]
-    )
-    with pytest.raises(ValueError, match=r"say StabilityCallback\(out\).watch\(trainer\)"):
-        trainer.train()
+    return Trainer(model=tiny_model(), args=args, train_dataset=rows(48), callbacks=[callback])
+
+
+def test_callback_in_the_list_of_callbacks_needs_nothing_else(tmp_path):
+    callback = StabilityCallback(tmp_path / "run", report=False)
+    trainer = trainer_with(tmp_path, callback)
+    trainer.train()
+    logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    np.testing.assert_allclose(callback.trace["loss_nats"][0], logged, rtol=1e-5)
+    assert (callback.trace["grad_norm_preclip"][0] > 0.1).all()  # of before clipping
+    again = trainer_with(tmp_path, callback)
+    again.train()
+    assert callback.trainer is again
+    assert callback.trace.n_steps == 3
+
+
+def test_callback_says_what_it_cannot_do(tmp_path):
     callback = StabilityCallback(tmp_path / "none")
     with pytest.raises(ValueError, match="out must hold a run; got .*none.* Train first"):
         _ = callback.diagnosis
+    with pytest.raises(ValueError, match="must be begun by a Trainer of transformers"):
+        callback.on_train_begin(None, None, None)
+    trainer = trainer_with(tmp_path, callback)
     callback.watch(trainer)
     with pytest.raises(ValueError, match="watch must be called once"):
         callback.watch(trainer)

@@ -6,11 +6,16 @@ A `read_...` function turns one cell into what it holds, and says what is wrong 
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from stabviz.finetune.data.sources import Complaints, DataError, Source
+
+FEW_ROWS = 5
+"""A class with fewer rows of training is named: a few seldom teach one, and it may be a slip of the pen."""
+TO_PREDICT = "Numbers to predict are named by --regression COLUMN, in place of --label"
 
 
 @dataclass(slots=True)
@@ -111,6 +116,8 @@ def read_class(value, names: list[str] | None, _content) -> tuple[str, str | Non
         return "", f"{value} is the number of no class{hint}"
     if isinstance(value, (str, int)):
         return str(value), None if str(value).strip() else "is an empty label"
+    if isinstance(value, float):
+        return "", f"must be text or a whole number; got {value!r:.60}. {TO_PREDICT}"
     return "", "is null" if value is None else f"must be text or a whole number; got {value!r:.60}"
 
 
@@ -148,14 +155,62 @@ def read_tags(value, names: list[str] | None, words: list[str]) -> tuple[list[st
         return [], f"has {len(tags)} tags for {len(words)} words"
     if names is not None:
         tags = [names[tag] if isinstance(tag, int) and 0 <= tag < len(names) else tag for tag in tags]
-    before = "O"
     for i, tag in enumerate(tags):
         if not isinstance(tag, str) or not (tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2)):
             return [], f"tag {i} must be O, B-TYPE or I-TYPE; got {tag!r:.60}"
-        if tag.startswith("I-") and before[2:] != tag[2:]:
-            return [], f"tag {i} is {tag} after {before}: an entity must begin with B-{tag[2:]}"
-        before = tag
     return tags, None
+
+
+def repaired(rows: list[Row], source: Source, warnings: list[str]) -> list[Row]:
+    """Let each entity begin with B-: an I- after another type, or after O, becomes one, and is counted.
+
+    Source: conlleval.pl of the CoNLL-2000 shared task, which reads such a tag as the start of a chunk
+    """
+    found, first = 0, ""
+    for row in rows:
+        tags = row.label
+        row.label = [*tags]  # a list of its own: the source keeps what stands in the file
+        for i, (tag, before) in enumerate(zip(tags, ["O", *tags], strict=False)):
+            if tag.startswith("I-") and before[2:] != tag[2:]:
+                row.label[i] = f"B-{tag[2:]}"
+                first = first or f"{source.places[row.row]}, tag {i}, {tag} after {before}"
+                found += 1
+    if found:
+        warnings.append(
+            f"{source.file}: {found} I- tags begin an entity, and are read as B-, as conlleval does; "
+            f"the first: {first}"
+        )
+    return rows
+
+
+def decimals(names: list[str]) -> list[str]:
+    """Return those of some class names that are numbers with decimals, if all of them are numbers."""
+    if not all(re.fullmatch(r"\s*-?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?\s*", name) for name in names):
+        return []
+    return [name for name in names if not re.fullmatch(r"\s*-?[0-9]+\s*", name)]
+
+
+def doubtful_classes(counts: Counter[str]) -> list[str]:
+    """Say which classes of training may be misspelt, or are too rare to be learnt; `counts`: rows by name."""
+    few = {name: n for name, n in counts.items() if n < FEW_ROWS}
+    known = [name for name in counts if name not in few]
+    said, rare = [], []
+    for name, n in few.items():
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8) if re.search("[^0-9.-]", name) else []
+        if near:
+            said.append(f"class {name!r} has {n} rows of training; did you mean {near[0]!r}?")
+        else:
+            rare.append(f"{name!r} {n}")
+    if rare:
+        more = f" and {len(rare) - 12} more" if len(rare) > 12 else ""
+        said.append(f"classes with fewer than {FEW_ROWS} rows of training: {', '.join(rare[:12])}{more}")
+    alike: dict[str, list[str]] = {}
+    for name in counts:
+        alike.setdefault(re.sub(r"[\W_]+", "", name).casefold() or name, []).append(name)
+    for names in alike.values():
+        if len(names) > 1 and re.search("[^0-9.-]", names[0]):
+            said.append(f"classes {' and '.join(map(repr, names))} differ in case, spaces or signs alone")
+    return said
 
 
 def known_rows(

@@ -16,6 +16,10 @@ SPLIT_NAMES = {
 }
 
 
+MOST_BAD_ROWS = 20
+"""Bad rows that an error names one by one."""
+
+
 class DataError(ValueError):
     """Bad data, named: file, row and column in one line."""
 
@@ -25,18 +29,45 @@ class DataError(ValueError):
         self.file, self.row, self.column, self.problem = file, row, column, problem
 
 
+class BadRows(DataError):
+    """Several bad rows, each named on a line of its own; of many the first."""
+
+    def __init__(self, errors: list[DataError]):
+        lines = [str(error).removeprefix("read_splits: ") for error in errors[:MOST_BAD_ROWS]]
+        first = f"; the first {len(lines)}" if len(lines) < len(errors) else ""
+        head = f"read_splits: {len(errors)} rows are bad (--bad-rows skip leaves them out){first}:"
+        ValueError.__init__(self, "\n  ".join([head, *lines]))
+        self.file, self.row, self.column = errors[0].file, errors[0].row, errors[0].column
+        self.problem = errors[0].problem
+
+
 @dataclass
 class Complaints:
-    """What becomes of a bad row: the first stops the reading, or each is left out and kept in `skipped`."""
+    """What becomes of bad rows: all are collected; as a context it raises them at its end, unless `skip`.
+
+    Raises: DataError for one bad row, BadRows for several
+    """
 
     skip: bool
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What is no error and should be looked at."""
 
     def add(self, file: str, row: str, column: str | None, problem: str) -> None:
-        """Raise a `DataError`, or note that the row is left out."""
-        if not self.skip:
-            raise DataError(file, problem, row=row, column=column)
+        """Note a bad row."""
         self.skipped.append({"file": file, "row": row, "column": column, "problem": problem})
+
+    def __enter__(self) -> "Complaints":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        # too few rows or classes may come of bad rows: those are what is to be mended
+        if self.skipped and not self.skip and (error is None or isinstance(error, DataError)):
+            bad = [
+                DataError(row["file"], row["problem"], row=row["row"], column=row["column"])
+                for row in self.skipped
+            ]
+            raise (bad[0] if len(bad) == 1 else BadRows(bad)) from error
 
 
 @dataclass
@@ -100,14 +131,19 @@ def read_hub(
     """Load a Hugging Face data set id, or a folder of `save_to_disk`; the first split of each kind counts."""
     import datasets
 
+    from stabviz.models.hub import hub
+
+    problem = None
     try:
-        loaded = (
-            datasets.load_from_disk(name)
-            if Path(name).is_dir()
-            else datasets.load_dataset(name, data_config, revision=revision)
-        )
+        if Path(name).is_dir():
+            loaded = datasets.load_from_disk(name)
+        else:
+            with hub() as problem:
+                loaded = datasets.load_dataset(name, data_config, revision=revision)
     except Exception as error:  # what it raises depends on the network, the hub and the files
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if problem:
+            first = f"the hub cannot be reached, {problem}"
         raise DataError(
             name,
             f"is neither a local file or folder nor a data set that could be loaded "

@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ import numpy as np
 
 from stabviz.finetune.config import DATA, DataConfig, KindName
 from stabviz.finetune.data.docstrings import docstring_modules, split_docstrings
-from stabviz.finetune.data.rows import Columns, Row, checked_rows, class_names, known_rows
+from stabviz.finetune.data.rows import (
+    TO_PREDICT,
+    Columns,
+    Row,
+    checked_rows,
+    class_names,
+    decimals,
+    doubtful_classes,
+    known_rows,
+    repaired,
+)
 from stabviz.finetune.data.sources import (
     SUFFIXES,
     Complaints,
@@ -43,6 +54,8 @@ class Splits:
     """A `datasets.Dataset`; `row` is the position in the split as it was read, bad rows counted."""
     validation: Any
     test: Any
+    warnings: list[str] = field(default_factory=list)
+    """What is no error and should be looked at: classes that may be misspelt, tags that were repaired."""
     skipped: list[dict]
     """Rows left out because bad_rows is "skip": file, row, column, problem."""
     fingerprint: str
@@ -58,17 +71,66 @@ def read_splits(data: DataConfig, seed: int = 0) -> Splits:
     Raises: DataError that names file, row and column, unless data.bad_rows is "skip"
     """
     complaints = Complaints(skip=data.bad_rows == "skip")
+    with complaints:
+        checked, labels, file = _checked(data, seed, complaints)
+    checked = _with_made_splits(checked, file, data, seed)
+    train = _chosen(checked["train"], data, seed)
+    checked["train"] = _with_noise(train, labels, data, seed) if data.label_noise else train
+    return _as_splits(checked, labels, data, complaints)
+
+
+def read_rows(
+    data: DataConfig, labels: tuple[str, ...], *, split: str | None = None, seed: int = 0
+) -> Splits:
+    """Read rows to score a trained model on, as the test split of what is returned: its others are empty.
+
+    Of one file all rows; of a folder or a hub id those of `split`, or of its test split.
+
+    Raises: DataError that names file, row and column, also for a label that is none of `labels`
+    """
+    kind, alone = KINDS[data.kind], Path(data.source).is_file()
+    complaints = Complaints(skip=data.bad_rows == "skip")
+    with complaints:
+        sources, columns = _open(data, seed, complaints)
+        if alone and split:
+            raise DataError(
+                data.source, f"is one file without splits, scored as a whole; leave out {split!r}"
+            )
+        name = "train" if alone else split or "test"
+        if name not in sources:
+            raise DataError(data.source, f"has no {name} split; it has {', '.join(sources)}")
+        rows = checked_rows(sources[name], columns, complaints, kind.read_content, kind.read_label)
+        rows = repaired(rows, sources[name], complaints.warnings) if data.tags else rows
+        rows = known_rows(rows, sources[name], labels, columns.label[0], complaints, kind.names)
+        if not rows:
+            raise DataError(sources[name].file, "no row is left to score")
+    return _as_splits({"train": [], "validation": [], "test": rows}, labels, data, complaints)
+
+
+def _checked(
+    data: DataConfig, seed: int, complaints: Complaints
+) -> tuple[dict[str, list[Row]], tuple[str, ...], str]:
+    """Return the checked rows of each split that is there, the labels, and the file of training."""
     kind = KINDS[data.kind]
     sources, columns = _open(data, seed, complaints)
     checked = {
         split: checked_rows(source, columns, complaints, kind.read_content, kind.read_label)
         for split, source in sources.items()
     }
+    if data.tags:
+        checked = {s: repaired(rows, sources[s], complaints.warnings) for s, rows in checked.items()}
     if not checked["train"]:
         raise DataError(sources["train"].file, "no training row is left")
+    given = [row.label for row in checked["train"]]
+    if data.kind == "classes" and (not_whole := decimals(given)):
+        raise DataError(
+            sources["train"].file,
+            f"holds numbers with decimals, {', '.join(not_whole[:3])}: they are no classes. {TO_PREDICT}",
+            column=columns.label[0],
+        )
     names = class_names(sources["train"], columns.label[0])
     try:
-        labels = kind.labels([row.label for row in checked["train"]], names, columns.label)
+        labels = kind.labels(given, names, columns.label)
     except ValueError as error:
         raise DataError(sources["train"].file, str(error), column=columns.label[0]) from error
     for split in SPLITS[1:]:
@@ -76,14 +138,11 @@ def read_splits(data: DataConfig, seed: int = 0) -> Splits:
             checked[split] = known_rows(
                 checked[split], sources[split], labels, columns.label[0], complaints, kind.names
             )
-    checked = _with_made_splits(checked, sources["train"].file, data, seed)
-    train = _chosen(checked["train"], data, seed)
-    checked["train"] = _with_noise(train, labels, data, seed) if data.label_noise else train
-    if complaints.skipped:
-        log.warning(
-            "read_splits: %d bad rows left out, the first: %s", len(complaints.skipped), complaints.skipped[0]
+    if data.kind in ("classes", "multi_label"):
+        complaints.warnings += doubtful_classes(
+            Counter(name for label in given for name in kind.names(label))
         )
-    return _as_splits(checked, labels, data, complaints.skipped)
+    return checked, labels, sources["train"].file
 
 
 def _open(data: DataConfig, seed: int, complaints: Complaints) -> tuple[dict[str, Source], Columns]:
@@ -212,10 +271,15 @@ def _with_noise(rows: list[Row], labels: tuple[str, ...], data: DataConfig, seed
 
 
 def _as_splits(
-    rows: dict[str, list[Row]], labels: tuple[str, ...], data: DataConfig, skipped: list
+    rows: dict[str, list[Row]], labels: tuple[str, ...], data: DataConfig, complaints: Complaints
 ) -> Splits:
     import datasets
 
+    if complaints.skipped:
+        first = complaints.skipped[0]
+        log.warning("read_splits: %d bad rows left out, the first: %s", len(complaints.skipped), first)
+    for warning in complaints.warnings:
+        log.warning("warning: %s", warning)
     kind, tagged = KINDS[data.kind], bool(data.tags)
     text, number = datasets.Value("string"), datasets.Value("int64")
     contents = ("words",) if tagged else ("text", "text_pair") if data.text_pair else ("text",)
@@ -243,8 +307,9 @@ def _as_splits(
     return Splits(
         kind=data.kind,
         labels=labels,
-        skipped=skipped,
+        skipped=complaints.skipped,
+        warnings=complaints.warnings,
         fingerprint=digest.hexdigest(),
-        scale=kind.scale([row.label for row in rows["train"]]),
+        scale=kind.scale([row.label for row in rows["train"]]) if rows["train"] else (0.0, 1.0),
         **made,
     )

@@ -3,12 +3,12 @@
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 
+from stabviz.finetune.about import device_name
 from stabviz.finetune.pretrain.config import PretrainConfig
 from stabviz.finetune.pretrain.corpus import Document
 from stabviz.finetune.train.progress import Progress
@@ -19,20 +19,6 @@ _SOURCES = {
     "docstring": "docstrings of the standard library",
     "support-desk": "training messages of the support desk (their texts alone; no label, no test message)",
 }
-
-
-def device_name(device: str) -> str:
-    """Say what a run computed on, in words that mean something on another machine."""
-    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        pairs = [line.partition(":") for line in info.read_text().splitlines()]
-        fields = {name.strip(): value.strip() for name, _, value in pairs}
-        if "model name" in fields:  # not on ARM
-            # Several generations share a marketing name, and differ in the last bit of a sum.
-            return "{model name}, family {cpu family} model {model}".format(**fields)
-    return platform.processor() or platform.machine()
 
 
 def model_card(

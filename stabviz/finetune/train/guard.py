@@ -21,6 +21,10 @@ REWIND_MARGIN = 5
 """Attempts between a spike and the checkpoint to go back to: the nearest may hold bad weights already."""
 
 
+FAILED = 3
+"""Exit code of a run that could not go on, that diverged, or that is no better than the majority's answer."""
+
+
 class TrainingFailed(RuntimeError):
     """A run that cannot go on; the message names the last good checkpoint."""
 

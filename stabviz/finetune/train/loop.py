@@ -271,6 +271,8 @@ class Training:
         p.count_evaluation(found.score, steps=c.steps, patience=c.patience)
         values = {"validation_loss_nats": found.loss, "validation_score": found.score}
         self.folder.evaluation(p, values, *found.named)
+        if p.finished == "no better score":
+            self.event("early_stop", evaluations=p.stale_evaluations, best=p.best_score, best_at=p.best_at)
 
     def save(self, *, due: bool = False) -> None:
         """Write a checkpoint; all processes call, one writes.

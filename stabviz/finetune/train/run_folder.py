@@ -55,6 +55,7 @@ class RunFolder:
 
     def __init__(self, setup: Setup):
         self.config, self.fingerprint, self.save_model = setup.config, setup.fingerprint, setup.save_model
+        self.about = setup.about
         self.run = setup.config.run
         self.checkpoints = self.run.out / "checkpoints"
         self.log: MetricsLog | None = None
@@ -133,6 +134,7 @@ class RunFolder:
             "data_fingerprint": self.fingerprint,
             "seed_offset": offset(),
             "torch": torch.__version__,
+            **({"about": self.about} if self.about else {}),
         }
         write_atomically(self.run.out / "config.json", dumps(described, indent=2) + "\n")
         # What may change from resume to resume is no part of the header: the same run, the same bytes.

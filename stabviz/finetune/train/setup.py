@@ -1,8 +1,9 @@
 """What a run is made of."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,6 +31,8 @@ class Setup:
     """save_model(model, folder, whole weights): write what `model` of another run can name."""
     fingerprint: str
     """Of the data: a resume on other data is refused."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the run starts from, which its config.json keeps."""
     row_numbers: Sequence[int] | None = None
     """Number of each row in its file, by which people find it; None: rows are called by their index."""
     weigh: Callable[[dict[str, Tensor]], float] = count_targets

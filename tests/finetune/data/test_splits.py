@@ -5,7 +5,8 @@ import json
 import pytest
 
 from stabviz.finetune.config import DataConfig, FinetuneConfig
-from stabviz.finetune.data.splits import DataError, read_splits
+from stabviz.finetune.data.sources import BadRows
+from stabviz.finetune.data.splits import DataError, read_rows, read_splits
 
 SPLITS = ("train", "validation", "test")
 
@@ -78,16 +79,10 @@ BAD_CLASSES = {
     "number": ({"text": 7, "label": "a"}, "text", "must be text; got 7"),
     "null-label": ({"text": "x", "label": None}, "label", "is null"),
     "empty-label": ({"text": "x", "label": ""}, "label", "is an empty label"),
-    "float-label": ({"text": "x", "label": 1.5}, "label", "must be text or a whole number; got 1.5"),
+    "float-label": ({"text": "x", "label": 1.5}, "label", "must be text or a whole number; got 1.5. Number"),
 }
 BAD_TAGS = {
     "ragged": ({"words": ["a", "b"], "ner": ["O"]}, "ner", "has 1 tags for 2 words"),
-    "no-begin": (
-        {"words": ["a", "b"], "ner": ["O", "I-PER"]},
-        "ner",
-        "tag 1 is I-PER after O: an entity must begin",
-    ),
-    "other-type": ({"words": ["a", "b"], "ner": ["B-LOC", "I-PER"]}, "ner", "tag 1 is I-PER after B-LOC"),
     "no-bio": ({"words": ["a"], "ner": ["PER"]}, "ner", "tag 0 must be O, B-TYPE or I-TYPE; got 'PER'"),
     "no-type": ({"words": ["a"], "ner": ["B-"]}, "ner", "tag 0 must be O, B-TYPE or I-TYPE; got 'B-'"),
     "number": ({"words": ["a"], "ner": [3]}, "ner", "tag 0 must be O, B-TYPE or I-TYPE; got 3"),
@@ -117,6 +112,93 @@ def test_bad_row_stops_with_file_line_and_column(name, tmp_path):
         read(path, **settings)
     assert str(caught.value).startswith(f"read_splits: {path}, line 12, column {column!r}: {problem}")
     assert "\n" not in str(caught.value)
+
+
+def test_all_bad_rows_are_named_at_once_the_first_twenty_of_many(tmp_path):
+    rows = classes(60)
+    for i in range(0, 50, 2):
+        rows[i] = {"text": "", "label": "a"}
+    path = write(tmp_path / "train.jsonl", rows)
+    write(tmp_path / "test.jsonl", [{"text": "x", "label": "z"}])
+    with pytest.raises(BadRows) as caught:
+        read(tmp_path)
+    first, *lines = str(caught.value).splitlines()
+    assert first == (
+        "read_splits: 26 rows are bad (--bad-rows skip leaves them out); the first 20:"
+    )  # 25 of training, 1 of test
+    assert [line.strip() for line in lines] == [
+        f"{path}, line {i + 1}, column 'text': is an empty text" for i in range(0, 40, 2)
+    ]
+    write(path, rows[1::2])
+    with pytest.raises(DataError, match="line 1, column 'label': unknown label 'z'"):
+        read(tmp_path)
+    write(path, [{"text": "", "label": "a"}] * 2)  # what is wrong is the rows, not that none is left
+    with pytest.raises(BadRows, match="3 rows are bad|2 rows are bad"):
+        read(tmp_path)
+
+
+def test_an_i_tag_that_begins_an_entity_is_read_as_conlleval_does_and_said(tmp_path, caplog):
+    rows = tagged(20)
+    rows[3] = {"words": ["a", "b", "c", "d", "e"], "ner": ["O", "I-PER", "I-PER", "I-LOC", "B-LOC"]}
+    splits = read(write(tmp_path / "t.jsonl", rows), text="words", tags="ner", test_share=0.2)
+    (warning,) = splits.warnings
+    place = f"{tmp_path / 't.jsonl'}: 2 I- tags begin an entity, and are read as B-, as conlleval does"
+    assert warning == f"{place}; the first: line 4, tag 1, I-PER after O"
+    assert warning in caplog.text
+    found = {
+        row["row"]: [splits.labels[tag] for tag in row["tags"]]
+        for split in SPLITS
+        for row in getattr(splits, split)
+    }
+    assert found[3] == ["O", "B-PER", "I-PER", "B-LOC", "B-LOC"]
+    assert found[4] == rows[4]["ner"]
+
+
+def test_a_class_that_may_be_misspelt_is_said_and_a_rare_one(tmp_path, caplog):
+    names = ["money"] * 40 + ["delay"] * 40 + ["mony", "Delay", "odd", "1", "1"]
+    path = write(tmp_path / "t.jsonl", [{"text": f"m {i}", "label": name} for i, name in enumerate(names)])
+    warnings = read(path).warnings
+    assert warnings == [
+        "class 'mony' has 1 rows of training; did you mean 'money'?",
+        "class 'Delay' has 1 rows of training; did you mean 'delay'?",
+        "classes with fewer than 5 rows of training: 'odd' 1, '1' 2",
+        "classes 'delay' and 'Delay' differ in case, spaces or signs alone",
+    ]
+    assert all(warning in caplog.text for warning in warnings)
+    assert read(write(tmp_path / "u.jsonl", classes(60))).warnings == []
+    assert read_splits(DataConfig()).warnings == []
+
+
+def test_numbers_with_decimals_are_no_classes(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("text,label\n" + "".join(f"m,{i / 7:.2f}\n" for i in range(60)))
+    message = (
+        "column 'label': holds numbers with decimals, 0.00, 0.14, 0.29: they are no classes. .*--regression"
+    )
+    with pytest.raises(DataError, match=message):
+        read(path)
+    path.write_text("text,label\n" + "".join(f"m {i},{'1.5' if i % 2 else 'one'}\n" for i in range(60)))
+    assert read(path).labels == ("1.5", "one")  # a name among names
+
+
+def test_rows_to_score_are_all_of_a_file_or_a_split_of_a_folder(tmp_path):
+    labels = ("a", "b", "c")
+    path = write(
+        tmp_path / "rows.jsonl", classes(50, label=lambda i: "ac"[i % 2])
+    )  # not every class is there
+    found = read_rows(DataConfig(source=str(path)), labels)
+    assert (len(found.test), len(found.train), found.labels) == (50, 0, labels)
+    assert list(found.test["label"])[:3] == [0, 2, 0]
+    with pytest.raises(DataError, match="is one file without splits, scored as a whole; leave out 'test'"):
+        read_rows(DataConfig(source=str(path)), labels, split="test")
+    with pytest.raises(DataError, match="line 1, column 'label': unknown label 'a'"):
+        read_rows(DataConfig(source=str(path)), ("b", "c"))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder / "train.jsonl", classes(30))
+    with pytest.raises(DataError, match="has no test split; it has train"):
+        read_rows(DataConfig(source=str(folder)), labels)
+    assert len(read_rows(DataConfig(source=str(folder)), labels, split="train").test) == 30
 
 
 @pytest.mark.parametrize("name", BAD)
