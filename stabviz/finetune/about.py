@@ -121,9 +121,8 @@ def _classes(counts: dict[str, int]) -> str:
 
 
 def start_summary(about: dict[str, Any]) -> str:
-    """Return what is shown before the first step: a line a fact, and the warnings."""
-    lines = [f"{name:9} {line}" for name, line in facts(about).items() if name != "versions"]
-    return "\n".join(lines + [f"warning   {warning}" for warning in about["warnings"]])
+    """Return what is shown before the first step, a line a fact; warnings have been logged by then."""
+    return "\n".join(f"{name:9} {line}" for name, line in facts(about).items() if name != "versions")
 
 
 def facts_of_run(folder: Path) -> dict[str, str]:

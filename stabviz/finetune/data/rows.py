@@ -198,7 +198,7 @@ def doubtful_classes(counts: Counter[str]) -> list[str]:
     for name, n in few.items():
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8) if re.search("[^0-9.-]", name) else []
         if near:
-            said.append(f"class {name!r} has {n} rows of training; did you mean {near[0]!r}?")
+            said.append(f"class {name!r} has {n} row{'s' * (n > 1)} of training; did you mean {near[0]!r}?")
         else:
             rare.append(f"{name!r} {n}")
     if rare:

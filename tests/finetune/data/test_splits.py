@@ -159,8 +159,8 @@ def test_a_class_that_may_be_misspelt_is_said_and_a_rare_one(tmp_path, caplog):
     path = write(tmp_path / "t.jsonl", [{"text": f"m {i}", "label": name} for i, name in enumerate(names)])
     warnings = read(path).warnings
     assert warnings == [
-        "class 'mony' has 1 rows of training; did you mean 'money'?",
-        "class 'Delay' has 1 rows of training; did you mean 'delay'?",
+        "class 'mony' has 1 row of training; did you mean 'money'?",
+        "class 'Delay' has 1 row of training; did you mean 'delay'?",
         "classes with fewer than 5 rows of training: 'odd' 1, '1' 2",
         "classes 'delay' and 'Delay' differ in case, spaces or signs alone",
     ]

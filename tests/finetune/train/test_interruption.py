@@ -6,6 +6,7 @@ line.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -43,22 +44,23 @@ def at_call(function, n, then):
     return wrapped
 
 
+def before_the_objective(n, then):
+    """At the n-th micro-batch of the run."""
+    from stabviz.finetune.tasks import KINDS
+
+    kind = KINDS["classes"]
+    objective = lambda *args: at_call(kind.objective(*args), n, then)  # noqa: E731
+    KINDS["classes"] = dataclasses.replace(kind, objective=objective)
+
+
 def in_a_step(number, n=17):
     """In the forward pass of a micro-batch: three to a step, so that call 17 is inside of step 5."""
-    from stabviz.finetune import run
-
-    make = run.cross_entropy_objective
-    run.cross_entropy_objective = lambda *args: at_call(make(*args), n, lambda: strike(number))
+    before_the_objective(n, lambda: strike(number))
 
 
 def twice_in_a_step(number):
     """Somebody presses Ctrl-C again at once."""
-    from stabviz.finetune import run
-
-    make = run.cross_entropy_objective
-    run.cross_entropy_objective = lambda *args: at_call(
-        make(*args), 17, lambda: [strike(number), strike(number)]
-    )
+    before_the_objective(17, lambda: [strike(number), strike(number)])
 
 
 def in_an_evaluation(number):
@@ -96,10 +98,7 @@ def in_a_wait_for_a_worker(number):
 
 def in_a_step_beside_workers(number):
     """The whole group is signalled in mid-step."""
-    from stabviz.finetune import run
-
-    make = run.cross_entropy_objective
-    run.cross_entropy_objective = lambda *args: at_call(make(*args), 17, lambda: [ready(), time.sleep(1)])
+    before_the_objective(17, lambda: [ready(), time.sleep(1)])
 
 
 def in_a_save(number):
