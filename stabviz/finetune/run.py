@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ def finetune(
             processes.first(partial(check_upload, config.model.push_to_hub))
         splits = read_splits(config.data, config.run.seed)
         setup, tokenizer = prepare(config, splits, processes)
-        config = setup.config  # its steps may come from the epochs
+        config = config.replace(steps=setup.config.train.steps)  # which may come from the epochs
         if config.run.progress and processes.leads:
             print(start_summary(setup.about))
         progress = train(setup, resume=resume, force=force, interrupt=interrupt)
@@ -431,7 +432,7 @@ def predict(
         contents: list = [split_words(text, known.get("splitter", "spaces")) for text in texts]
     else:
         contents = list(texts)
-    table = {"row": range(len(texts))}
+    table: dict[str, Any] = {"row": range(len(texts))}
     if kind == "tags":
         table |= {"words": contents, "tags": [[0] * len(words) for words in contents]}
     else:
