@@ -112,4 +112,5 @@ def evaluate(
         raise ValueError("evaluate: rows must hold at least one row; got 0. Is the split empty?")
     found = predict_logits(model, rows, **options)
     scores, predictions = KINDS[rows.kind].score(found, rows, labels)
+    metric = metric or KINDS[rows.kind].metrics[0]
     return Evaluation(scores=scores, predictions=predictions, by_row=found, rows=rows, metric=metric)

@@ -8,6 +8,7 @@ import importlib
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,7 +68,7 @@ class WeightsAndBiases:
             name=folder.name,
             dir=folder,
             config=config,
-            id=_kept(folder / "wandb.id", wandb.util.generate_id, new=first_step is None),
+            id=_kept(folder / "wandb.id", lambda: uuid.uuid4().hex[:8], new=first_step is None),
             resume="allow",
         )
 
