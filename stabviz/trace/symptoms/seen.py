@@ -5,8 +5,9 @@ from functools import cached_property
 
 import numpy as np
 
+from stabviz.trace.spikes import MAD_TO_SIGMA
 from stabviz.trace.trace import Trace
-from stabviz.trace.verdicts import FINAL_SHARE, MAD_TO_SIGMA, Verdict, verdict
+from stabviz.trace.verdicts import FINAL_SHARE, Verdict, verdict
 
 Finding = tuple[int | None, str]
 """Step that decided, and the sentence of evidence with its figures."""
