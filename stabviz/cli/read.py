@@ -1,4 +1,4 @@
-"""evaluate, predict, report and diagnose: the commands that look into a run."""
+"""evaluate, predict and report: the commands that look into a run."""
 
 import json
 import sys
@@ -48,17 +48,6 @@ class Report:
     """Folders of runs, or what `diagnose` reads."""
     out: Path = Path("report.html")
     """The file to write."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnose:
-    """Name what went wrong in a run, with the evidence, the remedy and the lesson about it.
-
-    Reads a run's folder, a saved Trace, trainer_state.json, TensorBoard events, or CSV.
-    """
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Files or folders, one run each."""
 
 
 def evaluate(options: Evaluate) -> int:
@@ -115,7 +104,8 @@ def report(options: Report) -> int:
     from stabviz.finetune.run import load_outcome
     from stabviz.trace.readers import read_run
 
-    _some(options.runs, "report")
+    if not options.runs:
+        raise ValueError("report: runs must name at least one folder or file of a run; got none")
     runs: list[tuple[str, Any, dict | None, dict]] = []
     folders = [inner for folder in options.runs for inner in (sorted(folder.glob("seed-*")) or [folder])]
     for folder in folders:
@@ -138,47 +128,14 @@ def report(options: Report) -> int:
     return 0
 
 
-def _some(paths: tuple[Path, ...], command: str) -> None:
-    if not paths:
-        raise ValueError(f"{command}: runs must name at least one folder or file of a run; got none")
-
-
-def diagnose(options: Diagnose) -> int:
-    from stabviz.trace.diagnosis import diagnose as find
-    from stabviz.trace.readers import read_run
-
-    _some(options.runs, "diagnose")
-    for path in options.runs:
-        trace = read_run(path)
-        if trace.n_runs > 1:
-            raise ValueError(
-                f"diagnose: runs must be one run each; got {trace.n_runs} in {path}. See their verdicts "
-                "with: python -m stabviz report"
-            )
-        found = find(trace)
-        where = f" at step {found.step}" if found.step is not None else ""
-        print(f"{path}: {found.kind}{where}")
-        print("".join(f"  evidence: {line}\n" for line in found.evidence), end="")
-        if found.remedy:
-            print(f"  remedy: {found.remedy}")
-        if found.lesson:
-            print(f"  lesson: {found.lesson}")
-    return 0
-
-
 def verdict_line(trace, name: str) -> str:
-    """Return verdict, what it could not see, and diagnosis of a run in one or two lines."""
-    from stabviz.trace import verdict
-    from stabviz.trace.diagnosis import diagnose as find
-    from stabviz.views import unseen
+    """Return what `diagnose` says of a run, and what could not be seen, in one or two lines."""
+    from stabviz.trace import diagnose
 
-    judged, cause = verdict(trace, 0), find(trace)
-    line = f"{name}: {judged.kind}. {judged.evidence}. {unseen(trace)}"
-    if cause.kind not in ("healthy", "not_known"):
-        line += (
-            f"\n{name}: diagnosis {cause.kind}: {cause.evidence[0]}. {cause.remedy} (lesson {cause.lesson})"
-        )
-    return line
+    found = diagnose(trace)
+    line = f"{name}: {found.headline}. {found.evidence[0]}. Not seen: {'; '.join(found.verdict.unseen)}."
+    lesson = f" (lesson {found.lesson})" if found.lesson else ""
+    return line + (f"\n{name}: remedy, {found.confidence}: {found.remedy}{lesson}" if found.remedy else "")
 
 
 def write_report(
@@ -186,7 +143,6 @@ def write_report(
 ) -> None:
     """Write the HTML report of runs, each (name, Trace, scores, config), and what only several seeds say."""
     from stabviz.files import write_atomically
-    from stabviz.trace.diagnosis import diagnose as find
     from stabviz.views.report import html_report
 
     names, traces, scores, configs = zip(*runs, strict=True)
@@ -195,11 +151,10 @@ def write_report(
         names=list(names),
         scores=[s or {} for s in scores],
         configs=list(configs),
-        diagnoses=[find(trace) for trace in traces],
         summary=summary,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
 
 
-COMMANDS = {Evaluate: evaluate, Predict: predict, Report: report, Diagnose: diagnose}
+COMMANDS = {Evaluate: evaluate, Predict: predict, Report: report}

@@ -112,6 +112,7 @@ _REGISTERED = (
         "validation score",
         "Accuracy of classes, or F1 of entities, on the validation split after this step.",
     ),
+    Signal("reward", "", "reward", "What reinforcement or preference learning raises; its loss says little."),
 )
 
 SIGNALS: dict[str, Signal] = {signal.name: signal for signal in _REGISTERED}
