@@ -65,11 +65,10 @@ class Diagnosis:
             return f"{outcome}, cause not known"
         if _ITSELF[self.verdict.kind] == self.kind:
             return outcome
-        joined = "by its loss, with a fault" if self.verdict.kind == "healthy" else "cause"
-        named = f"{self.kind}{_at(self.step) if self.step != self.verdict.step else ''}"
-        return (
-            f"{outcome}{' ' if self.verdict.kind == 'healthy' else ', '}{joined}: {named} ({self.confidence})"
-        )
+        joined = {"healthy": " by its loss, with a fault", "too_short": ", with a fault"}
+        where = _at(self.step) if self.step != self.verdict.step else ""
+        named = f"{joined.get(self.verdict.kind, ', cause')}: {self.kind}{where}"
+        return f"{outcome}{named} ({self.confidence})"
 
 
 _ITSELF: dict[Outcome, Kind] = {
@@ -82,14 +81,15 @@ _ITSELF: dict[Outcome, Kind] = {
 }
 """Verdict -> kind where no rule knows a cause."""
 _ANY: tuple[Outcome, ...] = ("healthy", "spiked", "stalled", "overfit", "diverged")
+_PROVEN: tuple[Outcome, ...] = (*_ANY, "too_short")
 RULES: tuple[tuple[Kind, Callable[[Seen], Finding | None], tuple[Outcome, ...]], ...] = (
-    ("fp16_overflow", arithmetic.fp16_overflow, _ANY),
-    ("hidden_nan", arithmetic.hidden_nan, _ANY),
-    ("missing_bias_correction", update.missing_bias_correction, _ANY),
-    ("epsilon_too_large", update.epsilon_too_large, _ANY),
+    ("fp16_overflow", arithmetic.fp16_overflow, _PROVEN),
+    ("hidden_nan", arithmetic.hidden_nan, _PROVEN),
+    ("missing_bias_correction", update.missing_bias_correction, _PROVEN),
+    ("epsilon_too_large", update.epsilon_too_large, _PROVEN),
     ("explosion", gradient.explosion, ("diverged",)),
     ("no_warmup", loss.no_warmup, ("healthy", "spiked", "overfit", "diverged")),
-    ("attention_logit_growth", attention.attention_logit_growth, _ANY),
+    ("attention_logit_growth", attention.attention_logit_growth, _PROVEN),
     ("not_known", loss.unclear_loss, ("diverged",)),
     ("rate_too_high", loss.rate_too_high, _ANY),
     ("label_noise", validation.label_noise, ("healthy", "spiked", "overfit")),

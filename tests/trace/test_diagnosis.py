@@ -351,6 +351,12 @@ def test_diagnose_offers_no_remedy_for_thirty_steps_that_show_nothing():
     assert "30 steps are too few to call it a stall" in got.evidence[0]
 
 
+def test_diagnose_what_one_signal_proves_needs_no_long_run():
+    signals = {"update_rms": 3.2, "second_moment_ratio": 0.9, "config": {"chance_nats": 1.4}}
+    got = diagnose(run(loss=1.4 + NOISE[:30], **signals))
+    assert got.headline == "too short, with a fault: missing_bias_correction at step 0 (shown)"
+
+
 def test_diagnose_one_row_that_leaps_is_a_spike_where_the_floor_is_known_and_else_mentioned():
     loss = FALLING.copy()
     loss[70] = 30.0

@@ -169,7 +169,7 @@ def test_from_csv_prefers_the_loss_of_training_and_keeps_our_own_names(tmp_path)
 
 
 def test_from_csv_reads_what_wandb_exports(tmp_path):
-    """A history counts log calls in _step, and the Trainer's updates beside; a chart has a run's name before."""
+    """A history counts log calls in _step, and updates beside it; a chart has the run's name before."""
     history = tmp_path / "history.csv"
     history.write_text(
         "_step,_runtime,train/loss,train/grad_norm,train/global_step,eval/loss\n"
