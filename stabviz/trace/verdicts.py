@@ -44,7 +44,7 @@ from typing import Literal
 
 import numpy as np
 
-from stabviz.trace.curve import FINAL_SHARE, RISE_FACTOR, Curve
+from stabviz.trace.curve import FINAL_SHARE, RISE_FACTOR, RISE_SIGMAS, Curve, Rise
 from stabviz.trace.spikes import SPIKE_HISTORY, find_spikes
 from stabviz.trace.trace import Trace
 
@@ -115,6 +115,10 @@ class _Run:
     @cached_property
     def loss(self) -> Curve:
         return Curve(self.values("loss_nats"))
+
+    @cached_property
+    def rise(self) -> Rise | None:
+        return self.loss.rise()
 
     @cached_property
     def unit(self) -> str:
@@ -230,10 +234,10 @@ def _zero(one: _Run) -> Verdict | None:
 
 def _lost(one: _Run) -> Verdict | None:
     """Known levels: ended above the start, or gave back most of what was learned."""
-    loss_S, initial, final = one.values("loss_nats"), one.loss.finite_N[0], one.loss.final
-    start, named = max(one.level, initial), f"{one.named}{one.unit}"
     if not one.known:
         return None
+    loss_S, initial, final = one.loss.values_S, one.loss.finite_N[0], one.loss.final
+    start, named = max(one.level, initial), f"{one.named}{one.unit}"
     if final > start + DIVERGED_MARGIN * one.way:
         # NaN of a skipped step is no return below the start
         below = np.flatnonzero(np.nan_to_num(loss_S, nan=np.inf) <= start)
@@ -252,11 +256,11 @@ def _lost(one: _Run) -> Verdict | None:
 
 def _risen(one: _Run) -> Verdict | None:
     """Unknown floor: the level of the loss rose for good, or that of held-out data with it."""
-    loss, rise = one.loss, one.loss.rise()
     if one.floor is not None:
         return None
-    above = loss.final - loss.start
-    if rise is None and above > max(DIVERGED_MARGIN * abs(loss.start), 8 * loss.noise) and not one.known:
+    loss, rise = one.loss, one.rise
+    ended_above = loss.final - loss.start > max(DIVERGED_MARGIN * abs(loss.start), RISE_SIGMAS * loss.noise)
+    if rise is None and ended_above and not one.known:
         words = f"loss started at {loss.start:.3g} and ended above it, at {loss.final:.3g}{one.unit}"
         return Verdict(kind="diverged", step=one.step(int(loss.row_N[0])), evidence=words)
     if rise is None:
@@ -266,7 +270,7 @@ def _risen(one: _Run) -> Verdict | None:
         f"loss had come down to {rise.low:.3g} by step {step}, then rose to {rise.peak:.3g} by step "
         f"{one.step(rise.peak_row)}"
     )
-    if rise.lasts or above > max(DIVERGED_MARGIN * abs(loss.start), 8 * loss.noise):
+    if rise.lasts or ended_above:
         words += f" and ended at {loss.final:.3g}{one.unit} (medians of {loss.width} rows)"
         return Verdict(kind="diverged", step=step, evidence=words)
     held = Curve(one.values("validation_loss_nats"))
@@ -321,7 +325,7 @@ def _overfit(one: _Run) -> Verdict | None:
     gained = score_S[-1] - score_S[k]  # NaN compares as no gain: without a score the loss alone decides
     if one.trace.config.get("score_is_error"):
         gained = -gained / abs(score_S[k])  # a rate of errors has no fixed scale: its share counts
-    elif np.nanmax(score_S, initial=0.0) > 1:
+    elif np.fmax.reduce(score_S, initial=0.0) > 1:
         gained = gained / 100  # per cent
     if gained > SCORE_GAIN and last.min() < (1 + OVERFIT_SURE) * best:
         return None
@@ -335,7 +339,7 @@ def _overfit(one: _Run) -> Verdict | None:
 
 def _came_back(one: _Run) -> Verdict | None:
     """Unknown floor: the level of the loss rose, and fell again."""
-    rise = one.loss.rise() if one.floor is None else None
+    rise = one.rise if one.floor is None else None
     if rise is None:
         return None
     words = (
@@ -387,9 +391,9 @@ def _leap(one: _Run) -> Verdict | None:
 
 def _left_early(one: _Run) -> Verdict | None:
     """A jump in the first values, which no running window stands before."""
-    loss_S, start = one.values("loss_nats"), max(one.level, one.loss.finite_N[0])
     if one.floor is None:
         return None
+    loss_S, start = one.loss.values_S, max(one.level, one.loss.finite_N[0])
     first_S = np.where(np.isfinite(loss_S), loss_S, -np.inf)[:SPIKE_HISTORY]
     top = int(np.argmax(first_S))
     if first_S[top] <= start + EARLY_HEIGHT * one.way:

@@ -114,7 +114,7 @@ def test_from_trainer_state_assumes_the_trainers_defaults_and_names_no_unit(tmp_
     trace = from_trainer_state(trainer_state(tmp_path / "trainer_state.json", HISTORY))
     assert (trace.config["optimizer"], trace.config["loss_unit"]) == ("adamw", "")
     assert any("assumed: AdamW, and clipping" in line for line in diagnose(trace).evidence)
-    assert "nats" not in " ".join(diagnose(trace).evidence)
+    assert " nats" not in " ".join(diagnose(trace).evidence)
 
 
 def test_from_trainer_state_knows_error_rates_losses_of_several_sets_and_rewards(tmp_path):
