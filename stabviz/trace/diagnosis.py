@@ -188,16 +188,17 @@ def diagnose(trace: Trace, run: int = 0) -> Diagnosis:
     judged = seen.verdict
     found = None if trace.n_steps < ENOUGH_ROWS else _cause(seen)
     kind: Kind = found[0] if found else _ITSELF[judged.kind]
-    step, *words, confidence = found[1] if found else (judged.step, "shown" if kind not in _OPEN else "open")
-    evidence = dict.fromkeys([*words, judged.evidence, *judged.noted, *_looked_at(seen)])
+    sure: Confidence = "open" if kind in _OPEN else "shown"
+    cause = found[1] if found else Finding(judged.step, judged.evidence, sure)
+    evidence = dict.fromkeys([cause.evidence, judged.evidence, *judged.noted, *_looked_at(seen)])
     remedy, lesson = _REMEDIES[kind]
     if kind == "overfit":
         remedy = f"{_best_checkpoint(seen)} {remedy}"
     return Diagnosis(
         verdict=judged,
         kind=kind,
-        step=step,
-        confidence=confidence,
+        step=cause.step,
+        confidence=cause.confidence,
         evidence=tuple(evidence),
         remedy=remedy,
         lesson=lesson,

@@ -20,29 +20,9 @@ from stabviz.trace.storage import load
 from stabviz.trace.trace import WATCHED, Trace
 
 _HELD_OUT = ("val", "valid", "validation", "eval", "dev", "test")
-_SCORES = (
-    "accuracy",
-    "acc",
-    "f1",
-    "macro_f1",
-    "f1_macro",
-    "overall_f1",
-    "matthews_correlation",
-    "exact_match",
-)
-_SCORES += (
-    "rougel",
-    "rouge_l",
-    "bleu",
-    "map",
-    "mean_iou",
-    "pearson",
-    "spearmanr",
-    "auc",
-    "mean_token_accuracy",
-)
-_SCORES += ("mean_token_accuracy",)
-_ERRORS = ("wer", "cer", "mae", "rmse", "mse", "perplexity")
+_SCORES = """accuracy acc f1 macro_f1 f1_macro overall_f1 matthews_correlation exact_match rougel rouge_l
+    bleu map mean_iou pearson spearmanr auc mean_token_accuracy""".split()
+_ERRORS = "wer cer mae rmse mse perplexity".split()
 SYNONYMS = {
     "loss_nats": ("train_loss", "loss", "training_loss", "train_loss_step", "loss_train", "loss_step"),
     "grad_norm_preclip": (
@@ -81,16 +61,8 @@ _PART_LOSS = re.compile(rf"({'|'.join(_HELD_OUT)})_.+_loss")
 TRAINER_DEFAULTS = {"optimizer": "adamw", "assumed": "AdamW, and clipping at a gradient norm of 1"}
 """What the Trainer does unless it was told otherwise, and never writes into its log."""
 _LFS = b"version https://git-lfs.github.com/spec/"
-STEP_COLUMNS = (
-    "train_global_step",
-    "trainer_global_step",
-    "global_step",
-    "step",
-    "iteration",
-    "iter",
-    "steps",
-)
-STEP_COLUMNS += ("steps", "update", "epoch")
+STEP_COLUMNS = """train_global_step trainer_global_step global_step step iteration iter steps update
+    epoch""".split()
 """The count of updates before the one of log calls, which W&B calls "step"."""
 _TIMES = re.compile(r"runtime|per_second|flos|wall_time|^epoch$")
 GRADIENT_SHARE = 0.5
@@ -382,8 +354,8 @@ def _assembled(
     series = {chosen.get(name, name): values for name, values in columns.items()}
     parts = [values for name, values in columns.items() if _PART_LOSS.fullmatch(_plain(name))]
     if "validation_loss_nats" not in series and parts:
-        at = set.intersection(*map(set, parts))
-        series["validation_loss_nats"] = {step: float(np.mean([part[step] for part in parts])) for step in at}
+        common = set.intersection(*map(set, parts))
+        series["validation_loss_nats"] = {at: float(np.mean([part[at] for part in parts])) for at in common}
         config = {**config, "validation_loss_is": f"mean of {len(parts)} losses"}
     config = {"loss_unit": "", **config}  # cross-entropy or not, summed or not: the file does not say
     score = next((theirs for theirs, ours in chosen.items() if ours == "validation_score"), "")
