@@ -10,10 +10,12 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from stabviz.cli import course, lab, read, train
+from stabviz.cli import course, diagnose, lab, read, train
 from stabviz.cli.lab import INTERRUPTED
 
-COMMANDS: dict[type, Any] = train.COMMANDS | read.COMMANDS | lab.COMMANDS | course.COMMANDS
+COMMANDS: dict[type, Any] = (
+    train.COMMANDS | read.COMMANDS | diagnose.COMMANDS | lab.COMMANDS | course.COMMANDS
+)
 """What a command's options are -> the function that takes them and returns the exit status."""
 
 

@@ -1,4 +1,4 @@
-"""evaluate, predict, report and diagnose: the commands that look into a run."""
+"""evaluate, predict and report: the commands that look into a run."""
 
 import dataclasses
 import json
@@ -54,17 +54,6 @@ class Report:
     """Folders of runs, or what `diagnose` reads."""
     out: Path = Path("report.html")
     """The file to write."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnose:
-    """Name what went wrong in a run, with the evidence, the remedy and the lesson about it.
-
-    Reads a run's folder, a saved Trace, trainer_state.json, TensorBoard events, or CSV.
-    """
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Files or folders, one run each."""
 
 
 def evaluate(options: Evaluate) -> int:
@@ -146,7 +135,8 @@ def report(options: Report) -> int:
     from stabviz.finetune.run import load_outcome
     from stabviz.trace.readers import read_run
 
-    _some(options.runs, "report")
+    if not options.runs:
+        raise ValueError("report: runs must name at least one folder or file of a run; got none")
     runs: list[tuple[str, Any, dict | None, dict]] = []
     for folder in each_run(options.runs):
         if (folder / "config.json").exists() and (folder / "metrics.jsonl").exists():
@@ -178,47 +168,14 @@ def each_run(paths: Sequence[Path]) -> list[Path]:
     return [inner for path in paths for inner in by_seed(path) or [path]]
 
 
-def _some(paths: tuple[Path, ...], command: str) -> None:
-    if not paths:
-        raise ValueError(f"{command}: runs must name at least one folder or file of a run; got none")
-
-
-def diagnose(options: Diagnose) -> int:
-    from stabviz.trace.diagnosis import diagnose as find
-    from stabviz.trace.readers import read_run
-
-    _some(options.runs, "diagnose")
-    for path in each_run(options.runs):
-        trace = read_run(path)
-        if trace.n_runs > 1:
-            raise ValueError(
-                f"diagnose: runs must be one run each; got {trace.n_runs} in {path}. See their verdicts "
-                "with: python -m stabviz report"
-            )
-        found = find(trace)
-        where = f" at step {found.step}" if found.step is not None else ""
-        print(f"{path}: {found.kind}{where}")
-        print("".join(f"  evidence: {line}\n" for line in found.evidence), end="")
-        if found.remedy:
-            print(f"  remedy: {found.remedy}")
-        if found.lesson:
-            print(f"  lesson: {found.lesson}")
-    return 0
-
-
 def verdict_line(trace, name: str) -> str:
-    """Return verdict, what it could not see, and diagnosis of a run in one or two lines."""
-    from stabviz.trace import verdict
-    from stabviz.trace.diagnosis import diagnose as find
-    from stabviz.views import unseen
+    """Return what `diagnose` says of a run, and what could not be seen, in one or two lines."""
+    from stabviz.trace import diagnose
 
-    judged, cause = verdict(trace, 0), find(trace)
-    line = f"{name}: {judged.kind}. {judged.evidence}. {unseen(trace)}"
-    if cause.kind not in ("healthy", "not_known"):
-        line += (
-            f"\n{name}: diagnosis {cause.kind}: {cause.evidence[0]}. {cause.remedy} (lesson {cause.lesson})"
-        )
-    return line
+    found = diagnose(trace)
+    line = f"{name}: {found.headline}. {found.evidence[0]}. Not seen: {'; '.join(found.verdict.unseen)}."
+    lesson = f" (lesson {found.lesson})" if found.lesson else ""
+    return line + (f"\n{name}: remedy, {found.confidence}: {found.remedy}{lesson}" if found.remedy else "")
 
 
 def write_report(
@@ -227,7 +184,6 @@ def write_report(
     """Write the HTML report of runs, each (name, Trace, scores, config), and what only several seeds say."""
     from stabviz.files import write_atomically
     from stabviz.finetune.about import facts_of_run
-    from stabviz.trace.diagnosis import diagnose as find
     from stabviz.views.report import html_report
 
     names, traces, scores, configs = zip(*runs, strict=True)
@@ -236,7 +192,6 @@ def write_report(
         names=list(names),
         scores=[s or {} for s in scores],
         configs=list(configs),
-        diagnoses=[find(trace) for trace in traces],
         summary=summary,
         facts=[facts_of_run(Path(config["out"])) if "out" in config else {} for config in configs],
     )
@@ -244,4 +199,4 @@ def write_report(
     write_atomically(path, page)
 
 
-COMMANDS = {Evaluate: evaluate, Predict: predict, Report: report, Diagnose: diagnose}
+COMMANDS = {Evaluate: evaluate, Predict: predict, Report: report}

@@ -24,7 +24,7 @@ from stabviz.finetune.config import OptimizerConfig, RunConfig
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.train.optimizer import trained_parameters
 from stabviz.finetune.train.telemetry import AttentionProbe, Telemetry
-from stabviz.trace import Trace, Verdict, verdict
+from stabviz.trace import Trace, Verdict
 from stabviz.trace.diagnosis import Diagnosis, diagnose
 from stabviz.trace.log import MetricsLog, read_metrics
 
@@ -60,8 +60,8 @@ class StabilityCallback(TrainerCallback):
 
     @property
     def verdict(self) -> Verdict:
-        """Healthy, spiked, stalled or diverged."""
-        return verdict(self._recorded(), 0)
+        """How the run went: what the diagnosis is a cause of."""
+        return self.diagnosis.verdict
 
     def _recorded(self) -> Trace:
         """The whole record, or so far as it goes where training goes on or broke off."""
@@ -213,7 +213,7 @@ class StabilityCallback(TrainerCallback):
         if state.global_step:
             self.trace = read_metrics(self.out / "metrics.jsonl")
             if self.report:
-                print(_summary(self.verdict, self.diagnosis))
+                print(_summary(self.diagnosis))
 
     def _flush(self) -> None:
         if self.log is not None:
@@ -294,8 +294,8 @@ def _bytes_before(path: Path, step: int) -> int:
     return kept
 
 
-def _summary(judged: Verdict, found: Diagnosis) -> str:
-    rows = [f"verdict    {judged.kind}: {judged.evidence}", f"diagnosis  {found.kind}"]
-    rows += [f"           {line}" for line in found.evidence]
+def _summary(found: Diagnosis) -> str:
+    rows = [f"diagnosis  {found.headline}", *(f"           {line}" for line in found.evidence)]
     lesson = f" Lesson {found.lesson}." if found.lesson else ""
-    return "\n".join([*rows, f"remedy     {found.remedy}{lesson}"])
+    rows += [f"remedy     ({found.confidence}) {found.remedy}{lesson}"] if found.remedy else []
+    return "\n".join(rows)

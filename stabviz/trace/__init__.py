@@ -8,9 +8,10 @@ from stabviz.trace.diagnosis import Diagnosis, diagnose
 from stabviz.trace.log import read_metrics
 from stabviz.trace.readers import read_run
 from stabviz.trace.signals import SIGNALS, Signal, signal_of
+from stabviz.trace.spikes import Spike, find_spikes
 from stabviz.trace.storage import load, save
 from stabviz.trace.trace import Trace, concatenate
-from stabviz.trace.verdicts import Spike, Verdict, find_spikes, lr_sensitivity, verdict, verdicts
+from stabviz.trace.verdicts import Verdict, lr_sensitivity, verdict, verdicts
 
 __all__ = [
     "SIGNALS",

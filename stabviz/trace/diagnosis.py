@@ -1,8 +1,10 @@
 """What went wrong in a run, told from its signals: `diagnose` names it, with evidence, remedy and lesson.
 
-Rules are asked in the order of RULES: what can be proved from one signal first, then what ruined a run, then
-what only held-out data shows. The first that answers names the kind. What was not measured is said, and
-nothing is concluded from it: a log of losses alone can be told to have diverged, not why.
+The outcome is the verdict's; a cause is looked for among those that such an outcome can have, so that the two
+cannot contradict one another. Rules are asked in the order of RULES: what can be proved from one signal
+first, then what ruined a run, then what only held-out data shows. The first that answers names the kind; if
+none does, the outcome names itself. What was not measured is said, and nothing is concluded from it: a log of
+losses alone can be told to have diverged, not why.
 """
 
 from collections.abc import Callable
@@ -12,8 +14,10 @@ from typing import Literal
 import numpy as np
 
 from stabviz.trace.symptoms import arithmetic, attention, gradient, loss, update, validation
-from stabviz.trace.symptoms.seen import Finding, Seen
+from stabviz.trace.symptoms.seen import Confidence, Finding, Seen
 from stabviz.trace.trace import Trace
+from stabviz.trace.verdicts import ENOUGH_ROWS, Verdict
+from stabviz.trace.verdicts import Kind as Outcome
 
 Kind = Literal[
     "rate_too_high",
@@ -27,7 +31,9 @@ Kind = Literal[
     "stall",
     "overfit",
     "label_noise",
+    "spike",
     "healthy",
+    "too_short",
     "not_known",
 ]
 
@@ -36,32 +42,59 @@ Kind = Literal[
 class Diagnosis:
     """What one run has, and what to do."""
 
+    verdict: Verdict
+    """How the run went; the kind below is a cause of it, or the same in other words."""
     kind: Kind
-    """"not_known": something is wrong, and the signals at hand do not tell what."""
+    """"not_known": the run was lost, and the signals at hand do not tell by what."""
     step: int | None
     """Step at which it showed first; None where it has no moment."""
+    confidence: Confidence
+    """Whether the kind was shown, is the likely cause, or is left open."""
     evidence: tuple[str, ...]
     """The figures that decided, then what was looked at, then what could not be."""
     remedy: str
-    """One or two sentences."""
+    """One or two sentences; "" where nothing needs a mend."""
     lesson: str
     """The lesson that shows it, "" for a healthy run."""
 
+    @property
+    def headline(self) -> str:
+        """Outcome and cause in one line."""
+        outcome = self.verdict.kind.replace("_", " ") + _at(self.verdict.step)
+        if self.kind == "not_known":
+            return f"{outcome}, cause not known"
+        if _ITSELF[self.verdict.kind] == self.kind:
+            return outcome
+        joined = {"healthy": " by its loss, with a fault", "too_short": ", with a fault"}
+        where = _at(self.step) if self.step != self.verdict.step else ""
+        named = f"{joined.get(self.verdict.kind, ', cause')}: {self.kind}{where}"
+        return f"{outcome}{named} ({self.confidence})"
 
-RULES: tuple[tuple[Kind, Callable[[Seen], Finding | None]], ...] = (
-    ("fp16_overflow", arithmetic.fp16_overflow),
-    ("hidden_nan", arithmetic.hidden_nan),
-    ("missing_bias_correction", update.missing_bias_correction),
-    ("epsilon_too_large", update.epsilon_too_large),
-    ("explosion", gradient.explosion),
-    ("no_warmup", loss.no_warmup),
-    ("attention_logit_growth", attention.attention_logit_growth),
-    ("not_known", loss.unclear_loss),
-    ("rate_too_high", loss.rate_too_high),
-    ("label_noise", validation.label_noise),
-    ("overfit", validation.overfit),
-    ("stall", loss.stall),
+
+_ITSELF: dict[Outcome, Kind] = {
+    "healthy": "healthy",
+    "spiked": "spike",
+    "stalled": "stall",
+    "overfit": "overfit",
+    "diverged": "not_known",
+    "too_short": "too_short",
+}
+"""Verdict -> kind where no rule knows a cause."""
+_ANY: tuple[Outcome, ...] = ("healthy", "spiked", "stalled", "overfit", "diverged")
+_PROVEN: tuple[Outcome, ...] = (*_ANY, "too_short")
+RULES: tuple[tuple[Kind, Callable[[Seen], Finding | None], tuple[Outcome, ...]], ...] = (
+    ("fp16_overflow", arithmetic.fp16_overflow, _PROVEN),
+    ("hidden_nan", arithmetic.hidden_nan, _PROVEN),
+    ("missing_bias_correction", update.missing_bias_correction, _PROVEN),
+    ("epsilon_too_large", update.epsilon_too_large, _PROVEN),
+    ("explosion", gradient.explosion, ("diverged",)),
+    ("no_warmup", loss.no_warmup, ("healthy", "spiked", "overfit", "diverged")),
+    ("attention_logit_growth", attention.attention_logit_growth, _PROVEN),
+    ("not_known", loss.unclear_loss, ("diverged",)),
+    ("rate_too_high", loss.rate_too_high, _ANY),
+    ("label_noise", validation.label_noise, ("healthy", "spiked", "overfit")),
 )
+"""Kind, its sign, and the outcomes that it may be a cause of."""
 
 _REMEDIES: dict[Kind, tuple[str, str]] = {
     "rate_too_high": (
@@ -102,21 +135,24 @@ _REMEDIES: dict[Kind, tuple[str, str]] = {
         "03-gradient-descent-to-adam",
     ),
     "stall": (
-        "Raise the rate by 10; if the loss then still stays, see whether gradients reach all layers (post-LN "
-        "in depth, frozen parameters) and whether inputs and labels belong together.",
+        "What held it is not shown. Try a tenth and ten times the rate for a few hundred steps; if the loss "
+        "still stays, see whether gradients reach all layers (post-LN in depth, frozen parameters) and "
+        "whether inputs and labels belong together.",
         "07-transformer",
     ),
-    "overfit": (
-        "Keep the weights of the best evaluation (early stopping), then more data, augmentation, dropout or "
-        "weight decay.",
-        "12-entities",
+    "overfit": ("More data, augmentation, dropout, weight decay or fewer epochs.", "12-entities"),
+    "spike": (
+        "Look at the batches of those steps; clip the gradient by its norm, or skip such a step, if jumps "
+        "come again. What causes them is not shown.",
+        "04-gradient-clipping",
     ),
+    "too_short": ("Train or log for longer, then look again.", ""),
     "label_noise": (
         "Read the training rows with the highest loss and mend their labels; label smoothing and early "
         "stopping limit the harm.",
         "11-classification",
     ),
-    "healthy": ("Nothing to mend.", ""),
+    "healthy": ("", ""),
     "not_known": (
         "Log the gradient norm before clipping, the rate and the raw loss of every step, and look again.",
         "11-classification",
@@ -124,8 +160,6 @@ _REMEDIES: dict[Kind, tuple[str, str]] = {
 }
 """Kind -> what to do, and the lesson that shows it."""
 
-ENOUGH_STEPS = 10
-"""Fewer rows than this show no course."""
 _LOOKED_AT = {
     "lr": "rate or warm-up",
     "grad_norm_preclip": "explosion or a NaN behind a finite loss",
@@ -141,43 +175,71 @@ def diagnose(trace: Trace, run: int = 0) -> Diagnosis:
     """Name what went wrong in one run, with the evidence, the remedy and the lesson.
 
     Rests on the signals that were measured; settings are asked only which optimizer was in use and whether
-    labels were smoothed. A run that a skipped step or a single spike did not harm is healthy, and the
-    evidence mentions it.
+    labels were smoothed.
 
     Raises: ValueError if run is out of range
     Lesson: 11-classification
 
     >>> trace = Trace(steps=range(40), signals={"loss_nats": [[2.0] * 20 + [0.0] * 20]}, runs=[{}])
-    >>> diagnose(trace).kind, diagnose(trace).step
-    ('hidden_nan', 20)
+    >>> diagnose(trace).kind, diagnose(trace).headline
+    ('hidden_nan', 'diverged at step 20, cause: hidden_nan (shown)')
     """
-    if isinstance(run, bool) or not isinstance(run, (int, np.integer)) or not 0 <= run < trace.n_runs:
-        raise ValueError(f"diagnose: run must be an index in 0..{trace.n_runs - 1}; got {run!r}")
-    seen = Seen(trace=trace, run=int(run))
-    about = _looked_at(seen)
-    if "loss_nats" not in trace or trace.n_steps < ENOUGH_STEPS:
-        short = f"a diagnosis needs a loss at {ENOUGH_STEPS} steps or more; got {trace.n_steps} steps"
-        return _diagnosis("not_known", None, (short, *about))
+    seen = Seen(trace=trace, run=run)
+    judged = seen.verdict
+    found = None if trace.n_steps < ENOUGH_ROWS else _cause(seen)
+    kind: Kind = found[0] if found else _ITSELF[judged.kind]
+    sure: Confidence = "open" if kind in _OPEN else "shown"
+    cause = found[1] if found else Finding(judged.step, judged.evidence, sure)
+    evidence = dict.fromkeys([cause.evidence, judged.evidence, *judged.noted, *_looked_at(seen)])
+    remedy, lesson = _REMEDIES[kind]
+    if kind == "overfit":
+        remedy = f"{_best_checkpoint(seen)} {remedy}"
+    return Diagnosis(
+        verdict=judged,
+        kind=kind,
+        step=cause.step,
+        confidence=cause.confidence,
+        evidence=tuple(evidence),
+        remedy=remedy,
+        lesson=lesson,
+    )
+
+
+_OPEN = ("not_known", "stall", "spike", "too_short")
+"""Kinds that name the outcome alone."""
+
+
+def _cause(seen: Seen) -> tuple[Kind, Finding] | None:
+    """The first kind whose rule answers, of those that the outcome allows."""
     # rules compute with runs that went non-finite: inf - inf and 0/0 are data here, and compare as False
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        for kind, rule in RULES:
-            found = rule(seen)
+        for kind, rule, outcomes in RULES:
+            found = rule(seen) if seen.verdict.kind in outcomes else None
             if found is not None:
-                return _diagnosis(kind, found[0], (found[1], *about))
-    judged = seen.verdict
-    if judged.kind == "diverged":
-        return _diagnosis("not_known", judged.step, (judged.evidence, *about))
-    return _diagnosis("healthy", None, (judged.evidence, *about))
+                return kind, found
+    return None
 
 
-def _diagnosis(kind: Kind, step: int | None, evidence: tuple[str, ...]) -> Diagnosis:
-    remedy, lesson = _REMEDIES[kind]
-    return Diagnosis(kind=kind, step=step, evidence=evidence, remedy=remedy, lesson=lesson)
+def _best_checkpoint(seen: Seen) -> str:
+    """Which weights to keep: those of the best score, since those of the lowest loss often score worse."""
+    score_S = seen["validation_score"] * (-1 if seen.trace.config.get("score_is_error") else 1)
+    if not seen.has("validation_score"):
+        return "Choose the weights by the task's score (not logged): those of the lowest loss often do worse."
+    at = int(np.nanargmax(score_S))
+    return f"Keep the weights of step {seen.step(at)}, which scored best ({abs(score_S[at]):.3g})."
+
+
+def _at(step: int | None) -> str:
+    return "" if step is None else f" at step {step}"
 
 
 def _looked_at(seen: Seen) -> tuple[str, ...]:
     there = [name for name in ("loss_nats", *_LOOKED_AT) if seen.has(name)]
     lines = [f"looked at {', '.join(there)}" if there else "no signal that a rule knows was measured"]
+    if "assumed" in seen.trace.config:
+        lines.append(f"not in this log, and assumed: {seen.trace.config['assumed']}")
+    if seen.trace.config.get("lines_without_step"):
+        lines.append(f"{seen.trace.config['lines_without_step']} lines without a step were passed over")
     lines += [
         f"{name} was not measured: not known whether {what} had a part in it"
         for name, what in _LOOKED_AT.items()

@@ -19,7 +19,10 @@ from stabviz.trace.signals import SIGNALS
 from stabviz.trace.storage import load
 from stabviz.trace.trace import WATCHED, Trace
 
-_HELD_OUT = ("val", "valid", "validation", "eval", "dev")
+_HELD_OUT = ("val", "valid", "validation", "eval", "dev", "test")
+_SCORES = """accuracy acc f1 macro_f1 f1_macro overall_f1 matthews_correlation exact_match rougel rouge_l
+    bleu map mean_iou pearson spearmanr auc mean_token_accuracy""".split()
+_ERRORS = "wer cer mae rmse mse perplexity".split()
 SYNONYMS = {
     "loss_nats": ("train_loss", "loss", "training_loss", "train_loss_step", "loss_train", "loss_step"),
     "grad_norm_preclip": (
@@ -32,16 +35,35 @@ SYNONYMS = {
         "grad_2_0_norm_total",
     ),
     "lr": ("learning_rate", "train_learning_rate", "train_lr", "lr_adamw", "lr_adam", "lr_sgd"),
-    "validation_loss_nats": tuple(f"{split}_loss" for split in _HELD_OUT),
-    "validation_score": tuple(
-        f"{split}_{score}" for score in ("accuracy", "acc", "f1", "macro_f1") for split in _HELD_OUT
+    "validation_loss_nats": tuple(
+        f"{split}_loss{suffix}" for suffix in ("", "_epoch") for split in _HELD_OUT
     ),
+    "validation_score": tuple(f"{split}_{score}" for score in (*_SCORES, *_ERRORS) for split in _HELD_OUT),
     "accuracy": ("train_accuracy", "train_acc", "acc"),
     "loss_scale": ("grad_scale", "scale", "train_loss_scale"),
     "max_attention_logit": ("max_attn_logit",),
+    "reward": (
+        "train_reward",
+        "rewards_accuracies",  # preference learning: how often the preferred answer is the likelier one
+        "train_rewards_accuracies",
+        "rewards_margins",
+        "train_rewards_margins",
+        "objective_rlhf_reward",
+        "env_reward_mean",
+        "mean_reward",
+        "episode_reward",
+        "rollout_ep_rew_mean",
+    ),
 }
 """Our name of a signal -> what others call it, the likeliest first, written as `_plain` writes names."""
-STEP_COLUMNS = ("step", "global_step", "train_global_step", "iteration", "iter", "steps", "update", "epoch")
+_PART_LOSS = re.compile(rf"({'|'.join(_HELD_OUT)})_.+_loss")
+"""Losses of several validation sets: their mean stands for them."""
+TRAINER_DEFAULTS = {"optimizer": "adamw", "assumed": "AdamW, and clipping at a gradient norm of 1"}
+"""What the Trainer does unless it was told otherwise, and never writes into its log."""
+_LFS = b"version https://git-lfs.github.com/spec/"
+STEP_COLUMNS = """train_global_step trainer_global_step global_step step iteration iter steps update
+    epoch""".split()
+"""The count of updates before the one of log calls, which W&B calls "step"."""
 _TIMES = re.compile(r"runtime|per_second|flos|wall_time|^epoch$")
 GRADIENT_SHARE = 0.5
 """With a gradient norm on at least half of the losses, the other losses are left out rather than a gap be
@@ -51,8 +73,9 @@ read as a NaN; with fewer, the norm is set aside as "grad_norm_sparse"."""
 def from_trainer_state(path: str | Path) -> Trace:
     """Read transformers' trainer_state.json, or the newest one in a folder of checkpoints.
 
-    A logged loss is the mean since the line before; with the Trainer's filter on (its default) steps with a
-    NaN loss are left out of it, and 0.0 stands where all were NaN. That 0.0 is kept, and an event
+    A line without a step is passed over and counted; a state without a loss has the rows of its evaluations,
+    or none. A logged loss is the mean since the line before; with the Trainer's filter on (its default) steps
+    with a NaN loss are left out of it, and 0.0 stands where all were NaN. That 0.0 is kept, and an event
     "filtered_loss" says so wherever the gradient norm beside a finite loss is not finite.
 
     Raises: ValueError that names file and line for what is no such state
@@ -72,11 +95,15 @@ def from_trainer_state(path: str | Path) -> Trace:
             "Is it the trainer_state.json of a checkpoint?"
         )
     columns: dict[str, dict[int, float]] = {}
-    summary = {}
+    summary: dict = {}
+    without_step = 0
     for place, line in enumerate(history):
         where = f"{path} log_history[{place}]"
-        if not isinstance(line, dict) or type(line.get("step")) is not int:
-            raise ValueError(f"from_trainer_state: {where}: must have a whole number 'step'; got {line!r}")
+        if not isinstance(line, dict):
+            raise ValueError(f"from_trainer_state: {where}: must be a line of names and values; got {line!r}")
+        if type(line.get("step")) is not int:  # callbacks write such lines, of predictions for example
+            without_step += 1
+            continue
         # The summary after the last step: its train_loss is the mean of the whole run, no loss of a step.
         if "train_runtime" in line:
             summary = {"train_loss_mean": line.get("train_loss")}
@@ -92,10 +119,12 @@ def from_trainer_state(path: str | Path) -> Trace:
     config = {
         "source": "trainer_state.json",
         "loss_is": "mean since the line before, perhaps without NaN steps",
+        **TRAINER_DEFAULTS,
         **{name: state[name] for name in kept if name in state},
         **summary,
     }
-    return _assembled("from_trainer_state", path, columns, config)
+    config |= {"lines_without_step": without_step} if without_step else {}
+    return _assembled("from_trainer_state", path, columns, config, needs_loss=False)
 
 
 def from_tensorboard(path: str | Path) -> Trace:
@@ -129,8 +158,9 @@ def from_tensorboard(path: str | Path) -> Trace:
 def from_csv(path: str | Path) -> Trace:
     """Read a CSV file of one run: a column of steps, one of losses, and what else it has.
 
-    Columns are known by the usual names (SYNONYMS); others keep theirs. An empty cell was not measured.
-    Commas, semicolons or tabs.
+    Columns are known by the usual names (SYNONYMS); others keep theirs. An empty cell was not measured, a
+    line without a step is passed over and counted. Commas, semicolons or tabs; also what W&B exports, a
+    run's history or the chart of one run, and Lightning's metrics.csv.
 
     Raises: ValueError that names file, line and column
     """
@@ -138,7 +168,7 @@ def from_csv(path: str | Path) -> Trace:
     text = _read_text("from_csv", path)
     first = text.partition("\n")[0]
     reader = csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count))
-    names = [name.strip() for name in next(reader, [])]
+    names = _of_one_run(path, [name.strip() for name in next(reader, [])])
     plain = [_plain(name) for name in names]
     step_column = next((column for column in STEP_COLUMNS if column in plain), None)
     if step_column is None or len(set(names)) != len(names):
@@ -146,16 +176,28 @@ def from_csv(path: str | Path) -> Trace:
             f"from_csv: {path} line 1: must name each column once, a step among them; got {names!r}"
         )
     step_name = names[plain.index(step_column)]
-    columns, text_columns = _read_rows(path, reader, names, step_name)
-    config = {"source": "csv", "step_column": step_name}
-    return _assembled("from_csv", path, columns, config | text_columns)
+    columns, notes = _read_rows(path, reader, names, step_name)
+    config = {"source": "csv", "step_column": step_name, **notes}
+    if _plain(step_name) == "train_global_step":  # the name that the Trainer gives it
+        config |= TRAINER_DEFAULTS
+    return _assembled("from_csv", path, columns, config)
+
+
+def _of_one_run(path: Path, names: list[str]) -> list[str]:
+    """The names without what W&B's charts put around them: "run - train/loss", and its range over a bin."""
+    runs = sorted({name.rpartition(" - ")[0] for name in names if " - " in name})
+    if len(runs) > 1:
+        raise ValueError(
+            f"from_csv: {path} line 1: must hold one run; got a chart of {len(runs)}, {runs[:9]}. Export one"
+        )
+    return [name.rpartition(" - ")[2] for name in names]
 
 
 def _read_rows(path: Path, reader, names: list[str], step_name: str):
-    """Name -> step -> number, and as "text_columns" those that we do not know and that hold text."""
+    """Name -> step -> number; and which columns hold text that we do not know, and how many lines no step."""
     ours = _chosen(names)
     columns: dict[str, dict[int, float]] = {name: {} for name in names if name != step_name}
-    texts, last = set(), -math.inf
+    texts, last, without_step = set(), -math.inf, 0
     for cells in reader:
         where = f"from_csv: {path} line {reader.line_num}"
         if not any(cell.strip() for cell in cells):
@@ -163,7 +205,11 @@ def _read_rows(path: Path, reader, names: list[str], step_name: str):
         if len(cells) != len(names):
             raise ValueError(f"{where}: must have {len(names)} cells, as line 1 has; got {len(cells)}")
         row = dict(zip(names, (cell.strip() for cell in cells), strict=True))
-        step = _step(where, step_name, row.pop(step_name))
+        cell = row.pop(step_name)
+        if not cell:
+            without_step += 1
+            continue
+        step = _step(where, step_name, cell)
         # An equal step is no fault: Lightning writes training and evaluation of one step on two lines.
         if step < last:
             raise ValueError(
@@ -179,7 +225,8 @@ def _read_rows(path: Path, reader, names: list[str], step_name: str):
                     raise ValueError(f"{where}, column {name!r}: must be a number; got {cell!r}") from None
                 texts.add(name)
     columns = {name: values for name, values in columns.items() if values and name not in texts}
-    return columns, {"text_columns": sorted(texts)} if texts else {}
+    notes: dict = {"text_columns": sorted(texts)} if texts else {}
+    return columns, notes | ({"lines_without_step": without_step} if without_step else {})
 
 
 def read_run(path: str | Path) -> Trace:
@@ -227,8 +274,13 @@ def _read_file(path: Path) -> Trace:
 
 
 def _read_text(function: str, path: Path) -> str:
+    content = path.read_bytes()
+    if content.startswith(_LFS):
+        raise ValueError(
+            f"{function}: {path}: must be the file itself; got a Git LFS pointer to it. Run: git lfs pull"
+        )
     try:
-        return path.read_text(encoding="utf-8-sig")  # spreadsheets begin a CSV file with a byte-order mark
+        return content.decode("utf-8-sig")  # spreadsheets begin a CSV file with a byte-order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{function}: {path}: must be UTF-8 text ({error})") from error
 
@@ -293,26 +345,45 @@ def _step(where: str, column: str, cell: str) -> int:
     return int(number)
 
 
-def _assembled(function: str, path: Path, columns: dict[str, dict[int, float]], config: dict) -> Trace:
+def _assembled(
+    function: str, path: Path, columns: dict[str, dict[int, float]], config: dict, needs_loss: bool = True
+) -> Trace:
     """One row for each step with a loss; what was logged in between goes to the row before."""
+    columns = {name: values for name, values in columns.items() if not name.endswith(("__MIN", "__MAX"))}
     chosen = _chosen(columns)
     series = {chosen.get(name, name): values for name, values in columns.items()}
-    if not series.get("loss_nats"):
+    parts = [values for name, values in columns.items() if _PART_LOSS.fullmatch(_plain(name))]
+    if "validation_loss_nats" not in series and parts:
+        common = set.intersection(*map(set, parts))
+        series["validation_loss_nats"] = {at: float(np.mean([part[at] for part in parts])) for at in common}
+        config = {**config, "validation_loss_is": f"mean of {len(parts)} losses"}
+    config = {"loss_unit": "", **config}  # cross-entropy or not, summed or not: the file does not say
+    score = next((theirs for theirs, ours in chosen.items() if ours == "validation_score"), "")
+    if _plain(score).endswith(tuple(f"_{error}" for error in _ERRORS)):
+        config["score_is_error"] = True
+    if not series.get("loss_nats") and not needs_loss:
+        series["loss_nats"] = {}
+        steps = sorted(series.get("validation_loss_nats", ()))
+    elif not series.get("loss_nats"):
         raise ValueError(
             f"{function}: {path}: must have a loss, under one of {SYNONYMS['loss_nats']}; "
             f"got {sorted(columns)[:20]}"
         )
-    steps, norm = sorted(series["loss_nats"]), series.get("grad_norm_preclip", {})
+    else:
+        steps = sorted(series["loss_nats"])
+    norm = series.get("grad_norm_preclip", {})
     both = [step for step in steps if step in norm]
     if norm and len(both) >= GRADIENT_SHARE * len(steps):
         if len(both) < len(steps):
             config = {**config, "losses_without_gradient_norm": len(steps) - len(both)}
         steps = both
-    elif norm:
+    elif norm and series["loss_nats"]:
         series["grad_norm_sparse"] = series.pop("grad_norm_preclip")
-    series["loss_nats"] = {step: series["loss_nats"][step] for step in steps}
+    series["loss_nats"] = {step: series["loss_nats"][step] for step in steps if series["loss_nats"]}
     thinned, signals = {}, {}
     for name, values in series.items():
+        if not values or not steps:
+            continue
         logged = np.array(sorted(values.items()))
         # what was logged before the first loss has no row before it, and goes to the first
         at = np.maximum(np.searchsorted(steps, logged[:, 0], side="right") - 1, 0)

@@ -112,6 +112,7 @@ _REGISTERED = (
         "validation score",
         "Accuracy, F1 or what metric names, on the validation split; negated where less is more.",
     ),
+    Signal("reward", "", "reward", "What reinforcement or preference learning raises; its loss says little."),
 )
 
 SIGNALS: dict[str, Signal] = {signal.name: signal for signal in _REGISTERED}

@@ -13,7 +13,9 @@ from stabviz.views.style import INK, curve_style, place_legend, style_axes
 
 VERDICT_LOOKS = {
     "healthy": ("#3f90da", "✓"),
+    "too_short": ("#e7e9ec", "…"),
     "spiked": ("#ffa90e", "▲"),
+    "overfit": ("#e76300", "↗"),
     "stalled": ("#b8bdc4", "–"),
     "diverged": ("#bd1f01", "✕"),
 }

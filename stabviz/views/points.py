@@ -8,8 +8,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from stabviz.trace import Trace
+from stabviz.trace.spikes import median_without_nan
 from stabviz.trace.trace import WATCHED
-from stabviz.trace.verdicts import median_without_nan
 
 MOST_POINTS = 400
 """A curve of more points than this is thinned: a picture of 700 px cannot show more."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from stabviz.trace import Trace, Verdict, verdict
+from stabviz.trace import Diagnosis, Trace, diagnose
 from stabviz.views.points import WATCHED
 from stabviz.views.report_figures import EVENT_MARKERS, ReportFigure, marker_kind, report_figures
 from stabviz.views.report_tables import (
@@ -34,7 +34,8 @@ _PAGES = Environment(
 )
 _PAGES.filters["figure"] = figure
 _GLYPHS = {"<": "◀", "^": "▲", "s": "■", "v": "▼", "d": "◆"}
-_LOOK_OF_VERDICT = {"healthy": "good", "diverged": "bad", "stalled": "bad", "spiked": "warn"}
+_LOOK_OF_VERDICT = {"healthy": "good", "diverged": "bad", "stalled": "bad", "too_short": ""}
+"""Verdict -> look of its card; a warning for what is not here, and for a healthy loss with a fault."""
 _DASHES = {"-": (), "--": (3.7, 1.6), "-.": (6.4, 1.6, 1, 1.6), ":": (1, 1.65)}
 """matplotlib's patterns in line widths, for the swatches of the key."""
 
@@ -45,7 +46,6 @@ def html_report(
     names: Sequence[str],
     scores: Sequence[dict | None] = (),
     configs: Sequence[dict] = (),
-    diagnoses: Sequence = (),
     summary: dict | None = None,
     facts: Sequence[dict[str, str]] = (),
     title: str = "Fine-tuning report",
@@ -53,9 +53,8 @@ def html_report(
     """Return one HTML page: verdicts, scores, curves, events, mistakes and configuration of the runs.
 
     `scores` are those of stabviz.scores, one dict a run, or several by split ({"test": {...}}); a run without
-    any has None. `summary` holds what only several seeds can say: "churn". `diagnoses` carry kind, step,
-    evidence, remedy and lesson. `configs` default to what each Trace holds; `facts` say in words what each
-    run started from.
+    any has None. `summary` holds what only several seeds can say: "churn". `configs` default to what each
+    Trace holds; `facts` say in words what each run started from.
 
     Raises: ValueError for no run, a Trace of several runs, or a list that is not one entry a run
 
@@ -66,16 +65,15 @@ def html_report(
     names = [_one_line(name) for name in names]
     scores = list(scores) or [None] * len(traces)
     configs = list(configs) or [{**trace.config, **trace.runs[0]} for trace in traces]
-    diagnoses = list(diagnoses) or [None] * len(traces)
     facts = list(facts) or [{}] * len(traces)
-    _check(traces, names, scores, configs, diagnoses, facts)
+    _check(traces, names, scores, configs, facts)
     differing, shared = setting_tables(configs)
     return _PAGES.get_template("report.html").render(
         SCORES=SCORES,
         title=title,
         names=names,
         overview=_overview(names, traces, configs),
-        cards=[_card(*each) for each in zip(names, map(_verdict, traces), diagnoses, strict=True)],
+        cards=[_card(name, diagnose(trace)) for name, trace in zip(names, traces, strict=True)],
         score_tables=score_tables(names, scores, configs),
         churn=(summary or {}).get("churn"),
         key=_key(names, traces),
@@ -100,34 +98,11 @@ def _overview(names, traces, configs) -> str:
     return f"{runs} {'; '.join(shared)}." if shared else runs
 
 
-def _card(name: str, judged: Verdict | None, diagnosis) -> dict[str, Any]:
-    """Verdict and diagnosis of a run, with the look that the graver of the two asks for."""
-    kind, step, evidence = "no verdict", None, "The loss was not recorded"
-    unseen: tuple[str, ...] = ()
-    if judged is not None:
-        kind, step, evidence, unseen = judged.kind, judged.step, judged.evidence, judged.unseen
-    look = _LOOK_OF_VERDICT.get(kind, "")
-    if look == "good" and diagnosis is not None and diagnosis.kind != "healthy":
-        look = "warn"
-    found = diagnosis and {
-        "kind": diagnosis.kind.replace("_", " "),
-        "at": _at(diagnosis.step),
-        "evidence": [line for line in diagnosis.evidence if line != evidence],  # the verdict said that
-        "remedy": diagnosis.remedy,
-        "lesson": diagnosis.lesson,
-    }
-    return {
-        "name": name,
-        "look": look,
-        "kind": kind + _at(step),
-        "evidence": evidence,
-        "unseen": unseen,
-        "diagnosis": found,
-    }
-
-
-def _at(step: int | None) -> str:
-    return "" if step is None else f" at step {step}"
+def _card(name: str, found: Diagnosis) -> dict[str, Any]:
+    """What is said of a run, with the look that the outcome and its cause ask for."""
+    look = _LOOK_OF_VERDICT.get(found.verdict.kind, "warn")
+    look = "warn" if look == "good" and found.kind != "healthy" else look
+    return {"name": name, "look": look, "found": found}
 
 
 def _drawn(number: int, one: ReportFigure) -> dict[str, Any]:
@@ -154,19 +129,15 @@ def _swatch(r: int) -> dict[str, str]:
     return {"colour": look["color"], "dashes": dashes or "none"}
 
 
-def _verdict(trace: Trace) -> Verdict | None:
-    return verdict(trace, 0) if "loss_nats" in trace and trace.n_steps else None
-
-
 def _one_line(name) -> str:
     """A name on one line, without characters that no page can show."""
     return "".join(c if c.isprintable() else " " for c in str(name)).strip() or "(no name)"
 
 
-def _check(traces, names, scores, configs, diagnoses, facts) -> None:
+def _check(traces, names, scores, configs, facts) -> None:
     if not traces:
         raise ValueError("html_report: traces must hold at least one run; got none")
-    lists = {"names": names, "scores": scores, "configs": configs, "diagnoses": diagnoses, "facts": facts}
+    lists = {"names": names, "scores": scores, "configs": configs, "facts": facts}
     for what, given in lists.items():
         if len(given) != len(traces):
             wanted = f"one entry a run, {len(traces)}"

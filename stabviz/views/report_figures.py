@@ -116,7 +116,7 @@ def plot_runs(
     smooth: bool = False,
     best: bool = False,
 ) -> Axes:
-    """Draw one curve a run through its measured points; `best` rings the highest of each.
+    """Draw one curve a run through its measured points; `best` rings the best of each.
 
     With `smooth` a long curve is drawn thin, and its running median thick.
     """
@@ -128,7 +128,8 @@ def plot_runs(
         _draw_run(axes, trace, r, signal, smooth)
         steps, values_S = _points(trace, signal)
         if best and np.isfinite(values_S).any():
-            at = int(np.nanargmax(values_S))
+            best_of = np.nanargmin if trace.config.get("score_is_error") else np.nanargmax
+            at = int(best_of(values_S))
             ring(axes, steps[at], values_S[at], curve_style(r)["color"], f"best-{signal}-{r}")
     finish_axes(axes, *traces, log=log, levels=levels)
     return axes

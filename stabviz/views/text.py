@@ -109,7 +109,7 @@ def describe(trace: Trace, *, signal: str = "loss_nats") -> str:
         of = f"{runs} (median)" if trace.n_runs > 1 else runs
         moved = f"{name} of {of} {verb} {words}{' ' + unit if unit else ''} by step {trace.steps[-1]}"
     kinds = Counter(v.kind for v in verdicts(trace)) if "loss_nats" in trace else {}
-    bad = [kind for kind in ("diverged", "stalled", "spiked") if kind in kinds]
+    bad = [kind for kind in ("diverged", "stalled", "overfit", "spiked") if kind in kinds]
     tail = [f"{kinds[kind]} of {trace.n_runs} {kind}" for kind in bad]
     if dead:
         tail.append(f"first non-finite at step {min(dead)}")

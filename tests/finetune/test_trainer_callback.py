@@ -264,8 +264,10 @@ def test_callback_prints_verdict_diagnosis_and_remedy(tmp_path, capsys):
     callback.watch(trainer)
     trainer.train()
     printed = capsys.readouterr().out
-    assert f"diagnosis  {callback.diagnosis.kind}" in printed
-    assert f"remedy     {callback.diagnosis.remedy}" in printed
+    found = callback.diagnosis
+    assert f"diagnosis  {found.headline}" in printed
+    assert found.verdict == callback.verdict
+    assert f"remedy     ({found.confidence}) {found.remedy}" in printed
 
 
 def test_callback_goes_on_with_the_record_of_a_resumed_run(tmp_path):

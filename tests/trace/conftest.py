@@ -14,6 +14,7 @@ says:
     stall                    a rate of 1e-5 and less; deep post-LN
     overfit                  more weights than so few rows can hold down
     label_noise              a quarter to two fifths of the training labels wrong, validation clean
+    spike                    one batch times 100, clipped
     healthy                  usual settings of all of the above
 """
 
@@ -50,7 +51,7 @@ def lab_recipes(seeds):
     yield "healthy", grid("markov", lr=0.02, qk_norm=True, seed=few, **TRANSFORMER)
     yield "healthy", grid("text", lr=0.03, seed=few, **LSTM)
     yield "healthy", grid("text", lr=5.0, seed=few, **LSTM | SGD)
-    yield "healthy", grid("markov", lr=5e-3, poison_step=50, poison_scale=100.0, seed=few, **TRANSFORMER)
+    yield "spike", grid("markov", lr=5e-3, poison_step=50, poison_scale=100.0, seed=few, **TRANSFORMER)
     yield (
         "healthy",
         grid(

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from stabviz.trace import Trace, save
+from stabviz.trace import Trace, diagnose, save
 from stabviz.trace.log import MetricsLog
 from stabviz.trace.readers import from_csv, from_tensorboard, from_trainer_state, read_run
 
@@ -78,18 +78,58 @@ def test_from_trainer_state_evaluations_between_two_losses_are_thinned_and_count
     [
         ('{"log_history": [\n}', "line 2: must be JSON"),
         ('{"steps": 3}', "must hold a list log_history"),
-        ('{"log_history": [{"loss": 1.0}]}', r"log_history\[0\]: must have a whole number 'step'"),
+        ('{"log_history": [[1.0]]}', r"log_history\[0\]: must be a line of names and values; got \[1.0\]"),
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "got a Git LFS pointer .* git lfs pull",
+        ),
         (
             '{"log_history": [{"step": 1, "loss": "low"}]}',
             r"log_history\[0\]: loss must be a number; got 'low'",
         ),
-        ('{"log_history": [{"step": 1, "eval_loss": 1.0}]}', "must have a loss, under one of"),
     ],
 )
 def test_from_trainer_state_names_what_is_wrong(tmp_path, text, what):
     (tmp_path / "trainer_state.json").write_text(text)
     with pytest.raises(ValueError, match=what):
         from_trainer_state(tmp_path)
+
+
+def test_from_trainer_state_passes_over_lines_without_a_step_and_counts_them(tmp_path):
+    history = [HISTORY[0], {"predict_loss": 1.0}, HISTORY[2], {"step": None, "loss": 9.0}]
+    trace = from_trainer_state(trainer_state(tmp_path / "trainer_state.json", history))
+    assert trace["loss_nats"].tolist() == [[2.5, 2.0]]
+    assert trace.config["lines_without_step"] == 2
+    assert "2 lines without a step were passed over" in diagnose(trace).evidence
+
+
+@pytest.mark.parametrize("history", [[], [HISTORY[1], HISTORY[4]], [HISTORY[5]], [{"loss": 1.0}]])
+def test_from_trainer_state_without_a_loss_is_too_short_to_say(tmp_path, history):
+    trace = from_trainer_state(trainer_state(tmp_path / "trainer_state.json", history))
+    assert trace.n_steps == sum("eval_loss" in line for line in history)
+    assert diagnose(trace).evidence[0] == "no loss was logged; 8 rows or more show a course"
+
+
+def test_from_trainer_state_assumes_the_trainers_defaults_and_names_no_unit(tmp_path):
+    trace = from_trainer_state(trainer_state(tmp_path / "trainer_state.json", HISTORY))
+    assert (trace.config["optimizer"], trace.config["loss_unit"]) == ("adamw", "")
+    assert any("assumed: AdamW, and clipping" in line for line in diagnose(trace).evidence)
+    assert " nats" not in " ".join(diagnose(trace).evidence)
+
+
+def test_from_trainer_state_knows_error_rates_losses_of_several_sets_and_rewards(tmp_path):
+    history = [
+        {"step": 10, "loss": 2.0, "eval_de_loss": 1.0, "eval_fr_loss": 3.0, "eval_wer": 40.0, "reward": -1.0},
+        {"step": 20, "loss": 1.0, "eval_de_loss": 0.5, "eval_fr_loss": 1.5, "eval_wer": 30.0, "reward": 0.5},
+    ]
+    trace = from_trainer_state(trainer_state(tmp_path / "trainer_state.json", history))
+    assert trace["validation_loss_nats"].tolist() == [[2.0, 1.0]]
+    assert trace["validation_score"].tolist() == [[40.0, 30.0]]
+    assert trace["reward"].tolist() == [[-1.0, 0.5]]
+    assert (trace.config["score_is_error"], trace.config["validation_loss_is"]) == (True, "mean of 2 losses")
+    preference = [{"step": s, "loss": 1.0, "rewards/accuracies": s / 100} for s in (10, 20)]
+    trace = from_trainer_state(trainer_state(tmp_path / "trainer_state.json", preference))
+    assert trace["reward"].tolist() == [[0.1, 0.2]]
 
 
 def test_from_trainer_state_without_a_state_is_a_missing_file(tmp_path):
@@ -126,6 +166,41 @@ def test_from_csv_prefers_the_loss_of_training_and_keeps_our_own_names(tmp_path)
     assert trace["loss_nats"].tolist() == [[4, 3]]
     assert trace["loss"].tolist() == [[9, 8]]
     assert trace["grad_norm_preclip/layer0"].tolist() == [[1, 2]]
+
+
+def test_from_csv_reads_what_wandb_exports(tmp_path):
+    """A history counts log calls in _step, and updates beside it; a chart has the run's name before."""
+    history = tmp_path / "history.csv"
+    history.write_text(
+        "_step,_runtime,train/loss,train/grad_norm,train/global_step,eval/loss\n"
+        "0,1.5,4,1,10,\n1,1.7,,,10,3.5\n2,2.1,3,1,20,\n3,2.2,,,,\n"
+    )
+    trace = from_csv(history)
+    assert trace.steps.tolist() == [10, 20]
+    assert trace["loss_nats"].tolist() == [[4, 3]]
+    np.testing.assert_array_equal(trace["validation_loss_nats"], [[3.5, NAN]])
+    assert (trace.config["lines_without_step"], trace.config["optimizer"]) == (1, "adamw")
+    chart = tmp_path / "chart.csv"
+    columns = [f'"warm-sun-3 - train/loss{end}"' for end in ("", "__MIN", "__MAX")]
+    chart.write_text(",".join(['"train/global_step"', *columns]) + '\n"10","4","4","4"\n"20","3","3","3"\n')
+    assert from_csv(chart)["loss_nats"].tolist() == [[4, 3]]
+    assert set(from_csv(chart).signals) == {"loss_nats"}
+    chart.write_text("Step,one - loss,two - loss\n0,1,2\n")
+    with pytest.raises(ValueError, match=r"line 1: must hold one run; got a chart of 2, \['one', 'two'\]"):
+        from_csv(chart)
+
+
+def test_from_csv_reads_what_lightning_writes(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(
+        "epoch,step,train_loss_epoch,train_loss_step,val_acc,val_loss\n"
+        "0,49,,2.5,,\n0,99,,2.0,,\n0,99,,,0.5,2.25\n0,99,2.3,,,\n1,149,,1.5,,\n"
+    )
+    trace = from_csv(path)
+    assert trace.steps.tolist() == [49, 99, 149]
+    assert trace["loss_nats"].tolist() == [[2.5, 2.0, 1.5]]
+    np.testing.assert_array_equal(trace["validation_loss_nats"], [[NAN, 2.25, NAN]])
+    np.testing.assert_array_equal(trace["validation_score"], [[NAN, 0.5, NAN]])
 
 
 def test_from_csv_a_gap_in_the_gradient_norm_is_not_read_as_nan(tmp_path):

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from stabviz.finetune.train.progress import Progress
-from stabviz.trace.verdicts import median_and_deviation
+from stabviz.trace.spikes import median_and_deviation
 
 Outcome = Literal["good", "not_finite", "spike"]
 Response = Literal["skip", "leave_out", "rewind", "stop"]
@@ -39,7 +39,7 @@ def judge(
     SPIKE_HISTORY recent losses nothing is a spike; an empty list turns the rule off.
 
     Units:  loss, recent_losses and height in nats
-    Source: robust form of OLMo 2's spike score, see `stabviz.trace.verdicts.find_spikes`
+    Source: robust form of OLMo 2's spike score, see `stabviz.trace.spikes.find_spikes`
 
     >>> calm = [2.0, 2.1] * 15
     >>> [judge(loss, 1.0, calm, sigmas=12.0, height=3.0) for loss in (2.2, 9.0, math.nan)]

@@ -8,7 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from stabviz.ops import loss_scale_state, update_loss_scale
-from stabviz.trace.verdicts import SPIKE_WINDOW
+from stabviz.trace.spikes import SPIKE_WINDOW
 
 SUSPECT_BATCHES = 3
 """After a second spike in a row the batches before it are suspect too, and left out."""

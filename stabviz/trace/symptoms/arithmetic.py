@@ -31,9 +31,10 @@ def fp16_overflow(seen: Seen) -> Finding | None:
     first = int(np.flatnonzero(over_S)[0]) if over_S.any() else int(known[0])
     ends = scale_S[known[[0, -1]]] if known.size else ()
     scales = "; the loss scale went from {:.3g} to {:.3g}".format(*ends) if known.size else ""
-    return seen.step(first), (
+    return Finding(
+        seen.step(first),
         f"{over_S.sum()} of {len(over_S)} steps overflowed, {share:.0%} of the second half; "
-        f"the first at step {seen.step(first)}{scales}"
+        f"the first at step {seen.step(first)}{scales}",
     )
 
 
@@ -44,8 +45,6 @@ scale."""
 GROWTH = 10.0
 """Loss or gradient norm ten times its level just before it stopped being finite: it grew. Less: out of
 nowhere."""
-ZERO_FROM = 0.05
-"""A loss above this that is exactly 0 one line later did not get there by learning."""
 
 
 def hidden_nan(seen: Seen) -> Finding | None:
@@ -55,13 +54,9 @@ def hidden_nan(seen: Seen) -> Finding | None:
     next. Seen: loss or gradient NaN from a step to the end, or at one step in twenty, with nothing unusual
     before the first.
     """
-    bad, zero = np.flatnonzero(seen.bad_S), _sudden_zero(seen)
-    blind = "grad_norm_preclip" in seen.trace and not seen.has("grad_norm_preclip")
-    if zero is not None and (not bad.size or blind or zero <= bad[0]):
-        return seen.step(zero), (
-            f"the loss is exactly 0 from step {seen.step(zero)} on; it was "
-            f"{seen.loss_S[zero - 1]:.3g} one line before: a NaN was replaced in the log"
-        )
+    bad = np.flatnonzero(seen.bad_S)
+    if seen.verdict.kind == "diverged" and seen.loss_S[-1] == 0.0:  # no run ends there but by a NaN replaced
+        return Finding(seen.verdict.step, seen.verdict.evidence)
     if not bad.size or seen.scaled:
         return None
     lasting = seen.bad_S[-1] or seen.bad_S[len(seen.bad_S) // 2 :].mean() >= BAD_SHARE
@@ -70,24 +65,15 @@ def hidden_nan(seen: Seen) -> Finding | None:
     s = int(bad[0])
     hidden = np.flatnonzero(seen.bad_S & np.isfinite(seen.loss_S))
     if hidden.size:
-        return seen.step(s), (
+        return Finding(
+            seen.step(s),
             f"gradient norm {seen.norm_S[s]} from step {seen.step(s)} on, while the log still shows "
-            f"finite losses at {hidden.size} lines, the last one {seen.loss_S[hidden[-1]]:.3g}"
+            f"finite losses at {hidden.size} lines, the last one {seen.loss_S[hidden[-1]]:.3g}",
         )
     before = f"{seen.loss_S[s - 1]:.3g}, gradient norm {seen.norm_S[s - 1]:.3g}"
     before = before if s else "nothing: the first line"
     words = f"loss {seen.loss_S[s]} at step {seen.step(s)} without growth; one line before {before}"
-    return seen.step(s), words
-
-
-def _sudden_zero(seen: Seen) -> int | None:
-    """Line from which the loss is exactly 0 to the end, having been well above 0 just before."""
-    alive = np.flatnonzero(seen.loss_S != 0.0)
-    # a single zero at the end may be a loss that was rounded
-    if not alive.size or len(seen.loss_S) - alive[-1] <= 2 or alive[-1] < 2:
-        return None
-    last = seen.loss_S[alive[-1]]
-    return int(alive[-1]) + 1 if np.isfinite(last) and last > ZERO_FROM else None
+    return Finding(seen.step(s), words)
 
 
 def _grew_before(seen: Seen, s: int) -> bool:

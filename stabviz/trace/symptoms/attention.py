@@ -14,7 +14,7 @@ def attention_logit_growth(seen: Seen) -> Finding | None:
     """Attention logits grew into the hundreds while the loss stayed in bounds: softmax is saturated."""
     logit_S = seen["max_attention_logit"]
     known = np.flatnonzero(np.isfinite(logit_S))
-    if not known.size or smooth_peak(seen)[1] >= PEAK_FACTOR * seen.first:
+    if not known.size or smooth_peak(seen)[1] >= PEAK_FACTOR * seen.loss.start:
         return None
     peak = int(known[np.argmax(logit_S[known])])
     if logit_S[peak] < max(LOGIT_LARGE, LOGIT_GROWTH * logit_S[known[0]]):
@@ -23,7 +23,8 @@ def attention_logit_growth(seen: Seen) -> Finding | None:
     entropy_S = seen["attention_entropy"][known]
     fell = f"; attention entropy went from {entropy_S[0]:.2g} to {entropy_S[-1]:.2g} nats"
     fell = fell if np.isfinite(entropy_S[[0, -1]]).all() else ""
-    return seen.step(first), (
+    return Finding(
+        seen.step(first),
         f"the largest attention logit went from {logit_S[known[0]]:.3g} to {logit_S[peak]:.3g}, "
-        f"past {LOGIT_LARGE:.0f} at step {seen.step(first)}{fell}"
+        f"past {LOGIT_LARGE:.0f} at step {seen.step(first)}{fell}",
     )

@@ -29,7 +29,7 @@ def explosion(seen: Seen) -> Finding | None:
         return None
     before = f"{level_before(norm_S, peak):.3g} before" + (", and the step was as long" if followed else "")
     words = f"gradient norm {norm_S[peak]:.3g} at step {seen.step(peak)}, {before}; {seen.verdict.evidence}"
-    return seen.step(peak), words
+    return Finding(seen.step(peak), words, "shown" if followed else "likely")
 
 
 def _sudden_jump(norm_S) -> bool:

@@ -6,7 +6,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from stabviz.trace.symptoms.gradient import EXPLOSION_FACTOR, level_before, steady_growth, step_followed
 from stabviz.trace.symptoms.seen import Finding, Seen
 from stabviz.trace.symptoms.update import SMALL_FIRST_UPDATE
-from stabviz.trace.verdicts import FINAL_SHARE
 
 RISE_EARLY, RISE_SIGMAS = 0.02, 5.0
 """Mean loss of steps 1 to 5 above the first one, as a share of it and in standard errors of batch noise."""
@@ -38,20 +37,25 @@ def no_warmup(seen: Seen) -> Finding | None:
         start, highest = logit_S[known[0]], logit_S[known].max()
         signs.append(f"the largest attention logit went from {start:.3g} to {highest:.3g}")
     first, after = seen.loss_S[0], seen.loss_S[1:6].mean()
-    error = seen.noise * np.sqrt(1 + 1 / 5)  # of a difference: one batch against the mean of five
+    error = seen.loss.noise * np.sqrt(1 + 1 / 5)  # of a difference: one batch against the mean of five
     if seen.step(5) <= EARLY_STEPS and after - first >= max(RISE_EARLY * abs(first), RISE_SIGMAS * error):
         signs.append(f"the loss rose from {first:.3g} to {after:.3g} (mean of the next five)")
     if not signs or not seen.adaptive and not known.size or seen.verdict.kind == "stalled" or _ruined(seen):
         return None
-    return seen.step(0), (
+    return Finding(
+        seen.step(0),
         f"the rate is {lr_S[0]:.3g} at the first step, its full height; within {EARLY_STEPS} steps "
-        + " and ".join(signs)
+        + " and ".join(signs),
+        "likely",
     )
 
 
 def _ruined(seen: Seen) -> bool:
     """Whether the loss ended at PEAK_FACTOR times its start or non-finite, or went to twice that."""
-    return not seen.final < PEAK_FACTOR * seen.first or smooth_peak(seen)[1] >= 2 * PEAK_FACTOR * seen.first
+    return (
+        not seen.loss.final < PEAK_FACTOR * seen.loss.start
+        or smooth_peak(seen)[1] >= 2 * PEAK_FACTOR * seen.loss.start
+    )
 
 
 def unclear_loss(seen: Seen) -> Finding | None:
@@ -65,15 +69,20 @@ def unclear_loss(seen: Seen) -> Finding | None:
     if found is None:
         return None
     if not seen.has("grad_norm_preclip"):
-        return found[0], found[1] + "; without a gradient norm a rate too high looks like an explosion"
+        if seen.adaptive:  # its step is as long as the rate says, whatever the gradient
+            return None
+        words = "; without a gradient norm a rate too high looks like an explosion"
+        return Finding(found.step, found.evidence + words, "open")
     norm_S = np.where(np.isnan(seen.norm_S), 0.0, seen.norm_S)
     peak = int(np.argmax(norm_S))
     level = level_before(norm_S, peak)
     if step_followed(seen, peak) is not None or not norm_S[peak] >= EXPLOSION_FACTOR * level:
         return None
-    return found[0], (
-        f"{found[1]}; the gradient norm grew from {level:.3g} to {norm_S[peak]:.3g}; whether the step "
-        "followed (update_rms, clipped) was not measured: a rate too high, or an explosion"
+    return Finding(
+        found.step,
+        f"{found.evidence}; the gradient norm grew from {level:.3g} to {norm_S[peak]:.3g}; whether the step "
+        "followed (update_rms, clipped) was not measured: a rate too high, or an explosion",
+        "open",
     )
 
 
@@ -86,7 +95,7 @@ def rate_too_high(seen: Seen) -> Finding | None:
     """
     if steady_growth(seen) and seen.verdict.kind == "diverged":
         growth = "the gradient norm grew by an equal factor at every step"
-        return seen.verdict.step, f"{growth}; {seen.verdict.evidence}"
+        return Finding(seen.verdict.step, f"{growth}; {seen.verdict.evidence}")
     return lost_loss(seen) or _moved_in_vain(seen)
 
 
@@ -103,17 +112,19 @@ def _moved_in_vain(seen: Seen) -> Finding | None:
     known = np.flatnonzero(np.isfinite(norm_S))
     if known.size > 1 and norm_S[known].max() >= MOVED_FAR * norm_S[known[0]]:
         at = int(known[np.argmax(norm_S[known] >= MOVED_FAR * norm_S[known[0]])])
-        return seen.step(at), (
+        return Finding(
+            seen.step(at),
             f"the norm of the weights went from {norm_S[known[0]]:.3g} to {norm_S[known].max():.3g}"
-            f", and nothing was learned; {seen.verdict.evidence}"
+            f", and nothing was learned; {seen.verdict.evidence}",
         )
     ratio = ratio_S[np.isfinite(ratio_S)]
     late = float(np.median(ratio[len(ratio) // 2 :])) if ratio.size > 1 else np.inf
     if late < SHRUNK_RATIO and ratio[0] >= SMALL_FIRST_UPDATE:  # below it from the start: epsilon's doing
-        return None, (
+        return Finding(
+            None,
             f"the second moments remember gradients {1 / late:.0f} times those of the second half (RMS of "
             f"g / sqrt(v) {late:.2g}, {ratio[0]:.2g} at the start), and nothing was learned; "
-            f"{seen.verdict.evidence}"
+            f"{seen.verdict.evidence}",
         )
     return None
 
@@ -121,21 +132,32 @@ def _moved_in_vain(seen: Seen) -> Finding | None:
 RATE_SIGMAS = 4.0
 """Median of five losses above the start, in deviations of one batch: runs that stall wander up to 2.5,
 planted rates that are too high rise by 6 and more."""
+RATE_SHARE = 0.5
+"""A loss that stands highest when the rate has fallen to less than half was not thrown there by the rate."""
 
 
 def lost_loss(seen: Seen) -> Finding | None:
-    """The loss rose above its start by more than it ever gained, or what it had won was given back."""
+    """The loss was lost, or rose above its start by more than it ever gained, at a rate near its height."""
     at, peak = smooth_peak(seen)
-    rise, gain = peak - seen.first, seen.first - seen.final
-    margin = RATE_SIGMAS * seen.noise
-    lost = seen.verdict.kind == "diverged" and (seen.final - seen.first > margin or _lost_again(seen, margin))
-    if not (rise > margin and rise > RISE_EARLY * abs(seen.first) and rise > gain) and not lost:
+    first, gain, lr_S = seen.loss.start, seen.loss.start - seen.loss.final, seen["lr"]
+    if seen.verdict.kind == "diverged":
+        risen = (
+            seen.loss.rise()
+        )  # a loss that fell from its start, and rose again, may stand lower than there
+        at, peak, first = (risen.peak_row, risen.peak, risen.low) if risen else (at, peak, first)
+    elif seen.verdict.kind in ("healthy", "overfit") and seen.trace.setting(seen.run, "floor_nats") is None:
+        return None  # the verdict has asked whether its level rose
+    elif not peak - first > max(RATE_SIGMAS * seen.loss.noise, RISE_EARLY * abs(first), gain):
+        return None
+    if seen.has("lr") and lr_S[at] < RATE_SHARE * np.nanmax(lr_S):
         return None
     where = seen.step(at)
-    lr = f" at a rate of {seen['lr'][at]:.3g}" if np.isfinite(seen["lr"][at]) else ""
-    return where, (
-        f"the loss rose from {seen.first:.3g} to {peak:.3g} at step {where}{lr} and ended at "
-        f"{seen.final:.3g} (median of 5 steps; noise of one batch {seen.noise:.2g})"
+    lr = f" at a rate of {lr_S[at]:.3g}" if np.isfinite(lr_S[at]) else ""
+    return Finding(
+        where,
+        f"the loss rose from {first:.3g} to {peak:.3g} at step {where}{lr} and ended at "
+        f"{seen.loss.final:.3g} (medians over {seen.rows}; noise of one {seen.loss.noise:.2g})",
+        "likely",
     )
 
 
@@ -148,24 +170,3 @@ def smooth_peak(seen: Seen) -> tuple[int, float]:
     level = np.median(sliding_window_view(seen.loss_S[finite], width), axis=1)
     top = int(np.argmax(level))
     return int(finite[top + width // 2]), float(level[top])
-
-
-def _lost_again(seen: Seen, margin: float) -> bool:
-    """Whether the last tenth gave back half of what the best tenth had won."""
-    width = max(1, round(FINAL_SHARE * len(seen.finite_loss)))
-    best = sliding_window_view(seen.finite_loss, width).mean(axis=1).min()
-    return bool(seen.final - best > max(margin, (seen.first - best) / 2))
-
-
-def stall(seen: Seen) -> Finding | None:
-    """The loss did not come down: by no more than batch noise, or a twentieth of the way to its floor."""
-    if seen.verdict.kind == "stalled":
-        return None, seen.verdict.evidence
-    gain = seen.first - seen.final
-    # what is left of the noise in a mean of five batches is smaller by sqrt(5)
-    if gain > RISE_SIGMAS * seen.noise / np.sqrt(5) or not seen.final < PEAK_FACTOR * abs(seen.first):
-        return None
-    return None, (
-        f"the loss went from {seen.first:.3g} to {seen.final:.3g}, which the noise of batches "
-        f"({seen.noise:.2g}) explains"
-    )

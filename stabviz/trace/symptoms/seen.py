@@ -2,14 +2,26 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from stabviz.trace.curve import Curve
 from stabviz.trace.trace import Trace
-from stabviz.trace.verdicts import FINAL_SHARE, MAD_TO_SIGMA, Verdict, verdict
+from stabviz.trace.verdicts import Verdict, verdict
 
-Finding = tuple[int | None, str]
-"""Step that decided, and the sentence of evidence with its figures."""
+Confidence = Literal["shown", "likely", "open"]
+"""A signal shows the fault itself; it is the usual cause of what was seen; or the outcome alone was seen."""
+
+
+class Finding(NamedTuple):
+    """What a rule found."""
+
+    step: int | None
+    """Where it decided."""
+    evidence: str
+    """A sentence with the figures."""
+    confidence: Confidence = "shown"
 
 
 @dataclass(frozen=True)
@@ -50,11 +62,6 @@ class Seen:
         return self["loss_nats"]
 
     @cached_property
-    def finite_loss(self) -> np.ndarray:
-        """The losses that are finite, in their order."""
-        return self.loss_S[np.isfinite(self.loss_S)]
-
-    @cached_property
     def norm_S(self) -> np.ndarray:
         return self["grad_norm_preclip"]
 
@@ -63,22 +70,13 @@ class Seen:
         return verdict(self.trace, self.run)
 
     @cached_property
-    def first(self) -> float:
-        """Median of the first three losses."""
-        return float(np.median(self.finite_loss[:3])) if self.finite_loss.size else np.nan
+    def loss(self) -> Curve:
+        return Curve(self.loss_S)
 
-    @cached_property
-    def final(self) -> float:
-        """Mean of the last tenth of the steps."""
-        tail = self.loss_S[-max(1, round(FINAL_SHARE * len(self.loss_S))) :]
-        return float(tail[np.isfinite(tail)].mean()) if np.isfinite(tail).any() else np.inf
-
-    @cached_property
-    def noise(self) -> float:
-        """Standard deviation of single batches, from steps between neighbours, in the quietest third."""
-        thirds = [np.diff(part) for part in np.array_split(self.finite_loss, 3) if len(part) > 2]
-        # the difference of two batches has twice the variance of one
-        return min((MAD_TO_SIGMA * float(np.median(np.abs(d))) / np.sqrt(2) for d in thirds), default=0.0)
+    @property
+    def rows(self) -> str:
+        """What a row of the record is: a log with a line every ten steps has lines."""
+        return "steps" if self.trace.n_steps == self.step(-1) - self.step(0) + 1 else "rows"
 
     @cached_property
     def adaptive(self) -> bool:

@@ -23,7 +23,7 @@ def missing_bias_correction(seen: Seen) -> Finding | None:
     first_and_longest = dict.fromkeys([early[0], early[np.argmax(update_S[early])]])
     steps = ", ".join(f"{update_S[s]:.3g} lr at step {seen.step(s)}" for s in first_and_longest)
     bound = f"with the correction it starts at 1 or below and stays under {UNCORRECTED_RMS}"
-    return seen.step(early[0]), f"update RMS of {steps}; {bound}"
+    return Finding(seen.step(early[0]), f"update RMS of {steps}; {bound}")
 
 
 SMALL_UPDATE = 0.05
@@ -55,8 +55,9 @@ def epsilon_too_large(seen: Seen) -> Finding | None:
     if not from_start and not ratio < STARVED_RATIO:
         return None
     norm = np.nanmedian(seen.norm_S) if seen.has("grad_norm_preclip") else np.nan
-    return seen.step(first), (
+    return Finding(
+        seen.step(first),
         f"update RMS of {update_S[first]:.2g} lr at step {seen.step(first)}, {np.median(update_S[at]):.2g} "
         f"lr in the median, with a gradient norm of {norm:.2g} (median); RMS of g / max(sqrt(v), epsilon) "
-        f"{ratio:.2g}"
+        f"{ratio:.2g}",
     )

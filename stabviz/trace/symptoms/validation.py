@@ -1,4 +1,4 @@
-"""Signs of held-out data: wrong labels, and a model that learned its training rows by heart."""
+"""Signs of held-out data: wrong labels among the training rows."""
 
 import numpy as np
 
@@ -7,6 +7,9 @@ from stabviz.trace.symptoms.seen import Finding, Seen
 LABEL_GAP, LABEL_LOSS_GAP, GAP_ERRORS = 0.07, 0.1, 4.0
 """Clean validation ahead of training by 7 points and 0.1 nats and 4 standard errors: dropout costs the
 training batches less, and wrong labels of a tenth and less cannot be told from it."""
+RATIO_GROWTH = 1.25
+"""By the losses alone only where their ratio grows: a training loss that is summed, smoothed or regularised
+is larger from the first step on, and wrong labels show as the clean rows are learned."""
 
 
 def label_noise(seen: Seen) -> Finding | None:
@@ -30,13 +33,24 @@ def label_noise(seen: Seen) -> Finding | None:
         error = seen.loss_S[around].std() / np.sqrt(len(around))
         smoothed = seen.trace.setting(seen.run, "label_smoothing", 0.0)
         sure = loss_gap >= GAP_ERRORS * error and loss_gap >= 0.5 * seen["validation_loss_nats"][near].mean()
-        if smoothed or not sure:
+        growth = (1 + loss_gap / seen["validation_loss_nats"][near].mean()) / _first_ratio(seen)
+        if smoothed or not sure or not growth >= RATIO_GROWTH:
             return None
-        return seen.step(s), losses + "; accuracy of training was not logged"
+        words = f"{losses}, a ratio {growth:.2g} times that of the first evaluation; accuracy of training"
+        return Finding(seen.step(s), words + " was not logged", "likely")
     train, held = seen["accuracy"][around], seen["validation_score"][near].mean()
     if held - train.mean() < max(LABEL_GAP, GAP_ERRORS * train.std() / np.sqrt(len(train))):
         return None
-    return seen.step(s), f"training accuracy {train.mean():.3g} against {held:.3g} on validation; " + losses
+    return Finding(
+        seen.step(s), f"training accuracy {train.mean():.3g} against {held:.3g} on validation; " + losses
+    )
+
+
+def _first_ratio(seen: Seen) -> float:
+    """Training loss over validation loss about the first evaluation."""
+    at = np.flatnonzero(np.isfinite(seen["validation_loss_nats"]))
+    around = seen.loss_S[at[0] // 2 : (at[0] + at[1]) // 2 + 1]
+    return float(np.nanmean(around) / seen["validation_loss_nats"][at[0]])
 
 
 def _at_best_validation(seen: Seen):
@@ -53,38 +67,3 @@ def _at_best_validation(seen: Seen):
     around = np.arange(start, at[high] + 1)
     around = around[np.isfinite(seen.loss_S[around])]
     return (int(at[k]), around, at[low : high + 1]) if around.size >= 2 else None
-
-
-OVERFIT_RISE, OVERFIT_NATS, OVERFIT_FALL = 0.25, 0.05, 0.3
-"""Validation loss up by 25 % and 0.05 nats from its best, still at the last two evaluations, while the
-training loss fell by 30 %: a fine-tuned model grows surer of its errors by less while its score still
-rises."""
-SCORE_GAIN, OVERFIT_SURE = 0.03, 0.5
-"""A score that rose by three points since says that the longer training paid, if its errors did not grow so
-sure that the loss is half as high again; a point or two is the noise of a few hundred validation rows."""
-
-
-def overfit(seen: Seen) -> Finding | None:
-    """Validation loss turned and rose for good while the training loss went on falling."""
-    held = seen["validation_loss_nats"]
-    at = np.flatnonzero(np.isfinite(held))
-    if at.size < 3:
-        return None
-    k = int(np.argmin(held[at]))
-    best, last = held[at[k]], held[at[max(k + 1, at.size - 2) :]]
-    if not last.size or last.min() < best + max(OVERFIT_RISE * best, OVERFIT_NATS):
-        return None
-    around = seen.loss_S[at[max(k - 1, 0)] : at[min(k + 1, at.size - 1)] + 1]
-    around = around[np.isfinite(around)]
-    if not around.size or seen.final > (1 - OVERFIT_FALL) * around.mean():
-        return None
-    score_S = seen["validation_score"][at]
-    # NaN compares as no gain: without a score the loss alone decides
-    gained = np.isfinite(score_S[[k, -1]]).all() and score_S[-1] > score_S[k] + SCORE_GAIN
-    if gained and last.min() < (1 + OVERFIT_SURE) * best:
-        return None
-    return seen.step(int(at[k])), (
-        f"validation loss was best, {best:.3g}, at step {seen.step(int(at[k]))} and is "
-        f"{last[-1]:.3g} at the end; training loss fell from {around.mean():.3g} to "
-        f"{seen.final:.3g} meanwhile"
-    )

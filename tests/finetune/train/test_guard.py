@@ -6,7 +6,7 @@ import pytest
 
 from stabviz.finetune.train.guard import REWIND_MARGIN, go_back_to, judge, respond, usual_loss
 from stabviz.finetune.train.progress import Progress
-from stabviz.trace.verdicts import SPIKE_HISTORY, find_spikes
+from stabviz.trace.spikes import SPIKE_HISTORY, find_spikes
 
 CALM = [1.0, 3.0] * 11  # median 2, every distance from it 1: one robust deviation is 1.4826
 
