@@ -48,7 +48,7 @@ def describe(
     device: torch.device,
 ) -> dict[str, Any]:
     """Return what a run starts from; `rows` are the encoded rows of training."""
-    threads = f", {torch.get_num_threads()} threads of torch" if device.type == "cpu" else ""
+    threads = f", torch threads {torch.get_num_threads()}" if device.type == "cpu" else ""
     return {
         "data": config.data.source,
         "rows": {split: len(getattr(splits, split)) for split in SPLITS},
