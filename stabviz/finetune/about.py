@@ -66,6 +66,7 @@ def describe(
         "precision": config.train.compute.precision,
         "steps": config.train.steps,
         "batch": config.train.batch,
+        "lr": config.train.lr,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -103,7 +104,7 @@ def facts(about: dict[str, Any]) -> dict[str, str]:
         f"{lengths['max_length']} cuts {lengths['cut']:,} of {rows['train']:,} training rows",
         "model": f"{about['model']}: {about['parameters']:,} parameters, {about['trained']:,} trained",
         "device": f"{about['device']}; {about['precision']}",
-        "training": f"{about['steps']:,} steps of {batch} rows: {epochs:.1f} epochs",
+        "training": f"{about['steps']:,} steps of {batch} rows: {epochs:.1f} epochs; peak rate {about['lr']:g}",
         "versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
     }
     return {name: line for name, line in found.items() if line}

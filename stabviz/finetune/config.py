@@ -207,8 +207,9 @@ class DataConfig:
 class ModelConfig:
     """What learns."""
 
-    name: Annotated[str, flag(name="model")] = "stabviz-mini"
-    """stabviz-mini (the checkpoint in data/), minilm (see README), a folder, or a Hugging Face model id."""
+    name: Annotated[str, flag(name="model")] = "minilm"
+    """minilm (all-MiniLM-L6-v2) or minilm:K, its first K layers; stabviz-mini, the small checkpoint in data/;
+    a folder; or a Hugging Face model id."""
     implementation: Literal["transformers", "stabviz"] = "transformers"
     """Who computes the model: transformers, or our own BERT on stabviz.ops (BERT checkpoints only)."""
     from_scratch: bool = False
@@ -227,6 +228,8 @@ class ModelConfig:
     push_to_hub: MaybeText = None
     """Repository of the Hugging Face hub, OWNER/NAME, for the best weights and their card; a new one is made
     private."""
+    baseline: bool = True
+    """Print beside the test score what a model gets that knows no language; see README."""
 
     def __post_init__(self):
         must(self, "dropout", or_none(share), "in [0, 1), or left out")
@@ -329,15 +332,15 @@ class GuardConfig:
 class TrainConfig:
     """How long and how fast: schedule, batch, evaluations; a length is in updates."""
 
-    steps: int = 300
+    steps: int = 200
     """Updates."""
     epochs: MaybeFloat = None
     """Passes over the training rows; where given, it sets the steps."""
-    batch: int = 32
+    batch: int = 16
     """Rows of one update, over all micro-batches and all processes."""
-    lr: float = 1e-3
-    """Peak learning rate. The default suits the shipped model; 2e-5 to 5e-5 is usual for one of BERT-base
-    size."""
+    lr: MaybeFloat = None
+    """Peak learning rate; None: one that suits the size of the model, 1e-3 for stabviz-mini, 2e-4 for minilm,
+    5e-5 for BERT-base."""
     schedule: ScheduleName = "linear"
     """Shape of the learning rate over the steps, a name in stabviz.ops.SCHEDULES."""
     warmup_steps: Annotated[float | None, flag(metavar="FLOAT", aliases=["--warmup"])] = None
@@ -363,8 +366,8 @@ class TrainConfig:
         must(self, "steps batch evaluate_every", *at_least(1))
         must(self, "patience", or_none(lambda n: n >= 1), "at least 1, or left out")
         must(self, "ema_decay", share, "in [0, 1)")
-        must(self, "lr clip_norm", lambda x: x > 0, "above 0")
-        must(self, "lr", math.isfinite, "finite")
+        must(self, "clip_norm", lambda x: x > 0, "above 0")
+        must(self, "lr", or_none(lambda x: 0 < x < math.inf), "above 0 and finite, or left out")
         names = get_args(ScheduleName)
         must(self, "schedule", lambda name: name in names, f"one of {sorted(names)}")
         must(self, "epochs", or_none(lambda x: 0 < x < math.inf), "above 0, or left out")

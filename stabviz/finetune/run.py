@@ -15,6 +15,7 @@ from torch import nn
 
 from stabviz.files import dumps, loads, write_atomically
 from stabviz.finetune.about import describe, start_summary
+from stabviz.finetune.baseline import baseline_scores
 from stabviz.finetune.card import fine_tuned_card
 from stabviz.finetune.config import FinetuneConfig, KindName
 from stabviz.finetune.data.batches import collate, pack
@@ -29,7 +30,7 @@ from stabviz.finetune.tasks import KINDS
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import train
 from stabviz.finetune.train.micro_batches import autocast
-from stabviz.finetune.train.optimizer import trained_parameters
+from stabviz.finetune.train.optimizer import trained_parameters, usual_rate
 from stabviz.finetune.train.progress import Progress
 from stabviz.finetune.train.setup import Setup
 from stabviz.finetune.upload import check_upload, upload
@@ -85,13 +86,16 @@ def finetune(
             processes.first(partial(check_upload, config.model.push_to_hub))
         splits = read_splits(config.data, config.run.seed)
         setup, tokenizer = prepare(config, splits, processes)
-        config = config.replace(steps=setup.config.train.steps)  # which may come from the epochs
+        chosen = setup.config.train  # the steps may come from the epochs, the rate from the model
+        config = config.replace(steps=chosen.steps, lr=chosen.lr)
         if config.run.progress and processes.leads:
             print(start_summary(setup.about))
         progress = train(setup, resume=resume, force=force, interrupt=interrupt)
         scores = None
         if progress.finished:
             scores = score_best(config, splits, tokenizer, processes)
+            if config.model.baseline:
+                scores["baselines"] = processes.first(partial(baseline_scores, splits, config.run.seed))
             scores |= {"ended": progress.finished, "wall_s": time.perf_counter() - began}
             processes.first(partial(_write_scores, config, splits.kind, setup.about, scores))
             if config.model.push_to_hub:
@@ -153,6 +157,8 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
         trust_remote_code=config.model.trust_remote_code,
     )
     model = build_model(config, splits.kind, splits.labels, tokenizer)
+    if config.train.lr is None:
+        config = config.replace(lr=usual_rate(model))
     compute, max_length, pad_id = config.train.compute, config.data.max_length, tokenizer.pad_token_id
     encode = partial(
         TokenRows,

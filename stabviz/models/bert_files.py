@@ -48,11 +48,16 @@ def bert_config_from_dict(plain: Mapping[str, Any]) -> BertConfig:
 
 
 def read_bert_folder(
-    folder: str | Path, kind: str, labels: tuple[str, ...], generator: Generator | None
+    folder: str | Path,
+    kind: str,
+    labels: tuple[str, ...],
+    generator: Generator | None,
+    layers: int | None = None,
 ) -> tuple[BertConfig, dict[str, Tensor], str]:
     """Return the config, the parameters as float32, and one line about names that were missing or not used.
 
     A classifier is kept if it has as many outputs as there are labels and its labels are unnamed or the same.
+    `layers` keeps that many layers, the first ones; what stands above them does not count as not used.
 
     Raises: ValueError if a part of the body is missing or a shape does not fit; FileNotFoundError
     """
@@ -61,8 +66,12 @@ def read_bert_folder(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"Bert.from_folder: folder must hold config.json; got {str(folder)!r}")
     stored = bert_config_from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    config = replace(stored, labels=labels or stored.labels)
+    config = replace(
+        stored, labels=labels or stored.labels, num_hidden_layers=layers or stored.num_hidden_layers
+    )
     found = _renamed(_read_tensors(folder), kind)
+    above = [f"encoder.layer.{i}." for i in range(config.num_hidden_layers, stored.num_hidden_layers)]
+    found = {name: tensor for name, tensor in found.items() if not any(cut in name for cut in above)}
     # A head of other classes with as many outputs would load, and mean something else.
     if config.labels != stored.labels and not all(name.startswith("LABEL_") for name in stored.labels):
         found = {name: tensor for name, tensor in found.items() if not name.startswith("classifier.")}

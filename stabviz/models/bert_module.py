@@ -118,13 +118,16 @@ class Bert(_Held):
         labels: Sequence[str] = (),
         dropout: float | None = None,
         generator: Generator | None = None,
+        layers: int | None = None,
     ) -> "Bert":
         """Load any BERT's checkpoint folder as float32; what it lacks (head, pooler) is drawn and reported.
+
+        `layers` keeps that many, the first ones.
 
         Raises: ValueError if the folder holds no BERT, lacks a part of its body, or a shape does not fit;
                 FileNotFoundError if config.json or the weights are missing
         """
-        config, params, loading = read_bert_folder(folder, kind, tuple(labels), generator)
+        config, params, loading = read_bert_folder(folder, kind, tuple(labels), generator, layers)
         model = cls(params, config.with_dropout(dropout), kind)
         model.loading = loading
         return model

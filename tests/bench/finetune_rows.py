@@ -72,6 +72,7 @@ def rows(rounds: int, device: str = "cpu"):
 def config_of(folder: Path, **settings) -> FinetuneConfig:
     """The run that is timed: the shipped model on the support desk, all telemetry on."""
     defaults = {
+        "model": "stabviz-mini",
         "steps": STEPS,
         "batch": 32,
         "evaluate_every": 10**6,

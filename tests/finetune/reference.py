@@ -94,6 +94,7 @@ class SameOrder(SameRate):
 def trainer_of(config, splits, processes, folder, *, same_order: bool, **more) -> Trainer:
     """Make a Trainer with the model and the rows that our loop would have for this config."""
     setup, tokenizer = prepare(config, splits, processes)
+    config = setup.config  # with the rate that was chosen where none was given
     model = build_model(config, splits.kind, splits.labels, tokenizer)
     fixed = config.data.max_length if config.train.compute.fixed_length else None
 

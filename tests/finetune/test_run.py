@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from stabviz.finetune.config import FinetuneConfig
+from stabviz.finetune.config import DATA, FinetuneConfig
 from stabviz.finetune.data.splits import read_splits
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.run import (
@@ -20,6 +20,7 @@ from stabviz.finetune.run import (
 )
 from stabviz.finetune.train import checkpoint, run_folder
 from stabviz.finetune.train.interrupt import Interrupt
+from stabviz.models import pretrained
 from stabviz.models.pretrained import load_tokenizer
 from stabviz.trace.readers import from_tensorboard
 
@@ -31,6 +32,7 @@ def config(tiny_bert_folder, tmp_path):
         model=str(tiny_bert_folder),
         steps=6,
         batch=8,
+        lr=1e-3,
         max_train_rows=64,
         evaluate_every=3,
         save_every=2,
@@ -104,6 +106,45 @@ def test_the_implementations_follow_the_same_losses(config):
         )
         losses.append(finetune(start).trace["loss_nats"])
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)  # float32, sums in another order
+
+
+@pytest.mark.parametrize("implementation", ["transformers", "stabviz"])
+def test_a_run_on_the_first_layer_of_minilm_is_resumed_and_needs_no_minilm_afterwards(
+    config, implementation, monkeypatch
+):
+    config = config.replace(model="minilm:1", implementation=implementation, lr=None, steps=4, batch=4)
+    config = config.replace(max_train_rows=16, max_length=16, evaluate_every=4, data=str(small_desk(config)))
+    finetune(config.replace(stop_after=2))
+    outcome = finetune(load_config(config.run.out), resume=True)
+    assert outcome.finished
+    assert outcome.config.train.lr == pytest.approx(6.5e-4)  # 1.9 million parameters outside the embeddings
+    assert load_config(config.run.out).train.lr == outcome.config.train.lr
+    moved = config.run.out.rename(config.run.out.parent / "elsewhere")
+    monkeypatch.setattr(pretrained, "minilm_folder", lambda: pytest.fail("asked for MiniLM"))
+    assert len(predict(moved, ["where is my order"])[0]["probabilities"]) == 10
+    from transformers import AutoModelForSequenceClassification
+
+    best = AutoModelForSequenceClassification.from_pretrained(moved / "best")
+    assert best.config.num_hidden_layers == 1
+
+
+def small_desk(config):
+    """The first rows of the support desk's splits: what is scored costs more than what is trained on."""
+    folder = config.run.out.parent / "small"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        lines = (DATA / "support-desk" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines[:200]]
+        texts = [json.dumps({"text": row["text"], "label": row["intent"]}) for row in rows]
+        (folder / f"{split}.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    return folder
+
+
+def test_baselines_stand_beside_the_score_unless_they_are_turned_off(config):
+    beside = finetune(config).scores["baselines"]
+    assert beside["majority"]["accuracy"] == pytest.approx(0.1)  # ten intents, a tenth each
+    assert 0.2 < beside["tf-idf + logistic regression"]["accuracy"] < 0.6  # of 64 rows
+    assert "baselines" not in finetune(config.replace(baseline=False, overwrite=True)).scores
 
 
 def test_from_scratch_draws_other_weights(config):

@@ -73,7 +73,12 @@ class PretrainConfig(LoopConfig):
     run: RunConfig = RunConfig(out=Path("runs/pretrain"), save_every=250, signals_every=50)
     # small batches learn most for the time here: measured in lesson 09
     train: TrainConfig = TrainConfig(
-        steps=6000, batch=16, warmup_steps=300, evaluate_every=500, optimizer=OptimizerConfig(beta2=0.98)
+        steps=6000,
+        batch=16,
+        lr=1e-3,
+        warmup_steps=300,
+        evaluate_every=500,
+        optimizer=OptimizerConfig(beta2=0.98),
     )
     threads: int = 1
     """Threads of torch on a CPU; one is fastest for a model this narrow."""
@@ -81,6 +86,7 @@ class PretrainConfig(LoopConfig):
     def __post_init__(self):
         must(self, "threads", *at_least(1))
         must(self.run, "seeds", lambda n: n == 1, "1 for pretraining")
+        must(self.train, "lr", lambda x: x is not None, "a number for pretraining")
         must(self.train.compute, "packing", lambda on: not on, "off for pretraining, whose rows are pairs")
 
     @classmethod

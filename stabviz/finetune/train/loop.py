@@ -72,7 +72,8 @@ class Training:
         self.parameters = trained_parameters(bare(self.model), c.optimizer)
         self.optimizer = OPTIMIZERS[c.optimizer.name](self.parameters, c.optimizer)
         self.average = WeightAverage(self.parameters, c.ema_decay) if c.ema_decay else None
-        self.schedule = SCHEDULES[c.schedule]
+        assert c.lr is not None, "whoever made the setup has chosen a rate"
+        self.peak_rate, self.schedule = c.lr, SCHEDULES[c.schedule]
         self.loader = Loader(setup.rows, setup.collate, setup.config, processes)
         self.batches: Iterator | None = None
         rows_here = math.ceil(c.batch / processes.size)
@@ -146,7 +147,7 @@ class Training:
         """One training step on one batch; see the head of this module."""
         c, p = self.config.train, self.progress
         fp16 = c.compute.precision == "fp16"
-        lr = c.lr * float(self.schedule(p.updates, total_steps=c.steps, warmup_steps=c.warmup))
+        lr = self.peak_rate * float(self.schedule(p.updates, total_steps=c.steps, warmup_steps=c.warmup))
         due = self.telemetry.due(p.attempts)
 
         done = self.micro_batches.gradient(position, batch, p, measure=due)
