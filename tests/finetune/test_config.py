@@ -111,7 +111,7 @@ def test_what_is_wrong_is_refused_with_the_name_of_the_setting(settings, message
 
 def test_warm_up_is_a_share_below_1_and_steps_from_there_on():
     lengths = {None: 30, 0: 0, 0.1: 30, 0.06: 18, 1: 1, 40.0: 40}
-    assert {w: FinetuneConfig.of(warmup_steps=w).train.warmup for w in lengths} == lengths
+    assert {w: FinetuneConfig.of(steps=300, warmup_steps=w).train.warmup for w in lengths} == lengths
 
 
 def test_pretraining_refuses_what_it_would_leave_unused():
