@@ -104,7 +104,8 @@ def facts(about: dict[str, Any]) -> dict[str, str]:
         f"{lengths['max_length']} cuts {lengths['cut']:,} of {rows['train']:,} training rows",
         "model": f"{about['model']}: {about['parameters']:,} parameters, {about['trained']:,} trained",
         "device": f"{about['device']}; {about['precision']}",
-        "training": f"{about['steps']:,} steps of {batch} rows: {epochs:.1f} epochs; peak rate {about['lr']:g}",
+        "training": f"{about['steps']:,} steps of {batch} rows: {epochs:.1f} epochs; "
+        f"peak rate {about['lr']:g}",
         "versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
     }
     return {name: line for name, line in found.items() if line}
