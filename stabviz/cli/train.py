@@ -185,7 +185,7 @@ def scores_table(outcomes: list, found: dict | None) -> str:
             f"standard deviation {found['std']:.4f}, {found['min']:.4f} to {found['max']:.4f}; "
             f"{found['failed']} failed; churn {found['churn']:.4f}"
         )
-    lines += _baseline_line(done)
+    lines += baseline_line(done)
     skipped = done[0].scores["skipped_rows"]
     if skipped:
         first = skipped[0]
@@ -196,7 +196,7 @@ def scores_table(outcomes: list, found: dict | None) -> str:
     return "\n".join(lines)
 
 
-def _baseline_line(done: list) -> list[str]:
+def baseline_line(done: list) -> list[str]:
     """Say what a model gets that knows no language, and whether ours is better; nothing if nobody asked."""
     from stabviz.scores import LOWER_IS_BETTER
 

@@ -11,12 +11,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
 from stabviz.cli.main import main
+from stabviz.cli.train import baseline_line
 from stabviz.finetune import upload
 from stabviz.finetune.config import FinetuneConfig, paths
 from stabviz.finetune.train.guard import FAILED
@@ -228,6 +230,26 @@ def test_finetune_prints_table_verdict_and_where_things_are(run):
     assert any(line.startswith("seed 0: healthy. loss went from") for line in lines)
     assert f"report: {folder / 'report.html'}" in lines
     assert f"best weights: {folder / 'best'}" in lines
+    beside = json.loads((folder / "scores.json").read_text())["baselines"]
+    assert list(beside) == ["majority", "tf-idf + logistic regression"]
+    accuracy = beside["tf-idf + logistic regression"]["accuracy"]
+    told = next(line for line in lines if line.startswith("baselines (accuracy, same rows): "))
+    assert f"tf-idf + logistic regression {accuracy:.4f}; the model is " in told
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    row = rf"baseline: tf-idf \+ logistic regression</th>.*?<td>{accuracy:.3f}</td>"
+    assert re.search(row, page, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("metric", "reached", "verdict"),
+    [("accuracy", 0.5, "NO better"), ("accuracy", 0.51, "better"), ("loss_nats", 0.5, "NO better")],
+)
+def test_a_model_that_does_not_beat_the_bag_of_words_is_told_so(metric, reached, verdict):
+    beside = {"majority": {metric: 0.4}, "bag": {metric: 0.5}, "other": {"problem": "no word"}}
+    done = [SimpleNamespace(scores={"score_name": metric, metric: reached, "baselines": beside})]
+    said = f"majority 0.4000, bag 0.5000; the model is {verdict} than the best of them"
+    assert baseline_line(done) == [f"baselines ({metric}, same rows): {said}"]
+    assert baseline_line([SimpleNamespace(scores={"score_name": metric, metric: reached})]) == []
 
 
 def test_finetune_writes_a_report_that_holds_the_verdict(run):
