@@ -81,7 +81,7 @@ def _without_folders(name: str) -> str:
 def command(config: FinetuneConfig) -> str:
     """Return the command that begins this run again: what differs from the defaults."""
     default = FinetuneConfig().as_dict()
-    leave = ("out", "overwrite", "progress", "stop_after", "save_every", "keep", "push_to_hub", "tensorboard")
+    leave = ("out", "overwrite", "progress", "stop_after", "save_every", "keep", "push_to_hub", "log")
     words = []
     for name, value in config.as_dict().items():
         if name in leave or value == default[name]:
@@ -103,6 +103,12 @@ def _limits(kind: str, about: dict[str, Any], scores: dict[str, Any]) -> str:
     ]
     if kind == "classes":
         lines.insert(0, f"Always saying the most frequent class scores {scores['majority_share']:.4f} here.")
+    if kind == "regression":
+        lines.insert(
+            0,
+            "transformers gets (number - mean) / deviation from it; both are `scale` in stabviz.json, and "
+            "`stabviz predict` puts them back.",
+        )
     if scores["failed"]:
         lines.insert(0, "**This run failed: it is no better than the most frequent answer.**")
     if about["lengths"]["cut"]:

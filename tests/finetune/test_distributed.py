@@ -363,7 +363,10 @@ def test_two_processes_give_the_run_of_one(base, seen, alone, scenario, parallel
     trace = signals(base, f"{scenario}-{parallel}")
     scores = trace["validation_score"][0]
     assert len(trace.steps) >= 12
-    assert scores[-1] > 0.5  # it learns: equality says something
+    losses = trace["loss_nats"][0]
+    # it learns: equality says something; under weights 12 steps are too few for a score, and the loss tells
+    learns = losses[-4:].mean() < 0.95 * losses[:4].mean() if "weights" in SCENARIOS[scenario] else False
+    assert learns or scores[-1] > 0.5
     assert_same_run(base, f"{scenario}-alone", f"{scenario}-{parallel}")
 
 

@@ -235,6 +235,7 @@ def test_a_task_is_learnt_scored_and_answered(task, config):
     if task == "regression":
         assert [one["score"] for one in said] == pytest.approx(scores["predictions"], abs=1e-3)
         assert scores["rmse"] < 5  # of numbers from 40 to 70
+        assert "(number - mean) / deviation" in (outcome.config.run.out / "best" / "README.md").read_text()
     elif name == "accuracy":
         assert [one["label"] for one in said] == [scores["labels"][i] for i in scores["predictions"]]
     else:
