@@ -6,11 +6,13 @@ from stabviz.finetune.train.progress import Progress
 
 
 def test_nan_never_takes_the_place_of_a_number_and_any_number_takes_that_of_nan():
-    progress = Progress()
+    progress, best = Progress(), []
     for updates, score in enumerate((math.nan, -3.0, math.nan, -2.0, -2.0), start=1):
         progress.updates = updates
         progress.count_evaluation(score, steps=9, patience=None)
-    assert (progress.best_score, progress.best_at, progress.stale_evaluations) == (-2.0, 4, 1)
+        best.append(progress.best_at)
+    assert best == [1, 2, 2, 4, 4]
+    assert (progress.best_score, progress.stale_evaluations) == (-2.0, 1)
 
 
 def test_patience_counts_evaluations_without_a_better_score():
