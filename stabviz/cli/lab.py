@@ -1,5 +1,6 @@
 """lab: many models at once, a verdict for each, and the Trace kept."""
 
+import math
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -104,7 +105,7 @@ def table(trace) -> str:
         }
         for run, loss, found in zip(trace.runs, trace.final(), verdicts(trace), strict=True)
     ]
-    return f"{text_table(rows, most=len(rows))}\n{unseen(trace)}"
+    return f"{text_table(rows, most=len(rows), width=math.inf)}\n{unseen(trace)}"
 
 
 def keep(trace, folder: Path) -> None:

@@ -48,10 +48,11 @@ def table_of(trace: Trace, *, by: str | Sequence[str] | None = None, signal: str
     return rows
 
 
-def text_table(rows: Sequence[dict], *, most: int = 40) -> str:
+def text_table(rows: Sequence[dict], *, most: int = 40, width: float = PAGE_WIDTH) -> str:
     """Set rows of a table in plain text, numbers to four digits, one column under its name; text on the left.
 
-    A page of JupyterLab would break a wide line anywhere: long texts are wrapped inside their column instead.
+    A page of JupyterLab would break a wide line anywhere: texts are wrapped inside their column, so that a
+    line has at most `width` characters; `math.inf` leaves them whole.
 
     >>> print(text_table([{"lr": 0.001, "loss": 2.34567}, {"lr": 0.1, "loss": float("inf")}]))
        lr   loss
@@ -64,7 +65,7 @@ def text_table(rows: Sequence[dict], *, most: int = 40) -> str:
     cells = [keys, *cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     words = [any(isinstance(row.get(key), str) for row in rows) for key in keys]
-    too_wide = sum(widths) + 2 * (len(widths) - 1) - PAGE_WIDTH
+    too_wide = sum(widths) + 2 * (len(widths) - 1) - width
     while too_wide > 0 and any(words):
         widest = max((i for i, is_text in enumerate(words) if is_text), key=widths.__getitem__)
         if widths[widest] <= NARROWEST:
@@ -74,12 +75,12 @@ def text_table(rows: Sequence[dict], *, most: int = 40) -> str:
     lines = []
     for row_cells in cells:
         wrapped = [
-            wrap(cell, width) if len(cell) > width else [cell]
-            for cell, width in zip(row_cells, widths, strict=True)
+            wrap(cell, wide) if len(cell) > wide else [cell]
+            for cell, wide in zip(row_cells, widths, strict=True)
         ]
         for parts in zip_longest(*wrapped, fillvalue=""):
             aligned = zip(parts, widths, words, strict=True)
-            line = (p.ljust(width) if is_text else p.rjust(width) for p, width, is_text in aligned)
+            line = (p.ljust(wide) if is_text else p.rjust(wide) for p, wide, is_text in aligned)
             lines.append("  ".join(line).rstrip())
     return "\n".join(lines + ([f"and {len(rows) - most} more rows"] if len(rows) > most else []))
 

@@ -94,6 +94,7 @@ def test_text_table_wraps_the_widest_text_inside_its_column():
     assert len(lines) > 2
     column = lines[0].index("what it changes")
     assert " ".join(line[column:].removesuffix("2.5").strip() for line in lines[1:]) == change
+    assert max(map(len, text_table([{"run": "x y " * 50}], width=math.inf).splitlines())) > 190
     assert text_table([{"run": "x" * 200}]).splitlines()[1] == "x" * 96  # nothing of a word is lost
 
 
