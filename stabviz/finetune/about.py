@@ -138,8 +138,7 @@ def facts_of_run(folder: Path) -> dict[str, str]:
     if (folder / "timings.jsonl").exists():
         lines = (folder / "timings.jsonl").read_text(encoding="utf-8").splitlines()
         found["time in steps"] = f"{sum(loads(line)['ms'] for line in lines) / 1e3:,.1f} s"
-    if (folder / "scores.json").exists():
-        seconds = loads((folder / "scores.json").read_text(encoding="utf-8")).get("wall_s")
-        if seconds is not None:
-            found["wall time"] = f"{seconds:,.1f} s from the last start or resume to the test score"
+    if (folder / "wall_time.json").exists():
+        seconds = loads((folder / "wall_time.json").read_text(encoding="utf-8"))["wall_s"]
+        found["wall time"] = f"{seconds:,.1f} s from the last start or resume to the test score"
     return found

@@ -10,7 +10,7 @@ from stabviz.finetune.about import facts
 from stabviz.finetune.config import FinetuneConfig
 
 _PIPELINES = {"tags": "token-classification"}
-_NOT_A_SCORE = ("score", "seed", "wall_s", "rows", "words", "non_finite_rows", "failed")
+_NOT_A_SCORE = ("score", "seed", "rows", "words", "non_finite_rows", "failed")
 
 
 def fine_tuned_card(config: FinetuneConfig, kind: str, about: dict[str, Any], scores: dict[str, Any]) -> str:

@@ -72,8 +72,8 @@ def finetune(
 ) -> Outcome:
     """Train one model on one seed, keep its best weights, and score them on the test split.
 
-    The folder OUT then holds config.json, metrics.jsonl, timings.jsonl, checkpoints/, best/ and
-    scores.json.
+    The folder OUT then holds config.json, metrics.jsonl, timings.jsonl, checkpoints/, best/,
+    scores.json and wall_time.json.
 
     Raises: ValueError (DataError for bad rows) for what is wrong before training; TrainingFailed when
             training cannot go on; OSError for a folder that cannot be written
@@ -96,8 +96,11 @@ def finetune(
             scores = score_best(config, splits, tokenizer, processes)
             if config.model.baseline:
                 scores["baselines"] = processes.first(partial(baseline_scores, splits, config.run.seed))
-            scores |= {"ended": progress.finished, "wall_s": time.perf_counter() - began}
+            scores["ended"] = progress.finished
             processes.first(partial(_write_scores, config, splits.kind, setup.about, scores))
+            # apart from the scores, which are the same bytes each time
+            wall = dumps({"wall_s": time.perf_counter() - began}) + "\n"
+            processes.first(partial(write_atomically, config.run.out / "wall_time.json", wall))
             if config.model.push_to_hub:
                 processes.first(partial(upload, config.run.out / "best", config.model.push_to_hub))
         processes.wait()

@@ -645,7 +645,7 @@ def test_predict_refuses_nothing_and_nowhere(run, tmp_path):
 def test_entities_are_trained_scored_and_predicted(entities):
     folder, said = entities
     assert said.code == 0, said.error
-    assert said.out.splitlines()[0].split()[:5] == ["seed", "updates", "precision", "recall", "f1"]
+    assert said.out.splitlines()[0].split()[:5] == ["seed", "updates", "f1", "precision", "recall"]
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["f1"] > 0.5
     assert set(scores["by_type"]) == {"PRODUCT", "ORG"}
