@@ -36,8 +36,12 @@ PINS = {
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
+TRACKERS = {"wandb", "mlflow"}
+"""Extras that nobody needs for the course or its tests, and that bring a hundred packages: not pinned."""
+
+
 def test_what_is_pinned_and_what_is_required_are_the_same_packages():
-    assert set(PINS) == set(RANGES)
+    assert set(PINS) == set(RANGES) - TRACKERS
 
 
 @pytest.mark.parametrize("name", sorted(PINS))
@@ -63,13 +67,14 @@ def roots_imported_by(folder):
 
 
 # Optional in stabviz: the doctor asks Jupyter's client, which comes with ipykernel, where it is there;
-# TensorBoard's events are read where it is installed. IPython comes with ipywidgets, yaml with transformers.
+# TensorBoard's events are read where it is installed. IPython comes with ipywidgets, yaml with
+# transformers, scipy with scikit-learn.
 @pytest.mark.parametrize(
     ("folder", "declared", "comes_along"),
     [
-        ("stabviz", PROJECT["dependencies"], {"jupyter_client", "IPython", "tensorboard"}),
+        ("stabviz", PROJECT["dependencies"], {"jupyter_client", "IPython", "tensorboard", *TRACKERS}),
         ("lessons", list(RANGES), {"IPython"}),
-        ("tests", list(RANGES), {"jupyter_client", "IPython", "yaml"}),
+        ("tests", list(RANGES), {"jupyter_client", "IPython", "yaml", "scipy", *TRACKERS}),
     ],
 )
 def test_whatever_is_imported_is_required(folder, declared, comes_along):

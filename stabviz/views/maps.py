@@ -53,6 +53,7 @@ def plot_stability_map(
         handles = [
             Rectangle((0, 0), 1, 1, facecolor=colour, label=f"{symbol} {kind}")
             for kind, (colour, symbol) in VERDICT_LOOKS.items()
+            if kind not in ("too_short", "overfit") or kind in judged  # no run of the lab is either
         ]
         axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
     return axes

@@ -496,6 +496,7 @@ def test_a_revision_is_asked_of_the_hub(monkeypatch):
             asked[name] = options
             raise OSError("no network")
 
+    monkeypatch.setattr("stabviz.models.hub.why_unreachable", lambda: None)
     monkeypatch.setattr("stabviz.models.pretrained.AutoTokenizer", Family)
     monkeypatch.setattr("stabviz.models.pretrained.AutoConfig", Family)
     with pytest.raises(ValueError, match="no network"):
@@ -516,6 +517,7 @@ def test_a_revision_of_data_is_asked_of_the_hub(monkeypatch):
         asked.append((names, options))
         raise OSError("no network")
 
+    monkeypatch.setattr("stabviz.models.hub.why_unreachable", lambda: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(DataError, match="no network"):
         read_splits(FinetuneConfig.of(data="glue", data_config="mnli", data_revision="abc").data)

@@ -188,13 +188,7 @@ def test_html_report_shows_names_as_text(broken):
     assert "<script" not in broken.text.lower()
     assert "<i>" not in broken.text
     assert html.escape(EVIL, quote=True) in broken.text
-    for words in (
-        f"runs/{EVIL}",
-        f"Report {EVIL}",
-        f"</td>{EVIL}",
-        "<i>delivery</i>",
-        "the norm rose <40-fold>",
-    ):
+    for words in (f"runs/{EVIL}", f"Report {EVIL}", f"</td>{EVIL}", "<i>delivery</i>"):
         assert words in broken.said
 
 
