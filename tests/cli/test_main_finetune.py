@@ -179,7 +179,7 @@ def test_help_of_finetune_is_made_from_the_config():
     text = re.sub(r"[\s│]+", " ", call("finetune", "--help").out)
     for name in paths(FinetuneConfig):
         assert re.search(rf"--(no-)?{name.replace('_', '-')}\b", text), name
-    assert "Peak learning rate; None: one that suits" in text
+    assert "Peak learning rate. None: one that suits" in text
     assert "--schedule {constant,warmup,cosine,inverse_sqrt,linear,warmup_stable_decay}" in text
     assert "{None}" not in text
 
