@@ -483,8 +483,9 @@ def test_push_to_hub_takes_the_best_weights_and_their_card(common, tmp_path, mon
 
 def test_push_to_hub_is_refused_before_training_costs_anything(common, tmp_path, monkeypatch):
     flags = [*common, "--push-to-hub", "me/tickets", "--out", tmp_path / "run"]
+    monkeypatch.setattr(upload, "why_unreachable", lambda: "no network")
     line = refused("finetune", *flags)
-    assert "push_to_hub must be left out where the hub cannot be reached (HF_HUB_OFFLINE is set)" in line
+    assert "push_to_hub must be left out where the hub cannot be reached (no network)" in line
     monkeypatch.setattr(upload, "why_unreachable", lambda: None)
     monkeypatch.setattr(upload.HfApi, "whoami", _not_logged_in)
     assert "that you may write; got 'me/tickets' (401). Log in first: hf auth login" in refused(

@@ -51,6 +51,7 @@ def test_finetune_leaves_a_folder_that_says_everything(config):
         "config.json",
         "metrics.jsonl",
         "timings.jsonl",
+        "wall_time.json",
         "checkpoints",
         "best",
         "scores.json",
