@@ -19,7 +19,7 @@ from stabviz.finetune.pretrain.config import PretrainConfig
 class Finetune:
     """Fine-tune a model for classes or entities, with a Trace, a verdict and a report.
 
-    Without a flag: the support-desk corpus, all-MiniLM-L6-v2, 200 steps, a few minutes on two cores.
+    Without a flag: the support-desk corpus, all-MiniLM-L6-v2, 200 steps, two minutes on two cores.
     """
 
     run: Annotated[tyro.conf.OmitArgPrefixes[FinetuneConfig], tyro.conf.arg(name="")]
