@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -179,9 +180,7 @@ def load_model(
     structure.label2id = {label: i for i, label in enumerate(labels)}
     structure.pad_token_id = pad_id if structure.pad_token_id is None else structure.pad_token_id
     if dropout is not None:
-        for field in _DROPOUTS:
-            if isinstance(getattr(structure, field, None), float) or field == "classifier_dropout":
-                setattr(structure, field, dropout)
+        _set_dropout(structure, dropout)
     family = AutoModelForTokenClassification if kind == "tags" else AutoModelForSequenceClassification
     if from_scratch:
         loaded = family.from_config(structure, dtype=torch.float32, trust_remote_code=trust_remote_code)
@@ -197,6 +196,25 @@ def load_model(
 
 def _without_token_types(model: nn.Module, positional: tuple, named: dict) -> tuple[tuple, dict]:
     return positional, {name: value for name, value in named.items() if name != "token_type_ids"}
+
+
+def load_body(model: str, *, dropout: float | None = None) -> nn.Module:
+    """Load a model without a head, weights in float32. `dropout` None: as the checkpoint says.
+
+    Raises: ValueError in one line if there is no such model
+    """
+    transformers.utils.logging.disable_progress_bar()
+    structure = _structure(model)
+    if dropout is not None:
+        _set_dropout(structure, dropout)
+    transformers.utils.logging.set_verbosity_error()
+    return _from(AutoModel, model, config=structure, dtype=torch.float32)
+
+
+def _set_dropout(structure: Any, dropout: float) -> None:
+    for field in _DROPOUTS:
+        if isinstance(getattr(structure, field, None), float) or field == "classifier_dropout":
+            setattr(structure, field, dropout)
 
 
 def _our_bert(model: str, kind: str, labels, seed: int, from_scratch: bool, dropout: float | None) -> Bert:

@@ -31,6 +31,8 @@ def model_card(
     progress: Progress,
 ) -> str:
     """Return the card as Markdown; every number in it was measured in the run."""
+    if config.distil.teacher:
+        return _student_card(config, documents, lengths, parameters, trace, scores, progress)
     sections = {
         "# A small BERT, pretrained for a course": (
             f"{parameters:,} parameters: {config.shape.layers} layers of width {config.shape.width}, "
@@ -55,6 +57,50 @@ def model_card(
             "will repeat whatever slant its sources have: do not let it decide about people."
         ),
     }
+    return _joined(sections)
+
+
+def _student_card(
+    config: PretrainConfig,
+    documents: Sequence[Document],
+    lengths: np.ndarray,
+    parameters: int,
+    trace: Trace,
+    scores: dict,
+    progress: Progress,
+) -> str:
+    c, shape = config.train, config.shape
+    drawn = (
+        f"random weights, {shape.layers} layers of width {shape.width}, {shape.heads} heads, "
+        f"{config.text.vocab_size:,} lower-case word pieces of its own, embeddings begun as the teacher's by "
+        "principal components"
+    )
+    sections = {
+        "# A small BERT, distilled for a course": (
+            f"{parameters:,} parameters, in transformers' format. Teacher: {config.distil.teacher} (`minilm` "
+            "is all-MiniLM-L6-v2, Apache-2.0; mind the licence of another one). Start: "
+            f"{config.distil.student or drawn}."
+        ),
+        "## Data": _data(config, documents, lengths),
+        "## Training": (
+            "The teacher's last hidden states by word, cosine of mean vectors, relations between texts: "
+            f"{progress.updates:,} updates of {c.batch} texts, AdamW, peak rate {c.lr:g}, {c.warmup} warm-up "
+            f"steps, {c.schedule} schedule; {_where(config)}:\n\n{_command(config)}\n\n"
+            f"{_curve(config, trace, 'error')}"
+        ),
+        "## Measured": (
+            f"On the documents held out, after {progress.best_at:,} updates: mean cosine "
+            f"{scores['text_cosine']:.3f} between its texts and the teacher's."
+        ),
+        "## Limits": (
+            "It knows what its teacher knows of texts like those above, and less of others. It will repeat "
+            "whatever slant teacher and texts have: do not let it decide about people."
+        ),
+    }
+    return _joined(sections)
+
+
+def _joined(sections: dict[str, str]) -> str:
     return "\n\n".join(f"{head}\n\n{body}" for head, body in sections.items()) + "\n"
 
 
@@ -71,25 +117,38 @@ def _data(config: PretrainConfig, documents: Sequence[Document], lengths: np.nda
 
 def _training(config: PretrainConfig, trace: Trace, progress: Progress) -> str:
     c = config.train
-    flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in _changed(config).items())
-    means = [
-        (step + 1, trace["loss_nats"][0, max(0, i - 49) : i + 1].mean())
-        for i, step in enumerate(trace.steps)
-        if (step + 1) % max(1, c.steps // 8) == 0
-    ]
-    rows = "\n".join(f"| {updates:,} | {loss:.3f} |" for updates, loss in means)
     return (
         f"Masked language model ({config.text.mask_share:.0%} of the pieces, 80/10/10) and next-sentence "
         f"prediction: {progress.updates:,} updates of {c.batch} rows, AdamW, peak rate {c.lr:g}, "
-        f"{c.warmup} warm-up steps, {c.schedule} schedule; seed {config.run.seed}, {c.compute.precision}, on "
-        f"{device_name(c.compute.device)} with {config.threads} thread of torch {torch.__version__} "
-        f"(transformers {transformers.__version__}):\n\n"
-        f"    python -m stabviz pretrain{flags} --out {config.run.out}\n\n"
-        f"| updates | training loss in nats, mean of 50 steps |\n|---|---|\n{rows}\n\n"
+        f"{c.warmup} warm-up steps, {c.schedule} schedule; {_where(config)}:\n\n{_command(config)}\n\n"
+        f"{_curve(config, trace, 'loss in nats')}\n\n"
         "The embeddings are stored at the size that they began with, the vocabulary head's layer "
         "norm takes up the factor: the same function, and fine-tuning moves them faster. The pooler is left "
         "out: next-sentence prediction had saturated it, and fine-tuning draws a new one."
     )
+
+
+def _where(config: PretrainConfig) -> str:
+    compute = config.train.compute
+    return (
+        f"seed {config.run.seed}, {compute.precision}, on {device_name(compute.device)} with "
+        f"{config.threads} thread of torch {torch.__version__} (transformers {transformers.__version__})"
+    )
+
+
+def _command(config: PretrainConfig) -> str:
+    flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in _changed(config).items())
+    return f"    python -m stabviz pretrain{flags} --out {config.run.out}"
+
+
+def _curve(config: PretrainConfig, trace: Trace, measure: str) -> str:
+    means = [
+        (step + 1, trace["loss_nats"][0, max(0, i - 49) : i + 1].mean())
+        for i, step in enumerate(trace.steps)
+        if (step + 1) % max(1, config.train.steps // 8) == 0
+    ]
+    rows = "\n".join(f"| {updates:,} | {loss:.3f} |" for updates, loss in means)
+    return f"| updates | training {measure}, mean of 50 steps |\n|---|---|\n{rows}"
 
 
 def _changed(config: PretrainConfig) -> dict:

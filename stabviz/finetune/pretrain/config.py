@@ -9,6 +9,7 @@ from tyro.conf import arg as flag
 from stabviz.finetune.config import (
     DATA,
     LoopConfig,
+    MaybeText,
     OptimizerConfig,
     RunConfig,
     TrainConfig,
@@ -65,10 +66,26 @@ class ShapeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DistilConfig:
+    """From whom it learns, if not from text alone."""
+
+    teacher: MaybeText = None
+    """A model whose hidden states are learnt in place of masked words: minilm, a folder, or a Hugging Face
+    id."""
+    student: MaybeText = None
+    """A model to start from, e.g. minilm:3, as it is cut; None: one of the shape below, drawn by seed, whose
+    embeddings begin as the teacher's."""
+
+    def __post_init__(self):
+        must(self, "student", lambda name: name is None or self.teacher, "left out without a teacher")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig(LoopConfig):
     """A tokenizer and a small BERT, from text alone. The defaults made data/stabviz-mini."""
 
     text: TextConfig = TextConfig()
+    distil: DistilConfig = DistilConfig()
     shape: ShapeConfig = ShapeConfig()
     run: RunConfig = RunConfig(out=Path("runs/pretrain"), save_every=250, signals_every=50)
     # small batches learn most for the time here: measured in lesson 09

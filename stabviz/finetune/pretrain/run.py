@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
+from transformers import BertForPreTraining, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 from stabviz.files import dumps, replace_folder, write_atomically
@@ -22,7 +22,9 @@ from stabviz.finetune.evaluation import Evaluation
 from stabviz.finetune.pretrain.card import model_card
 from stabviz.finetune.pretrain.config import PretrainConfig
 from stabviz.finetune.pretrain.corpus import Document, pretraining_documents, train_tokenizer
+from stabviz.finetune.pretrain.distil import Student, prepare_student, publish_student
 from stabviz.finetune.pretrain.masking import PretrainingRows
+from stabviz.finetune.pretrain.shape import small_bert, start_with_sinusoids
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import train
 from stabviz.finetune.train.micro_batches import autocast
@@ -87,38 +89,6 @@ def masked_lm_objective(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[
     return pieces + follows, measured
 
 
-def small_bert(vocab_size: int, config: PretrainConfig, *, dropout: float) -> BertConfig:
-    """Return the model's shape in transformers' terms; feed-forward layers are four times the width."""
-    return BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=config.shape.width,
-        num_hidden_layers=config.shape.layers,
-        num_attention_heads=config.shape.heads,
-        intermediate_size=4 * config.shape.width,
-        max_position_embeddings=config.text.max_length,
-        pad_token_id=0,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
-
-
-@torch.no_grad()
-def start_with_sinusoids(model: BertForPreTraining) -> None:
-    """Start the learned position embeddings as sines and cosines of the size that random ones would have.
-
-    One projection then finds a neighbour at every position, where random embeddings need to learn it for
-    each.
-
-    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5; deviation: scaled, and trained from there on
-    """
-    table_LD = model.bert.embeddings.position_embeddings.weight
-    L, D = table_LD.shape
-    angle_LD = torch.arange(L)[:, None] / 10_000 ** (torch.arange(0, D, 2) / D)
-    waves_LD = torch.stack([angle_LD.sin(), angle_LD.cos()], dim=-1).flatten(1)[:, :D]
-    # the root mean square of a wave is 1/sqrt(2)
-    table_LD.copy_(waves_LD * 2**0.5 * model.config.initializer_range)
-
-
 def with_small_embeddings(weights: Mapping[str, Tensor], std: float) -> dict[str, Tensor]:
     """Return weights that compute the same with word embeddings of standard deviation `std`, as at the start.
 
@@ -160,9 +130,9 @@ def pretrain(
 ) -> Pretrained:
     """Train a tokenizer and a BERT on text alone, by the loop that fine-tunes; writes OUT/pretrained.
 
-    `documents` None: the standard library's prose and the messages that the config names. The run folder is
-    that of `finetune`, and pretrain.json in it holds the config; a stopped run is resumed with the same
-    config.
+    With a teacher (`config.distil`) it learns the teacher's hidden states, no masked words. `documents`
+    None: the standard library's prose and the messages that the config names. The run folder is that of
+    `finetune`, and pretrain.json in it holds the config; a stopped run is resumed with the same config.
 
     Raises: ValueError for what is wrong before training, and as `stabviz.finetune.train.loop.train`
     Lesson: 09-pretraining
@@ -173,31 +143,42 @@ def pretrain(
     try:
         documents = pretraining_documents(config.text.messages) if documents is None else list(documents)
         training, held_out = hold_out(documents, share=config.text.held_out, seed=config.run.seed)
-        tokenizer = train_tokenizer(
-            (s for document in training for s in document.sentences),
-            vocab_size=config.text.vocab_size,
-            max_length=config.text.max_length,
-        )
-        setup = prepare(config, tokenizer, training, held_out, processes)
+        if config.distil.teacher:
+            setup = prepare_student(config, training, held_out, processes)
+        else:
+            tokenizer = train_tokenizer(
+                (s for document in training for s in document.sentences),
+                vocab_size=config.text.vocab_size,
+                max_length=config.text.max_length,
+            )
+            setup = prepare(config, tokenizer, training, held_out, processes)
         if processes.leads and (resume or config.run.overwrite or not (out / "config.json").exists()):
             out.mkdir(parents=True, exist_ok=True)
             write_atomically(out / "pretrain.json", dumps(config.as_dict(), indent=2) + "\n")
         progress = train(setup, resume=resume, force=force, interrupt=interrupt)
         trace, scores = read_metrics(out / "metrics.jsonl"), None
         if progress.finished:
-            best = MaskedBert.from_pretrained(out / "best", dtype=torch.float32)
-            best.to(processes.device)  # type: ignore[arg-type]  # transformers hides the type of its wrapper
-            scores = setup.evaluate(best, lambda: None).scores
+            scores, parameters = _scores_of_best(setup, progress)
             if processes.leads:
                 write_atomically(out / "scores.json", dumps(scores, indent=2) + "\n")
-                card = model_card(
-                    config, training, setup.rows.lengths, best.num_parameters(), trace, scores, progress
-                )
-                replace_folder(out / "pretrained", partial(_write_checkpoint, out / "best", card))
+                card = model_card(config, training, setup.rows.lengths, parameters, trace, scores, progress)
+                publish = publish_student if config.distil.teacher else _write_checkpoint
+                replace_folder(out / "pretrained", partial(publish, out / "best", card))
         processes.wait()
         return Pretrained(config=config, progress=progress, trace=trace, scores=scores)
     finally:
         processes.leave()
+
+
+def _scores_of_best(setup: Setup, progress: Progress) -> tuple[dict, int]:
+    """Return the scores of the best weights on what was held out, and how many parameters they are."""
+    best = setup.config.run.out / "best"
+    if isinstance(setup.model, Student):
+        # best/ has no map to the teacher's width: what was measured then is taken
+        return {"text_cosine": progress.best_score}, setup.model.bert.num_parameters()
+    model = MaskedBert.from_pretrained(best, dtype=torch.float32)
+    model.to(setup.processes.device)  # type: ignore[arg-type]  # transformers hides the type of its wrapper
+    return setup.evaluate(model, lambda: None).scores, model.num_parameters()
 
 
 def _write_checkpoint(best: Path, card: str, folder: Path) -> None:
