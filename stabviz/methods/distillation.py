@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stabviz.methods.objective import Objective, model_inputs
+from stabviz.ops import cross_entropy
+
+IGNORED = -100  # the label of a piece that is not asked for
 
 
 def word_means(hidden_BLD: Tensor, words_BL: Tensor, words: int) -> tuple[Tensor, Tensor]:
@@ -25,18 +28,22 @@ def word_means(hidden_BLD: Tensor, words_BL: Tensor, words: int) -> tuple[Tensor
     return piece_of_BLW.mT @ hidden_BLD / pieces_BW.clamp_min(1)[..., None], pieces_BW > 0
 
 
-def distillation_objective(teacher: nn.Module) -> Objective:
-    """Make the objective of a student of `teacher`: three errors of last hidden states.
+def distillation_objective(teacher: nn.Module, *, masked_weight: float = 0.0) -> Objective:
+    """Make the objective of a student of `teacher`: three errors of last hidden states, and masked words.
 
-    Words: the squared error over the variance of the teacher's words. Texts: 1 - cosine of the mean of the
-    words. Relations: the squared error of the cosines of all pairs of texts in the (micro-)batch, over the
-    variance of the teacher's. Words that either has cut off do not count.
+    Words: the squared error over the variance of the teacher's words. Texts: 1 - cosine of the student's
+    first state, that of [CLS], and the mean of the teacher's words. Relations: the squared error of the
+    cosines of all pairs of texts in the (micro-)batch. Words that either
+    has cut off do not count. The teacher reads the whole text, also where the student's pieces are hidden.
 
-    Shapes: the student's output (B, L, D) with D of the teacher; batch "words" (B, L) as in `word_means`,
-            "teacher" (B, 3, M): the teacher's pieces, their words, their attention mask
-    Units:  none; each error is near 1 for a student that knows nothing
+    Shapes: the student's output: last_hidden_state (B, L, D) with D of the teacher, logits (N, V) at the N
+            pieces asked for; batch "words" (B, L) as in `word_means`, "teacher" (B, 3, M): the teacher's
+            pieces, their words, their attention mask; "labels" (B, L), -100 = not asked
+    Units:  none, each error is at most about 1 for a student that knows nothing; masked words in nats
     Source: hidden states: Sanh et al. 2019, arXiv:1910.01108; relations: Tung and Mori 2019,
-            arXiv:1907.09682; deviation: by word, as teacher and student may cut words in different ways
+            arXiv:1907.09682; deviations: by word, as teacher and student may cut words in different ways, and
+            the text from [CLS], which fine-tuning for classes reads
+    Lesson: 09-pretraining
     """
     teacher.requires_grad_(False).eval()
 
@@ -44,23 +51,38 @@ def distillation_objective(teacher: nn.Module) -> Objective:
         ids_BM, words_BM, mask_BM = batch["teacher"].unbind(dim=1)
         with torch.no_grad():
             theirs_BMD = teacher(input_ids=ids_BM, attention_mask=mask_BM).last_hidden_state.float()
-        ours_BLD = model(**model_inputs(batch)).float()
+        asked_BL = batch["labels"] != IGNORED if masked_weight else None
+        output = model(**model_inputs(batch), asked_BL=asked_BL)
+        ours_BLD = output.last_hidden_state.float()
         words = int(torch.minimum(batch["words"].max(), words_BM.max()))
         ours_BWD, here_BW = word_means(ours_BLD, batch["words"], words)
         theirs_BWD, there_BW = word_means(theirs_BMD, words_BM, words)
         both_BW = here_BW & there_BW
         ours_ND, theirs_ND = ours_BWD[both_BW], theirs_BWD[both_BW]
         word_error = (ours_ND - theirs_ND).square().mean() / theirs_ND.var(dim=0).mean()
-        ours_BD, theirs_BD = (
-            F.normalize((x * both_BW[..., None]).sum(dim=1), dim=-1) for x in (ours_BWD, theirs_BWD)
+        text_cosine, relation_error = text_errors(
+            ours_BLD[:, 0], (theirs_BWD * both_BW[..., None]).sum(dim=1)
         )
-        cosine = (ours_BD * theirs_BD).sum(dim=-1).mean()
-        apart = ~torch.eye(len(ours_BD), dtype=torch.bool, device=ours_BD.device)
-        ours_P, theirs_P = (ours_BD @ ours_BD.mT)[apart], (theirs_BD @ theirs_BD.mT)[apart]
-        # of one text there are no relations, and of two no variance
-        scale = theirs_P.var(correction=0) if len(ours_BD) > 2 else theirs_P.new_ones(())
-        relation_error = (ours_P - theirs_P).square().sum() / max(len(ours_P), 1) / scale.clamp_min(1e-4)
-        measured = {"word_error": word_error, "text_cosine": cosine, "relation_error": relation_error}
-        return word_error + (1 - cosine) + relation_error, {k: v.detach() for k, v in measured.items()}
+        measured = {"word_error": word_error, "text_cosine": text_cosine, "relation_error": relation_error}
+        loss = word_error + (1 - text_cosine) + relation_error
+        if masked_weight:
+            measured["masked_lm_loss_nats"], _ = cross_entropy(
+                output.logits.float(), batch["labels"][asked_BL]
+            )
+            loss = loss + masked_weight * measured["masked_lm_loss_nats"]
+        return loss, {name: value.detach() for name, value in measured.items()}
 
     return objective
+
+
+def text_errors(ours_BD: Tensor, theirs_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean cosine of texts with the teacher's, and the error of the cosines of all pairs of texts.
+
+    Shapes: ours_BD, theirs_BD (B, D) -> (), (); of one text there are no relations: 0
+    """
+    ours_BD, theirs_BD = F.normalize(ours_BD, dim=-1), F.normalize(theirs_BD, dim=-1)
+    cosine = (ours_BD * theirs_BD).sum(dim=-1).mean()
+    apart = ~torch.eye(len(ours_BD), dtype=torch.bool, device=ours_BD.device)
+    ours_P, theirs_P = (ours_BD @ ours_BD.mT)[apart], (theirs_BD @ theirs_BD.mT)[apart]
+    # of one text there are no relations
+    return cosine, (ours_P - theirs_P).square().sum() / max(len(ours_P), 1)

@@ -74,10 +74,15 @@ class DistilConfig:
     id."""
     student: MaybeText = None
     """A model to start from, e.g. minilm:3, as it is cut; None: one of the shape below, drawn by seed, whose
-    embeddings begin as the teacher's."""
+    pieces are some of the teacher's and whose embeddings begin as the teacher's."""
+    masked_weight: float = 0.1
+    """Weight of masked words, which a drawn student learns beside its teacher's states; 0: none."""
+    random_texts: float = 1.0
+    """Texts of random words beside the documents, as a share of their number."""
 
     def __post_init__(self):
         must(self, "student", lambda name: name is None or self.teacher, "left out without a teacher")
+        must(self, "masked_weight random_texts", lambda x: x >= 0, "at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from stabviz.finetune.config import DATA
 from stabviz.finetune.data.docstrings import file_docstrings
+from stabviz.seeds import integer
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -60,7 +63,7 @@ class Document:
 
     @property
     def source(self) -> str:
-        """topics, docstring or support-desk."""
+        """topics, docstring, support-desk or random."""
         return self.name.split("/")[0]
 
 
@@ -193,6 +196,41 @@ def train_tokenizer(
         ),
     )
     return _with_bert_format(learner.get_vocab(), max_length)
+
+
+def subset_tokenizer(
+    teachers: Any, texts: Iterable[str], *, vocab_size: int = 4096, max_length: int = 128
+) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with some of a BERT's own lower-case pieces.
+
+    Special tokens and the characters of `texts` first, then what the texts hold three times or more, by
+    count, then the lowest numbers: BERT numbers its words by how frequent they are.
+
+    Lesson: 09-pretraining
+    """
+    known, counts = teachers.get_vocab(), Counter[str]()
+    for encoding in teachers.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False):
+        counts.update(encoding.tokens)
+    characters = {c for piece in counts for c in piece.removeprefix("##")}
+    wanted = dict.fromkeys(SPECIAL.values())
+    wanted |= dict.fromkeys(p for c in sorted(characters) for p in (c, f"##{c}") if p in known)
+    wanted |= dict.fromkeys(piece for piece, count in counts.most_common() if count >= 3 and piece in known)
+    words = (piece for piece in sorted(known, key=known.__getitem__) if piece.strip("#").isalpha())
+    wanted |= dict.fromkeys(piece for piece in words if piece.isascii())
+    return _with_bert_format({piece: i for i, piece in enumerate(list(wanted)[:vocab_size])}, max_length)
+
+
+def random_documents(tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> list[Document]:
+    """Draw texts of 3 to 24 random words of a tokenizer's: a teacher says something of nonsense too.
+
+    Source: Krishna et al. 2020, arXiv:1910.12366: models can be copied with texts of random words
+    """
+    rng = np.random.default_rng(integer(seed, "random texts"))
+    words = np.array([piece for piece in sorted(tokenizer.get_vocab()) if len(piece) > 1 and piece.isalpha()])
+    return [
+        Document(name=f"random/{i}", sentences=(" ".join(rng.choice(words, rng.integers(3, 25))),))
+        for i in range(count)
+    ]
 
 
 def _with_bert_format(vocab: dict[str, int], max_length: int) -> PreTrainedTokenizerFast:

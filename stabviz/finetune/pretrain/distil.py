@@ -1,12 +1,14 @@
 """`stabviz pretrain --teacher`: a small BERT that learns what a larger one says of texts.
 
 The student is a model that is there (`--student minilm:3`: the cut model is healed), or one drawn by
-`ShapeConfig`, with word pieces of its own and embeddings that begin as the teacher's by principal components.
+`ShapeConfig`, with some of the teacher's word pieces and embeddings that begin as the teacher's by principal
+components; it learns masked words beside.
 """
 
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -15,58 +17,101 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import BertModel
+from transformers import AutoConfig, BertForMaskedLM
 
 from stabviz.finetune.data.batches import collate
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation
 from stabviz.finetune.pretrain.config import PretrainConfig
-from stabviz.finetune.pretrain.corpus import Document, train_tokenizer
-from stabviz.finetune.pretrain.shape import small_bert
+from stabviz.finetune.pretrain.corpus import Document, random_documents, subset_tokenizer
+from stabviz.finetune.pretrain.masking import mask_pieces
+from stabviz.finetune.pretrain.shape import small_bert, start_with_sinusoids, with_small_embeddings
 from stabviz.finetune.train.micro_batches import autocast
 from stabviz.finetune.train.setup import Setup
 from stabviz.methods.distillation import distillation_objective
 from stabviz.methods.objective import Objective
 from stabviz.models.pretrained import load_body, load_tokenizer
-from stabviz.seeds import integer
+from stabviz.seeds import generator, integer
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a student says of a batch."""
+
+    last_hidden_state: Tensor
+    """(B, L, D) in the teacher's width."""
+    logits: Tensor | None
+    """(N, V) at the pieces that are asked for; None from a model without a vocabulary head."""
 
 
 class Student(nn.Module):
-    """A BERT without a head, and the map from its width to the teacher's, which is thrown away afterwards."""
+    """A BERT, and the map from its width to the teacher's, which is thrown away afterwards."""
 
-    bert: Any
-    """transformers' module, whose own attributes a type checker does not see."""
+    model: Any
+    """transformers' module, whose own attributes a type checker does not see: with a vocabulary head
+    (`BertForMaskedLM`), or without any."""
 
-    def __init__(self, bert: Any, width: int):
+    def __init__(self, model: Any, width: int):
         super().__init__()
-        self.bert = bert
-        own = bert.config.hidden_size
+        self.model = model
+        own = model.config.hidden_size
         self.to_teacher: nn.Module = nn.Identity() if own == width else nn.Linear(own, width)
 
-    def forward(self, **inputs) -> Tensor:
-        """Return the last hidden states in the teacher's width."""
-        return self.to_teacher(self.bert(**inputs).last_hidden_state)
+    @property
+    def has_head(self) -> bool:
+        """Whether it can be asked for hidden pieces."""
+        return isinstance(self.model, BertForMaskedLM)
+
+    def forward(self, asked_BL: Tensor | None = None, **inputs) -> Said:
+        """Return hidden states in the teacher's width, and logits at the pieces that are asked for."""
+        hidden_BLD = (self.model.bert if self.has_head else self.model)(**inputs).last_hidden_state
+        logits_NV = self.model.cls(hidden_BLD[asked_BL]) if self.has_head and asked_BL is not None else None
+        return Said(self.to_teacher(hidden_BLD), logits_NV)
 
 
 class DistillationRows(Dataset):
-    """Texts as the student's word pieces and the teacher's; item (epoch, index), the same in each epoch."""
+    """Texts as the student's word pieces, some of them hidden, and the teacher's; item (epoch, index).
 
-    def __init__(self, documents: Sequence[Document], tokenizer: Any, teachers: Any, *, max_length: int):
+    The masks are new in each epoch, keyed to (seed, epoch, row).
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        tokenizer: Any,
+        teachers: Any,
+        *,
+        max_length: int,
+        seed: int = 0,
+        share: float = 0.0,
+    ):
         self.texts = [text for document in documents for text in passages(document, max_length)]
         encode = partial(_encoded, self.texts, max_length=max_length)
         self._own, self._teachers = encode(tokenizer), encode(teachers)
         self.lengths = np.array([len(ids) for ids, _ in self._own])
+        self.tokenizer, self.seed, self.share = tokenizer, seed, share
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
-        _, index = item
+        epoch, index = item
         ids, words = self._own[index]
-        # the label is not read: a row counts as one target
-        row = {"input_ids": ids, "words": words, "labels": index, "row": index}
+        labels: Any = index  # it is not read: a row counts as one target
+        if self.share:
+            masked_L, labels_L = mask_pieces(
+                torch.tensor(ids),
+                generator(self.seed, "row", epoch, index),
+                special_ids=self.tokenizer.all_special_ids,
+                share=self.share,
+                mask_id=self.tokenizer.mask_token_id,
+                vocab_size=len(self.tokenizer),
+            )
+            ids, labels = masked_L.tolist(), labels_L.tolist()
+        row = {"input_ids": ids, "words": words, "labels": labels, "row": index}
         return row | {"teacher": self._teachers[index]}
 
 
@@ -134,38 +179,44 @@ def prepare_student(
     teachers = load_tokenizer(config.distil.teacher)
     torch.manual_seed(integer(config.run.seed, "initial weights"))
     if config.distil.student is None:
-        tokenizer = train_tokenizer(
+        tokenizer = subset_tokenizer(
+            teachers,
             (s for document in training for s in document.sentences),
             vocab_size=config.text.vocab_size,
             max_length=config.text.max_length,
         )
-        shape = small_bert(len(tokenizer), config, dropout=config.shape.dropout)
-        bert: Any = BertModel(shape, add_pooling_layer=False)
-        start_as_teacher(bert, tokenizer, teacher, teachers)
+        model: Any = BertForMaskedLM(small_bert(len(tokenizer), config, dropout=config.shape.dropout))
+        start_with_sinusoids(model)
+        start_as_teacher(model, tokenizer, teacher, teachers)
     else:
         tokenizer = load_tokenizer(config.distil.student)
-        bert = load_body(config.distil.student, dropout=config.shape.dropout)
+        model = load_body(config.distil.student, dropout=config.shape.dropout)
     # what config.json asks of who fine-tunes; the layers that train here have theirs already
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        setattr(bert.config, name, config.shape.checkpoint_dropout)
-    model = Student(bert, teacher.config.hidden_size)
+        setattr(model.config, name, config.shape.checkpoint_dropout)
+    student = Student(model, teacher.config.hidden_size)
+    masked = config.distil.masked_weight if student.has_head else 0.0
+    seed, share = config.run.seed, config.text.mask_share if masked else 0.0
+    beside = random_documents(tokenizer, round(config.distil.random_texts * len(training)), seed)
     rows, measuring = (
-        DistillationRows(part, tokenizer, teachers, max_length=config.text.max_length)
-        for part in (training, held_out)
+        DistillationRows(
+            part, tokenizer, teachers, max_length=config.text.max_length, seed=seed, share=part_share
+        )
+        for part, part_share in (([*training, *beside], share), (held_out, 0.0))
     )
     padded = partial(collate_both, pad_id=tokenizer.pad_token_id, teacher_pad_id=teachers.pad_token_id)
-    objective = distillation_objective(teacher)
+    objective = distillation_objective(teacher, masked_weight=masked)
 
     def save_model(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
-        inside = {name.removeprefix("bert."): x for name, x in weights.items() if name.startswith("bert.")}
-        model.bert.save_pretrained(folder, state_dict=inside)
+        inside = {name.removeprefix("model."): x for name, x in weights.items() if name.startswith("model.")}
+        model.model.save_pretrained(folder, state_dict=inside)
         tokenizer.save_pretrained(folder)
 
     text = hashlib.sha256(repr([rows.texts, measuring.texts]).encode())
     return Setup(
         config=config,
         processes=processes,
-        model=model,
+        model=student,
         objective=objective,
         rows=rows,
         collate=padded,
@@ -173,7 +224,7 @@ def prepare_student(
         fingerprint=text.hexdigest(),
         evaluate=partial(
             _held_out_errors,
-            objective=objective,
+            objective=distillation_objective(teacher),
             rows=measuring,
             collate=padded,
             device=processes.device,
@@ -210,6 +261,15 @@ def _held_out_errors(
 
 
 def publish_student(best: Path, card: str, folder: Path) -> None:
-    """Write what fine-tuning starts from: the best weights, with their card."""
+    """Write what fine-tuning starts from: the best weights in half precision, with their card.
+
+    Loaded they are float32 again, as config.json says. A drawn student's embeddings get the size that they
+    began with, as after `stabviz.finetune.pretrain.run.pretrain` without a teacher.
+    """
     shutil.copytree(best, folder, dirs_exist_ok=True)
+    weights = load_file(best / "model.safetensors")
+    if any(name.startswith("cls.") for name in weights):
+        weights = with_small_embeddings(weights, AutoConfig.from_pretrained(best).initializer_range)
+    half = {name: tensor.half().contiguous() for name, tensor in weights.items()}
+    save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -24,7 +24,7 @@ from stabviz.finetune.pretrain.config import PretrainConfig
 from stabviz.finetune.pretrain.corpus import Document, pretraining_documents, train_tokenizer
 from stabviz.finetune.pretrain.distil import Student, prepare_student, publish_student
 from stabviz.finetune.pretrain.masking import PretrainingRows
-from stabviz.finetune.pretrain.shape import small_bert, start_with_sinusoids
+from stabviz.finetune.pretrain.shape import small_bert, start_with_sinusoids, with_small_embeddings
 from stabviz.finetune.train.interrupt import Interrupt
 from stabviz.finetune.train.loop import train
 from stabviz.finetune.train.micro_batches import autocast
@@ -87,21 +87,6 @@ def masked_lm_objective(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[
         "next_sentence_accuracy": right_pairs.sum() / seen_pairs.kept,
     }
     return pieces + follows, measured
-
-
-def with_small_embeddings(weights: Mapping[str, Tensor], std: float) -> dict[str, Tensor]:
-    """Return weights that compute the same with word embeddings of standard deviation `std`, as at the start.
-
-    Pretraining makes the embeddings several times larger. A layer norm follows them, so that their size means
-    nothing, but Adam's steps have a fixed length: large embeddings hardly move in fine-tuning. The vocabulary
-    head shares them, and its layer norm takes up the factor.
-    """
-    factor = std / float(weights["bert.embeddings.word_embeddings.weight"].std())
-    up, down = "cls.predictions.transform.LayerNorm.", "bert.embeddings."
-    tables = {f"{down}{kind}_embeddings.weight" for kind in ("word", "position", "token_type")}
-    tables.add("cls.predictions.decoder.weight")  # present where the tied weight is listed twice
-    scale = dict.fromkeys(tables, factor) | {f"{up}weight": 1 / factor, f"{up}bias": 1 / factor}
-    return {name: tensor * scale[name] if name in scale else tensor for name, tensor in weights.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +160,7 @@ def _scores_of_best(setup: Setup, progress: Progress) -> tuple[dict, int]:
     best = setup.config.run.out / "best"
     if isinstance(setup.model, Student):
         # best/ has no map to the teacher's width: what was measured then is taken
-        return {"text_cosine": progress.best_score}, setup.model.bert.num_parameters()
+        return {"text_cosine": progress.best_score}, setup.model.model.num_parameters()
     model = MaskedBert.from_pretrained(best, dtype=torch.float32)
     model.to(setup.processes.device)  # type: ignore[arg-type]  # transformers hides the type of its wrapper
     return setup.evaluate(model, lambda: None).scores, model.num_parameters()

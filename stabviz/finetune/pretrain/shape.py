@@ -1,7 +1,10 @@
 """The BERT that pretraining draws: its shape, and how its positions start."""
 
+from collections.abc import Mapping
+
 import torch
-from transformers import BertConfig, BertForPreTraining
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from stabviz.finetune.pretrain.config import PretrainConfig
 
@@ -22,7 +25,7 @@ def small_bert(vocab_size: int, config: PretrainConfig, *, dropout: float) -> Be
 
 
 @torch.no_grad()
-def start_with_sinusoids(model: BertForPreTraining) -> None:
+def start_with_sinusoids(model: BertForPreTraining | BertForMaskedLM) -> None:
     """Start the learned position embeddings as sines and cosines of the size that random ones would have.
 
     One projection then finds a neighbour at every position, where random embeddings need to learn it for
@@ -36,3 +39,18 @@ def start_with_sinusoids(model: BertForPreTraining) -> None:
     waves_LD = torch.stack([angle_LD.sin(), angle_LD.cos()], dim=-1).flatten(1)[:, :D]
     # the root mean square of a wave is 1/sqrt(2)
     table_LD.copy_(waves_LD * 2**0.5 * model.config.initializer_range)
+
+
+def with_small_embeddings(weights: Mapping[str, Tensor], std: float) -> dict[str, Tensor]:
+    """Return weights that compute the same with word embeddings of standard deviation `std`, as at the start.
+
+    Pretraining makes the embeddings several times larger. A layer norm follows them, so that their size means
+    nothing, but Adam's steps have a fixed length: large embeddings hardly move in fine-tuning. The vocabulary
+    head shares them, and its layer norm takes up the factor.
+    """
+    factor = std / float(weights["bert.embeddings.word_embeddings.weight"].std())
+    up, down = "cls.predictions.transform.LayerNorm.", "bert.embeddings."
+    tables = {f"{down}{kind}_embeddings.weight" for kind in ("word", "position", "token_type")}
+    tables.add("cls.predictions.decoder.weight")  # present where the tied weight is listed twice
+    scale = dict.fromkeys(tables, factor) | {f"{up}weight": 1 / factor, f"{up}bias": 1 / factor}
+    return {name: tensor * scale[name] if name in scale else tensor for name, tensor in weights.items()}
