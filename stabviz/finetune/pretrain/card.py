@@ -69,21 +69,29 @@ def _student_card(
     scores: dict,
     progress: Progress,
 ) -> str:
-    c, shape = config.train, config.shape
+    c, shape, distil = config.train, config.shape, config.distil
+    beside = round(distil.random_texts * len(documents))
     drawn = (
         f"random weights, {shape.layers} layers of width {shape.width}, {shape.heads} heads, "
-        f"{config.text.vocab_size:,} lower-case word pieces of its own, embeddings begun as the teacher's by "
-        "principal components"
+        f"{config.text.max_length} positions; {config.text.vocab_size:,} of the teacher's lower-case word "
+        "pieces, embeddings begun as the teacher's by principal components"
+    )
+    masked = (
+        f"; and masked words ({config.text.mask_share:.0%} of the pieces, 80/10/10, weight "
+        f"{distil.masked_weight:g}), for which the checkpoint keeps its head"
     )
     sections = {
         "# A small BERT, distilled for a course": (
-            f"{parameters:,} parameters, in transformers' format. Teacher: {config.distil.teacher} (`minilm` "
-            "is all-MiniLM-L6-v2, Apache-2.0; mind the licence of another one). Start: "
-            f"{config.distil.student or drawn}."
+            f"{parameters:,} parameters, in transformers' format, stored in half precision, float32 when "
+            f"loaded. Teacher: {distil.teacher} (`minilm` is all-MiniLM-L6-v2, Apache-2.0; mind the licence "
+            f"of another one). Start: {distil.student or drawn}."
         ),
-        "## Data": _data(config, documents, lengths),
+        "## Data": _data(config, documents, lengths[: len(lengths) - beside])
+        + f" Beside them stood {beside:,} texts of random words: a "
+        "teacher says something of nonsense too.",
         "## Training": (
-            "The teacher's last hidden states by word, cosine of mean vectors, relations between texts: "
+            "The teacher's last hidden states by word, the cosine of [CLS] and the teacher's mean vector, "
+            f"relations between texts{'' if distil.student or not distil.masked_weight else masked}: "
             f"{progress.updates:,} updates of {c.batch} texts, AdamW, peak rate {c.lr:g}, {c.warmup} warm-up "
             f"steps, {c.schedule} schedule; {_where(config)}:\n\n{_command(config)}\n\n"
             f"{_curve(config, trace, 'error')}"

@@ -205,8 +205,6 @@ def subset_tokenizer(
 
     Special tokens and the characters of `texts` first, then what the texts hold three times or more, by
     count, then the lowest numbers: BERT numbers its words by how frequent they are.
-
-    Lesson: 09-pretraining
     """
     known, counts = teachers.get_vocab(), Counter[str]()
     for encoding in teachers.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False):

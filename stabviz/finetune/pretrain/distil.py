@@ -59,6 +59,8 @@ class Student(nn.Module):
         self.model = model
         own = model.config.hidden_size
         self.to_teacher: nn.Module = nn.Identity() if own == width else nn.Linear(own, width)
+        for parameter in self.to_teacher.parameters():
+            nn.init.normal_(parameter, std=0.005)  # small: a hundred steps would go by to unlearn a usual one
 
     @property
     def has_head(self) -> bool:
@@ -151,15 +153,11 @@ def collate_both(rows: list[dict[str, Any]], *, pad_id: int, teacher_pad_id: int
 def start_as_teacher(bert: Any, tokenizer: Any, teacher: Any, teachers: Any) -> None:
     """Start the word embeddings as the teacher's, by principal components, at the size of random ones.
 
-    A piece that the teacher does not have begins as the mean of the teacher's pieces that spell it.
+    Raises: KeyError for a piece that the teacher does not have
     """
     theirs_VD, known = teacher.get_input_embeddings().weight, teachers.get_vocab()
-    rows = []
-    for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer))):
-        spelt = teachers.tokenize(piece.removeprefix("##")) or [teachers.unk_token]
-        ids = [known[piece]] if piece in known else teachers.convert_tokens_to_ids(spelt)
-        rows.append(theirs_VD[ids].mean(dim=0))
-    centred_VD = torch.stack(rows) - torch.stack(rows).mean(dim=0)
+    rows_VD = theirs_VD[[known[piece] for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]]
+    centred_VD = rows_VD - rows_VD.mean(dim=0)
     own = bert.get_input_embeddings().weight
     _, _, components_KD = torch.linalg.svd(centred_VD, full_matrices=False)
     started = centred_VD @ components_KD[: own.shape[1]].mT
