@@ -225,6 +225,7 @@ def prepare(config: FinetuneConfig, splits: Splits, processes: ProcessGroup) -> 
         evaluate=score,
         save_model=save_model,
         objective=kind.objective(config.model.label_smoothing, weights),
+        loss_unit=kind.loss_unit,
         weigh=partial(weigh_targets, class_weights_C=weights),
         collate=merge,
         # a file of class weights may change between a run and its resume, as the data may

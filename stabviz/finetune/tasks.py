@@ -57,6 +57,7 @@ class Kind:
     """Mean and standard deviation of training's numbers, which are taken out of them in training."""
     objective: Callable[[float, Tensor | None], Objective]
     """objective(label smoothing, class weights) -> what is minimised."""
+    loss_unit: str = "nats"
     score: Callable[[Found, Any, tuple[str, ...]], tuple[dict, list]]
     """score(found, encoded rows, labels) -> scores, and the prediction of each row."""
     metrics: tuple[str, ...]
@@ -233,6 +234,7 @@ KINDS = {
         number="float64",
         scale=_mean_and_deviation,
         objective=lambda smoothing, weights: squared_error_objective(),
+        loss_unit="",
         score=_score_numbers,
         metrics=("pearson", "spearman", "r2", "mse", "rmse", "mae", "loss"),
         answer=_answer_number,

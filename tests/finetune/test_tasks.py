@@ -22,6 +22,7 @@ from stabviz.finetune.tasks import KINDS
 from stabviz.methods.objective import MODEL_INPUTS
 from stabviz.models.pretrained import load_tokenizer
 from stabviz.trace.log import read_metrics
+from stabviz.views.scales import unit_label
 
 TOPICS = {"order": ["order", "late", "day"], "account": ["account", "lock", "router"], "bill": ["invoice"]}
 ROWS = 240
@@ -237,6 +238,8 @@ def test_a_task_is_learnt_scored_and_answered(task, config):
     if task == "regression":
         assert [one["score"] for one in said] == pytest.approx(scores["predictions"], abs=1e-3)
         assert scores["rmse"] < 5  # of numbers from 40 to 70
+        assert outcome.trace.config["loss_unit"] == ""  # a squared error is no nats
+        assert unit_label(outcome.trace, "loss_nats") == "loss"
         assert "(number - mean) / deviation" in (outcome.config.run.out / "best" / "README.md").read_text()
     elif name == "accuracy":
         assert [one["label"] for one in said] == [scores["labels"][i] for i in scores["predictions"]]

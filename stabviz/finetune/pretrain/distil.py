@@ -216,6 +216,7 @@ def prepare_student(
         processes=processes,
         model=student,
         objective=objective,
+        loss_unit="",
         rows=rows,
         collate=padded,
         save_model=save_model,

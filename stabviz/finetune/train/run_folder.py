@@ -55,7 +55,7 @@ class RunFolder:
 
     def __init__(self, setup: Setup):
         self.config, self.fingerprint, self.save_model = setup.config, setup.fingerprint, setup.save_model
-        self.about = setup.about
+        self.about, self.loss_unit = setup.about, setup.loss_unit
         self.run = setup.config.run
         self.checkpoints = self.run.out / "checkpoints"
         self.log: MetricsLog | None = None
@@ -139,6 +139,7 @@ class RunFolder:
         write_atomically(self.run.out / "config.json", dumps(described, indent=2) + "\n")
         # What may change from resume to resume is no part of the header: the same run, the same bytes.
         settings = {name: value for name, value in plain.items() if name not in MAY_CHANGE}
+        settings |= {} if self.loss_unit == "nats" else {"loss_unit": self.loss_unit}
         path = self.run.out / "metrics.jsonl"
         self.log = TrackedLog(path, settings, self.run.log, keep_bytes=keep_bytes, first_step=attempts)
 

@@ -31,6 +31,8 @@ class Setup:
     """save_model(model, folder, whole weights): write what `model` of another run can name."""
     fingerprint: str
     """Of the data: a resume on other data is refused."""
+    loss_unit: str = "nats"
+    """Unit of the loss; "" of one that is no cross-entropy."""
     about: dict[str, Any] = field(default_factory=dict)
     """What the run starts from, which its config.json keeps."""
     row_numbers: Sequence[int] | None = None
