@@ -106,11 +106,14 @@ def ablate(
     seeds: Iterable[int] = range(8),
     columns: Mapping[str, Callable[[Trace], Any]] | None = None,
     device: str | None = None,
+    trained: Callable[[dict[str, Any], tuple[int, ...]], Trace] | None = None,
 ) -> Ablation:
     """Train broken, healthy and each change with the same seeds; say what share of the gap each explains.
 
     `broken` holds knobs of `grid`; `healthy` and each of `changes` hold what they change against it.
     `measure(trace)` gives one number a run, low or high being good; NaN counts as the worst loss, inf.
+    `trained(knobs, seeds)` gives the Trace of a setting where the lab cannot train it: one run a seed, in
+    their order; knobs are then those that it understands. None: the lab.
     `columns` holds more to read off each row's Trace, by name: a count of jumps, say, one value a row.
     Shares are taken seed by seed, then their median. A seed with broken and healthy equal has no gap and no
     share. Where broken diverged, a change explains 1 of it if its own run did not, else 0; a run that
@@ -141,7 +144,8 @@ def ablate(
     for name, change in settings.items():
         if "seed" in change or "seed" in broken:
             raise ValueError(f"ablate: {name} must leave the seed to seeds=, which pairs the runs")
-        trace = train(grid(**{**broken, **change}, seed=seeds), device=device)
+        knobs = {**broken, **change}
+        trace = trained(knobs, seeds) if trained else train(grid(**knobs, seed=seeds), device=device)
         measured = np.asarray(measure(trace), float)
         if measured.shape != (len(seeds),):
             raise ValueError(

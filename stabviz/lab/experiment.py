@@ -13,9 +13,9 @@ from typing import Any
 from stabviz.models.transformer import INIT_GROUPS, PLACEMENTS
 from stabviz.ops import OPTIMIZERS, SCHEDULES
 
-TASKS = ("text", "markov", "copy", "ravine", "quartic", "bowl", "regression", "pairs")
+TASKS = ("text", "markov", "copy", "masked", "ravine", "quartic", "bowl", "regression", "pairs")
 CORPORA = ("text", "markov")
-SEQUENCES = (*CORPORA, "copy")
+SEQUENCES = (*CORPORA, "copy", "masked")
 HOLDS_OUT = (*CORPORA, "pairs")
 MODELS = ("transformer", "lstm", "rnn")
 RECURRENT = ("lstm", "rnn")
@@ -142,6 +142,9 @@ class Run:
     """Attention heads, H."""
     context: int = _knob(32, "data", _whole_from(1), unit="tokens")
     """Length of a sequence, L."""
+    mask_share: float = _knob(0.15, "data", SHARE, unit="share", numeric=True)
+    """Share of the characters that are asked for, and spoiled by BERT's 80/10/10 rule, in the task
+    "masked"."""
     held_out: float = _knob(0.0, "data", BELOW_ONE, unit="share")
     """Share of the corpus, its end, that no batch is drawn from; held_out_loss_nats is measured on it."""
     norm: str = _knob("pre", "model", choices=PLACEMENTS)
@@ -202,6 +205,8 @@ class Run:
                 self.task == "regression" or recurrent,
                 "False unless task is 'regression' or model recurrent",
             ),
+            ("mask_share", self.task == "masked", "0.15 unless task is 'masked'"),
+            ("model", self.task != "masked", "'transformer' for what looks to both sides"),
             ("linearise_step", self.task == "regression", "-1 unless task is 'regression'"),
             ("held_out", self.task in HOLDS_OUT, f"0 unless task is one of {HOLDS_OUT}"),
             ("attention", tokens and self.model == "transformer", "None without a transformer"),

@@ -11,7 +11,8 @@ clip
     (grad_P, max_norm) -> clipped_P, or (clipped_P, norm); max_norm is the knob clip_norm
 attention
     (query_BHLK, key_BHMK, value_BHMK, mask) -> out_BHLK, or (out_BHLK, anything); mask_LM True = may attend.
-    It must hide later tokens: with `mask`, with `causal` (True), or by itself
+    It must hide later tokens: with `mask`, with `causal` (True), or by itself; not in the task "masked",
+    where `mask` is all True and `causal` False
 block
     (params, stream_BLD) -> stream_BLD, or (stream_BLD, anything); params are those of ONE block, by their
     names in `models.init_transformer` without "block0.", such as "attention.query.weight". It must hide later
@@ -19,7 +20,7 @@ block
     What stands before and after the blocks is ours: with norm "pre" a layer norm on the last stream.
     max_attention_logit and attention_entropy are not measured
 loss
-    (logits_NV, targets_N) -> loss (), or (loss, anything); in the task "copy" targets of -100 do not count.
+    (logits_NV, targets_N) -> loss (), or (loss, anything); in "copy" and "masked" targets of -100 do not count.
     In the task "pairs" (x_BE, y_BE) -> loss (), embeddings as the encoder gives them, not of length 1; one
     that asks for x_predicted and y_predicted gets both once more, through a linear map that learns as well
 schedule

@@ -108,7 +108,7 @@ def _per_seed(runs: Sequence[Run], draw: Callable[[Run], Tensor]) -> Tensor:
 
 
 class SequenceProblem(Problem):
-    """Predict the next token with a transformer or an LSTM."""
+    """Predict the next token with a transformer or an LSTM, or hidden ones with a transformer."""
 
     loss_unit = "nats"
 
@@ -119,9 +119,13 @@ class SequenceProblem(Problem):
             self.corpus, vocab_size = None, 17
             self.floor_nats, self.chance_nats = 0.0, float(torch.tensor(16.0).log())
         else:
-            self.corpus = text_corpus() if run.task == "text" else markov_corpus()
+            self.corpus = markov_corpus() if run.task == "markov" else text_corpus()
             vocab_size = len(self.corpus.symbols)
             self.floor_nats, self.chance_nats = self.corpus.floor_nats, self.corpus.chance_nats
+        self.masks = run.task == "masked"
+        if self.masks:
+            # The mask is a symbol more, which is never the answer; what context leaves open is not known.
+            self.mask_id, vocab_size, self.floor_nats = vocab_size, vocab_size + 1, None
         if run.model in RECURRENT:
             self.config = RecurrentConfig(
                 vocab_size=vocab_size,
@@ -139,6 +143,7 @@ class SequenceProblem(Problem):
                 context=run.context,
                 norm=run.norm,
                 qk_norm=run.qk_norm,
+                causal=not self.masks,
             )
 
         self.attend = YourTensor("attention", run.attention) if run.attention else None
@@ -150,7 +155,11 @@ class SequenceProblem(Problem):
     def init(self, run):
         start = generator(run.seed, "initial weights")
         if run.model == "transformer":
-            return init_transformer(self.config, start, run.init_scale, run.init_scale_of)
+            params = init_transformer(self.config, start, run.init_scale, run.init_scale_of)
+            if self.masks:
+                # As in pretraining (finetune.pretrain.shape): one projection then finds a neighbour anywhere.
+                params["embedding.position"] = _waves(run.context, run.width)
+            return params
         return init_recurrent(self.config, start, run.init_scale, run.recurrent_scale)
 
     def batches(self, runs, device):
@@ -182,7 +191,28 @@ class SequenceProblem(Problem):
             rows_RBL = corpus_N.take(starts_RB[..., None] + offsets_L)
             return {"tokens": rows_RBL[..., :-1], "targets": rows_RBL[..., 1:]}
 
-        return corpus_batch
+        return self._spoiled(runs, device, corpus_batch) if self.masks else corpus_batch
+
+    def _spoiled(self, runs, device, batch_of):
+        """Hide some characters of each batch by the 80/10/10 rule, and ask for these alone."""
+        shape = (self.run.steps, self.run.batch, self.run.context)
+
+        def draw(run):
+            return torch.rand(3, *shape, generator=generator(run.seed, "masks"))
+
+        draws_R3SBL = _per_seed(runs, draw).to(device)
+        share_R11 = torch.tensor([run.mask_share for run in runs], device=device)[:, None, None]
+
+        def spoiled_batch(step):
+            true_RBL = batch_of(step)["tokens"]
+            draw_RBL, fate_RBL, other_RBL = draws_R3SBL.index_select(2, step[None]).squeeze(2).unbind(1)
+            chosen_RBL = draw_RBL < share_R11
+            other_RBL = (other_RBL * self.mask_id).long()
+            seen_RBL = torch.where(chosen_RBL & (fate_RBL < 0.8), self.mask_id, true_RBL)
+            seen_RBL = torch.where(chosen_RBL & (fate_RBL >= 0.9), other_RBL, seen_RBL)
+            return {"tokens": seen_RBL, "targets": torch.where(chosen_RBL, true_RBL, -100)}
+
+        return spoiled_batch
 
     def _training_tokens(self) -> int:
         """How many tokens of the corpus batches are drawn from: all before the held-out end."""
@@ -241,17 +271,22 @@ class SequenceProblem(Problem):
 
     def _attend_with(self, knobs):
         def attend(query_BHLK, key_BHMK, value_BHMK, **_):
-            mask_LM = causal_mask(query_BHLK.shape[-2], device=query_BHLK.device)
-            return self.attend(query_BHLK, key_BHMK, value_BHMK, mask_LM, True, knobs), None
+            mask_LM = self._may_attend(query_BHLK)
+            return self.attend(query_BHLK, key_BHMK, value_BHMK, mask_LM, not self.masks, knobs), None
 
         return attend
 
     def _block_with(self, knobs):
         def block(params, stream_BLD):
-            mask_LM = causal_mask(stream_BLD.shape[-2], device=stream_BLD.device)
-            return self.your_block(params, stream_BLD, mask_LM, True, knobs)
+            mask_LM = self._may_attend(stream_BLD)
+            return self.your_block(params, stream_BLD, mask_LM, not self.masks, knobs)
 
         return block
+
+    def _may_attend(self, x_LX):
+        """What functions of the reader get as `mask`, (L, L): all of it where text is read to both sides."""
+        mask_LM = causal_mask(x_LX.shape[-2], device=x_LX.device)
+        return torch.ones_like(mask_LM) if self.masks else mask_LM
 
     def yours(self, device, dtype):
         B, L, H, V = self.run.batch, self.run.context, self.run.heads, self.config.vocab_size
@@ -269,6 +304,12 @@ class SequenceProblem(Problem):
             example = (made_up(B * L, V).to(device, dtype), torch.arange(B * L, device=device) % V)
             found.append((self.your_loss.yours, self.your_loss, example))
         return found
+
+
+def _waves(length: int, width: int) -> Tensor:
+    """Sines and cosines of the positions, (length, width), with a mean square of 1 as random embeddings."""
+    angle_LD = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
+    return 2**0.5 * torch.stack([angle_LD.sin(), angle_LD.cos()], dim=-1).flatten(1)[:, :width]
 
 
 class SurfaceProblem(Problem):

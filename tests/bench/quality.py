@@ -50,6 +50,21 @@ ROWS: dict[str, dict] = {
     "minilm:4": {"model": "minilm:4"},
     "random weights": {"from_scratch": True},
     "stabviz-mini": {"model": "stabviz-mini", "steps": 300, "batch": 32},
+    # what a start is worth: lesson 09 reads these from data/measured/pretraining.json
+    **{
+        f"{row}, {steps} steps": {**changes, "steps": steps, "batch": 32}
+        for steps in (100, 300)
+        for row, changes in {
+            "small student": {"model": "stabviz-mini"},
+            "its shape, random weights": {"model": "stabviz-mini", "from_scratch": True},
+            "its shape, random weights, twice the rate": {
+                "model": "stabviz-mini",
+                "from_scratch": True,
+                "lr": 1.4e-3,
+            },
+            "minilm": {"model": "minilm"},
+        }.items()
+    },
 }
 """Row -> what differs from `python -m stabviz finetune`."""
 BAGS: dict[str, Callable] = {

@@ -7,6 +7,7 @@ import pytest
 
 from stabviz.lab import ablate, grid, train
 from stabviz.lab.ablation import _interval, _rank, _share
+from stabviz.trace import Trace
 
 BOWL = {
     "task": "bowl",
@@ -45,6 +46,20 @@ def test_ablate_reads_more_columns_off_each_rows_trace():
     assert found["nearer"].columns == {"first x": 2.0, "runs": 3}
     assert [row["first x"] for row in found.table()] == [3.0, 3.0, 2.0]
     assert list(found.table()[0])[:4] == ["run", "what it changes", "first x", "runs"]
+
+
+def test_ablate_takes_runs_that_the_lab_cannot_train():
+    asked = []
+
+    def trained(knobs, seeds):
+        asked.append((knobs, seeds))
+        return Trace(
+            steps=[0], signals={"loss_nats": [[knobs["cost"]]] * 2}, runs=[{"seed": s} for s in seeds]
+        )
+
+    found = ablate({"cost": 4.0}, {"cost": 2.0}, {"half": {"cost": 3.0}}, seeds=(5, 7), trained=trained)
+    assert found["half"].share == 0.5
+    assert asked == [({"cost": cost}, (5, 7)) for cost in (4.0, 2.0, 3.0)]
 
 
 def test_ablate_pairs_the_seeds():

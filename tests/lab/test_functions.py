@@ -9,6 +9,7 @@ import torch
 
 from stabviz import ops
 from stabviz.lab import grid, train
+from stabviz.lab.problems import problem_of
 from stabviz.models import transformer_block
 from stabviz.models.transformer import part
 
@@ -398,3 +399,38 @@ def test_a_step_of_ops_handed_over_as_a_function_is_the_optimizer_of_that_name()
         by_name = train(grid("markov", optimizer=name, **knobs))
         handed = train(grid("markov", optimizer=ops.OPTIMIZERS[name].step, **knobs))
         assert np.array_equal(handed["loss_nats"], by_name["loss_nats"]), name
+
+
+def test_what_hides_characters_asks_for_these_alone_by_the_rule():
+    experiment = grid("masked", mask_share=[0.15, 0.5], steps=40, batch=16, context=24)
+    problem = problem_of(experiment.runs[0])
+    batches = problem.batches(experiment.runs, torch.device("cpu"))
+    seen, targets = (
+        torch.stack([batches(torch.tensor(step))[name] for step in range(40)], dim=1)
+        for name in ("tokens", "targets")
+    )
+    for run, share in enumerate((0.15, 0.5)):
+        asked = targets[run] != -100
+        assert asked.float().mean() == pytest.approx(share, abs=0.02)
+        hidden, kept = seen[run] == problem.mask_id, seen[run] == targets[run]
+        assert hidden[asked].float().mean() == pytest.approx(0.8, abs=0.03)
+        assert kept[asked].float().mean() == pytest.approx(0.1, abs=0.03)
+        assert not hidden[~asked].any()
+    # one seed, one text: what both ask for is the same
+    both = (targets != -100).all(dim=0)
+    assert torch.equal(targets[0][both], targets[1][both])
+
+
+def test_who_fills_gaps_may_look_to_the_right():
+    seen = []
+
+    def attention(query, key, value, mask, causal):
+        seen.append((bool(mask.all()), causal))
+        return value.flip(-2)
+
+    trace = train(grid("masked", attention=attention, steps=3, batch=2, context=8, width=8))
+    assert np.isfinite(trace["loss_nats"]).all() and set(seen) == {(True, False)}
+    with pytest.raises(ValueError, match="model must be 'transformer' for what looks to both sides"):
+        grid("masked", model="lstm")
+    with pytest.raises(ValueError, match="mask_share must be 0.15 unless task is 'masked'"):
+        grid("text", mask_share=0.5)
