@@ -20,7 +20,7 @@ block
     What stands before and after the blocks is ours: with norm "pre" a layer norm on the last stream.
     max_attention_logit and attention_entropy are not measured
 loss
-    (logits_NV, targets_N) -> loss (), or (loss, anything); in "copy" and "masked" targets of -100 do not count.
+    (logits_NV, targets_N) -> loss (), or (loss, anything); in "copy" and "masked" a target of -100 is none.
     In the task "pairs" (x_BE, y_BE) -> loss (), embeddings as the encoder gives them, not of length 1; one
     that asks for x_predicted and y_predicted gets both once more, through a linear map that learns as well
 schedule

@@ -429,7 +429,8 @@ def test_who_fills_gaps_may_look_to_the_right():
         return value.flip(-2)
 
     trace = train(grid("masked", attention=attention, steps=3, batch=2, context=8, width=8))
-    assert np.isfinite(trace["loss_nats"]).all() and set(seen) == {(True, False)}
+    assert np.isfinite(trace["loss_nats"]).all()
+    assert set(seen) == {(True, False)}
     with pytest.raises(ValueError, match="model must be 'transformer' for what looks to both sides"):
         grid("masked", model="lstm")
     with pytest.raises(ValueError, match="mask_share must be 0.15 unless task is 'masked'"):
