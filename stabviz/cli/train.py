@@ -31,8 +31,8 @@ class Finetune:
 class Pretrain:
     """Make a small BERT from docstrings and the support desk's texts: masked words, next sentences.
 
-    Without a flag: what made data/stabviz-mini. The folder then holds pretrained/, which `finetune --model`
-    takes.
+    With --teacher it learns the hidden states of another model instead; the card of data/stabviz-mini has the
+    command that made it. The folder then holds pretrained/, which `finetune --model` takes.
     """
 
     run: Annotated[tyro.conf.OmitArgPrefixes[PretrainConfig], tyro.conf.arg(name="")]

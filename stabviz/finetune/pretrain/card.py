@@ -70,7 +70,7 @@ def _student_card(
     progress: Progress,
 ) -> str:
     c, shape, distil = config.train, config.shape, config.distil
-    beside = round(distil.random_texts * len(documents))
+    beside = round(distil.swapped_texts * len(documents))
     drawn = (
         f"random weights, {shape.layers} layers of width {shape.width}, {shape.heads} heads, "
         f"{config.text.max_length} positions; {config.text.vocab_size:,} of the teacher's lower-case word "
@@ -87,8 +87,8 @@ def _student_card(
             f"of another one). Start: {distil.student or drawn}."
         ),
         "## Data": _data(config, documents, lengths[: len(lengths) - beside])
-        + f" Beside them stood {beside:,} texts of random words: a "
-        "teacher says something of nonsense too.",
+        + f" Beside them stood {beside:,} copies with three words in "
+        "ten replaced, by other words and by made-up ones.",
         "## Training": (
             "The teacher's last hidden states by word, the cosine of [CLS] and the teacher's mean vector, "
             f"relations between texts{'' if distil.student or not distil.masked_weight else masked}: "

@@ -77,17 +77,17 @@ class DistilConfig:
     pieces are some of the teacher's and whose embeddings begin as the teacher's."""
     masked_weight: float = 0.1
     """Weight of masked words, which a drawn student learns beside its teacher's states; 0: none."""
-    random_texts: float = 1.0
-    """Texts of random words beside the documents, as a share of their number."""
+    swapped_texts: float = 1.0
+    """Copies with three words in ten replaced beside the documents, as a share of their number."""
 
     def __post_init__(self):
         must(self, "student", lambda name: name is None or self.teacher, "left out without a teacher")
-        must(self, "masked_weight random_texts", lambda x: x >= 0, "at least 0")
+        must(self, "masked_weight swapped_texts", lambda x: x >= 0, "at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig(LoopConfig):
-    """A tokenizer and a small BERT, from text alone. The defaults made data/stabviz-mini."""
+    """A tokenizer and a small BERT, from text alone or from a teacher."""
 
     text: TextConfig = TextConfig()
     distil: DistilConfig = DistilConfig()

@@ -9,7 +9,7 @@ import json
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Document:
 
     @property
     def source(self) -> str:
-        """topics, docstring, support-desk or random."""
+        """topics, docstring, support-desk or swapped."""
         return self.name.split("/")[0]
 
 
@@ -218,16 +218,38 @@ def subset_tokenizer(
     return _with_bert_format({piece: i for i, piece in enumerate(list(wanted)[:vocab_size])}, max_length)
 
 
-def random_documents(tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> list[Document]:
-    """Draw texts of 3 to 24 random words of a tokenizer's: a teacher says something of nonsense too.
+def swapped_documents(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, count: int, seed: int
+) -> list[Document]:
+    """Copy `count` documents with three words in ten replaced: by words of a tokenizer's, or by made-up ones.
 
-    Source: Krishna et al. 2020, arXiv:1910.12366: models can be copied with texts of random words
+    A made-up word is two or three pieces put together, as an unknown name is cut into pieces. What a word may
+    be in its place a teacher says of any word.
+
+    Source: after Krishna et al. 2020, arXiv:1910.12366: models can be copied with texts of random words;
+            deviation: seven words in ten stay
     """
-    rng = np.random.default_rng(integer(seed, "random texts"))
-    words = np.array([piece for piece in sorted(tokenizer.get_vocab()) if len(piece) > 1 and piece.isalpha()])
+    rng, vocabulary = np.random.default_rng(integer(seed, "swapped words")), sorted(tokenizer.get_vocab())
+    words = np.array([piece for piece in vocabulary if len(piece) > 1 and piece.isalpha()])
+    inside = np.array([piece[2:] for piece in vocabulary if piece.startswith("##") and piece[2:].isalpha()])
+    order = np.concatenate([rng.permutation(len(documents)) for _ in range(-(-count // len(documents)))])
+
+    def swapped(sentence: str) -> str:
+        here = np.array(sentence.split(), dtype=object)
+        chosen = rng.random(len(here)) < 0.3
+        made_up = [
+            "".join([word, *rng.choice(inside, rng.integers(1, 3))]) if rng.random() < 0.5 else word
+            for word in rng.choice(words, int(chosen.sum()))
+        ]
+        here[chosen] = made_up
+        return " ".join(here)
+
     return [
-        Document(name=f"random/{i}", sentences=(" ".join(rng.choice(words, rng.integers(3, 25))),))
-        for i in range(count)
+        Document(
+            name=f"swapped/{number}",
+            sentences=tuple(swapped(sentence) for sentence in documents[i].sentences),
+        )
+        for number, i in enumerate(order[:count].tolist())
     ]
 
 

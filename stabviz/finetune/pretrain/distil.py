@@ -26,7 +26,7 @@ from stabviz.finetune.data.batches import collate
 from stabviz.finetune.distributed import ProcessGroup
 from stabviz.finetune.evaluation import Evaluation
 from stabviz.finetune.pretrain.config import PretrainConfig
-from stabviz.finetune.pretrain.corpus import Document, random_documents, subset_tokenizer
+from stabviz.finetune.pretrain.corpus import Document, subset_tokenizer, swapped_documents
 from stabviz.finetune.pretrain.masking import mask_pieces
 from stabviz.finetune.pretrain.shape import small_bert, start_with_sinusoids, with_small_embeddings
 from stabviz.finetune.train.micro_batches import autocast
@@ -195,7 +195,7 @@ def prepare_student(
     student = Student(model, teacher.config.hidden_size)
     masked = config.distil.masked_weight if student.has_head else 0.0
     seed, share = config.run.seed, config.text.mask_share if masked else 0.0
-    beside = random_documents(tokenizer, round(config.distil.random_texts * len(training)), seed)
+    beside = swapped_documents(training, tokenizer, round(config.distil.swapped_texts * len(training)), seed)
     rows, measuring = (
         DistillationRows(
             part, tokenizer, teachers, max_length=config.text.max_length, seed=seed, share=part_share

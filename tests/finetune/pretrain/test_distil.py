@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from stabviz.finetune.pretrain.config import PretrainConfig
-from stabviz.finetune.pretrain.corpus import Document, random_documents, subset_tokenizer, train_tokenizer
+from stabviz.finetune.pretrain.corpus import Document, subset_tokenizer, swapped_documents, train_tokenizer
 from stabviz.finetune.pretrain.distil import DistillationRows, Student, start_as_teacher
 from stabviz.finetune.pretrain.run import pretrain
 from stabviz.models.pretrained import load_body, load_tokenizer
@@ -110,14 +110,22 @@ def test_pieces_are_the_teachers_own_by_count_and_then_by_number(tiny_bert_folde
     assert tokenizer(often).input_ids[0] == ours["[CLS]"]
 
 
-def test_random_texts_are_words_that_the_tokenizer_has_and_come_by_seed():
-    tokenizer = train_tokenizer(WORDS, vocab_size=100, max_length=32)
-    texts = random_documents(tokenizer, 20, 0)
-    assert texts == random_documents(tokenizer, 20, 0) != random_documents(tokenizer, 20, 1)
-    assert {text.source for text in texts} == {"random"}
-    words = [word for text in texts for word in text.sentences[0].split()]
-    assert set(words) <= set(tokenizer.get_vocab())
-    assert all(3 <= len(text.sentences[0].split()) <= 24 for text in texts)
+def test_swapped_texts_keep_seven_words_in_ten_and_come_by_seed(documents):
+    tokenizer = train_tokenizer([*WORDS, "zigzagging"], vocab_size=100, max_length=32)
+    texts = swapped_documents(documents, tokenizer, 50, 0)
+    assert texts == swapped_documents(documents, tokenizer, 50, 0)
+    assert texts != swapped_documents(documents, tokenizer, 50, 1)
+    assert {text.source for text in texts} == {"swapped"}
+    assert len(texts) == 50 > len(documents)
+    originals = {tuple(len(s.split()) for s in document.sentences) for document in documents}
+    words = [word for text in texts for sentence in text.sentences for word in sentence.split()]
+    assert {tuple(len(s.split()) for s in text.sentences) for text in texts} <= originals
+    told = {word for document in documents for sentence in document.sentences for word in sentence.split()}
+    strange = np.mean([word not in told for word in words])
+    assert 0.1 < strange < 0.3  # some of the replaced words are among those that were there
+    made_up = [word for word in words if word not in tokenizer.get_vocab()]
+    assert 0.1 < len(made_up) / len(words) < 0.2  # half of them
+    assert all(len(tokenizer.tokenize(word)) > 1 for word in made_up)
 
 
 def test_masks_of_a_row_hang_on_seed_epoch_and_row_and_the_teacher_sees_all(documents, tiny_bert_folder):

@@ -305,7 +305,7 @@ def test_watch_raises_what_the_loop_raised(documents, tmp_path):
         list(watch(setup, wait=0.01))
 
 
-def test_the_shipped_checkpoint_is_small_and_loads():
+def test_the_shipped_checkpoint_is_small_and_loads_as_float32():
     folder = DATA / "stabviz-mini"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8_000_000
     assert {path.name for path in folder.iterdir()} == {
@@ -316,11 +316,12 @@ def test_the_shipped_checkpoint_is_small_and_loads():
         "README.md",
     }
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder)
-    assert len(tokenizer) == model.config.vocab_size == 4096
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert len(tokenizer) == model.config.vocab_size == 9000
     batch = tokenizer("the name of the [MASK]", return_tensors="pt")
     with torch.no_grad():
         guess = model(**batch).logits[0, 5].log_softmax(dim=-1)
-    assert guess.max() > math.log(20 / 4096)  # it has learned something: twenty times chance
+    assert guess.max() > math.log(20 / 9000)  # it has learned something: twenty times chance
 
 
 def test_with_small_embeddings_computes_the_same_with_small_embeddings():
@@ -342,7 +343,12 @@ def test_with_small_embeddings_computes_the_same_with_small_embeddings():
     )
 
 
-def test_the_shipped_checkpoint_lacks_the_pooler_alone_and_has_small_embeddings():
+def test_the_shipped_checkpoint_lacks_what_next_sentences_need_and_has_small_embeddings():
     model, report = BertForPreTraining.from_pretrained(DATA / "stabviz-mini", output_loading_info=True)
-    assert set(report["missing_keys"]) == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    missing = {
+        f"{layer}.{kind}"
+        for layer in ("bert.pooler.dense", "cls.seq_relationship")
+        for kind in ("weight", "bias")
+    }
+    assert set(report["missing_keys"]) == missing
     assert model.bert.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=1e-3)
