@@ -293,6 +293,7 @@ def test_diagnose_label_noise_by_the_losses_alone_where_their_ratio_grows_unless
     summed = {"loss": 4 * FALLING, "validation_loss_nats": every(10, FALLING[9::10])}
     assert diagnose(run(**summed)).kind == "healthy"  # over four batches: larger from the first step on
     assert diagnose(run(**noisy, config={"label_smoothing": 0.1})).kind == "healthy"
+    assert diagnose(run(**noisy, config={"teacher": "minilm"})).kind == "healthy"  # a student has no labels
 
 
 def overfitted(end, score_end=0.7, training=0.05):

@@ -31,10 +31,13 @@ def label_noise(seen: Seen) -> Finding | None:
     )
     if not (seen.has("accuracy") and seen.has("validation_score")):
         error = seen.loss_S[around].std() / np.sqrt(len(around))
-        smoothed = seen.trace.setting(seen.run, "label_smoothing", 0.0)
+        # a student reads harder texts in training than it is measured on, and has no labels
+        other = seen.trace.setting(seen.run, "label_smoothing", 0.0) or seen.trace.setting(
+            seen.run, "teacher", None
+        )
         sure = loss_gap >= GAP_ERRORS * error and loss_gap >= 0.5 * seen["validation_loss_nats"][near].mean()
         growth = (1 + loss_gap / seen["validation_loss_nats"][near].mean()) / _first_ratio(seen)
-        if smoothed or not sure or not growth >= RATIO_GROWTH:
+        if other or not sure or not growth >= RATIO_GROWTH:
             return None
         words = f"{losses}, a ratio {growth:.2g} times that of the first evaluation; accuracy of training"
         return Finding(seen.step(s), words + " was not logged", "likely")
