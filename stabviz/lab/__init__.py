@@ -8,7 +8,7 @@
 The only room in which the run axis R exists. Imports ops, models and trace.
 """
 
-from stabviz.lab.ablation import Ablation, AblationRow, ablate
+from stabviz.lab.ablation import Ablation, AblationRow, ablate, ablation_of
 from stabviz.lab.experiment import KNOBS, Experiment, Run, grid
 from stabviz.lab.passages import Passages, neighbours_score, reading_loss, text_passages, unit
 from stabviz.lab.runs import Trained, stream, train
@@ -34,6 +34,7 @@ __all__ = [
     "Run",
     "Trained",
     "ablate",
+    "ablation_of",
     "copy_tokens",
     "grid",
     "markov_corpus",

@@ -154,10 +154,46 @@ def ablate(
             )
         values[name] = np.where(np.isnan(measured), math.inf, measured)
         read[name] = {column: function(trace) for column, function in (columns or {}).items()}
+    return _ablation(values, settings, read, seeds, named(measure).replace("_", " "))
+
+
+def ablation_of(values: Mapping[str, Iterable[float]], *, measure: str, seeds: Iterable[int]) -> Ablation:
+    """Set out as `ablate` does what was measured elsewhere: one number a seed and row.
+
+    `values` holds "broken" and "healthy" first; low or high is good, and NaN counts as the worst loss, inf.
+
+    Raises: ValueError if broken and healthy are not the first two, a row does not hold one number a seed, or
+            no seed has a gap
+    Lesson: 12-entities
+
+    >>> rows = {"broken": [5, 6], "healthy": [1, 2], "new": [1, 3]}
+    >>> found = ablation_of(rows, measure="loss", seeds=range(2))
+    >>> found["new"].share
+    0.875
+    """
+    seeds = tuple(int(seed) for seed in seeds)
+    measured = {name: np.asarray(list(row), float) for name, row in values.items()}
+    if list(measured)[:2] != ["broken", "healthy"]:
+        raise ValueError(f"ablation_of: values must begin with broken and healthy; got {list(measured)}")
+    for name, row in measured.items():
+        if row.shape != (len(seeds),):
+            raise ValueError(
+                f"ablation_of: {name} must hold one number a seed, ({len(seeds)},); got {row.shape}"
+            )
+        measured[name] = np.where(np.isnan(row), math.inf, row)
+    nothing: dict[str, dict[str, Any]] = {name: {} for name in measured}
+    return _ablation(measured, nothing, nothing, seeds, measure)
+
+
+def _ablation(
+    values: Mapping[str, np.ndarray],
+    settings: Mapping[str, Mapping[str, Any]],
+    read: Mapping[str, dict[str, Any]],
+    seeds: tuple[int, ...],
+    measure: str,
+) -> Ablation:
     rows = tuple(_row(name, settings[name], values, read[name]) for name in settings)
-    return Ablation(
-        rows=rows, seeds=seeds, measure=named(measure).replace("_", " "), interval=_words(len(seeds))
-    )
+    return Ablation(rows=rows, seeds=seeds, measure=measure, interval=_words(len(seeds)))
 
 
 def _row(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from stabviz.lab import ablate, grid, train
+from stabviz.lab import ablate, ablation_of, grid, train
 from stabviz.lab.ablation import _interval, _rank, _share
 from stabviz.trace import Trace
 
@@ -152,3 +152,26 @@ def test_ablation_says_which_rows_it_has():
     found = ablate(BOWL | {"lr": 0.1}, {"lr": 0.5}, {}, seeds=[0])
     with pytest.raises(KeyError, match=r"name must be one of \['broken', 'healthy'\]; got 'remedy'"):
         found["remedy"]
+
+
+def test_ablation_of_sets_out_what_was_measured_elsewhere():
+    """Shares by hand: (5 - 2) / (5 - 1) and (6 - 4) / (6 - 2); a NaN is the worst, and explains -inf."""
+    rows = {"broken": [5, 6], "healthy": [1, 2], "better": [2, 4], "lost": [math.nan, 6]}
+    found = ablation_of(rows, measure="loss", seeds=[3, 4])
+    assert (found["better"].share_high, found["better"].share_low) == (0.75, 0.5)
+    assert found["lost"].values == (math.inf, 6.0)
+    assert found.seeds == (3, 4)
+    assert found.gap == 4.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"healthy": [1], "broken": [2]}, r"begin with broken and healthy; got \['healthy', 'broken'\]"),
+        ({"broken": [2], "healthy": [1], "a": [1, 2]}, r"a must hold one number a seed, \(1,\); got \(2,\)"),
+        ({"broken": [2], "healthy": [2]}, "must differ with some seed"),
+    ],
+)
+def test_ablation_of_refuses(rows, message):
+    with pytest.raises(ValueError, match=message):
+        ablation_of(rows, measure="loss", seeds=[0])
