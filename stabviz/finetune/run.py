@@ -413,7 +413,7 @@ def predict(
 
     Raises: ValueError for a folder without a model, an empty text, or second texts that are missing or too
             many
-    Lesson: 11-classification, 12-entities
+    Lesson: 11-classification
     """
     from datasets import Dataset
 

@@ -1,8 +1,6 @@
-"""Checks of lesson 12: labels on word pieces, strict F1, the loss of the words behind labelled padding."""
+"""Checks of lesson 12: two runs that decide, labels on word pieces, strict F1, the figures of a tagger."""
 
-import math
-
-from stabviz.course.exercises import ExerciseFailed, check, expect
+from stabviz.course.exercises import ExerciseFailed, check, expect, expect_decision
 
 
 def _by_position(word_ids, tags):
@@ -94,18 +92,100 @@ def strict_f1_counts_whole_entities(solution):
     expect("no entity on either side", solution(["O", "O"], ["O", "O"]), 0.0)
 
 
+RUNS = {
+    "known messages, other known names": ("finds many", "finds many"),
+    "known messages, new names": ("finds few", "finds many"),
+    "new messages, known names": ("finds many", "finds few"),
+    "new messages, other new names": ("finds few", "finds few"),
+    "new messages and names, another seed": ("finds few", "finds few"),
+}
+"""What A, who blames the names, and B, who blames the wording, predict of each run."""
+DECIDING = {name: said for name, said in RUNS.items() if said[0] != said[1]}
+ABOUT = dict.fromkeys(DECIDING, "A asks whether its names are known, B whether its messages are")
+
+
 @check(
-    "12-real-loss",
+    "12-decide",
     wrong=[
-        lambda loss, padding_loss, real, padding: loss * (real + padding) / real if real else math.nan,
-        lambda loss, padding_loss, real, padding: loss - padding_loss if real else math.nan,
-        lambda loss, padding_loss, real, padding: 2 * loss - padding_loss if real else math.nan,
-        lambda loss, padding_loss, real, padding: loss + (loss - padding_loss) * padding / max(real, 1),
+        lambda: {name: ends[::-1] for name, ends in DECIDING.items()},
+        lambda: {
+            "known messages, new names": ("finds few", "finds many"),
+            "new messages, other new names": ("finds few", "finds many"),
+        },
+        lambda: {
+            "known messages, other known names": ("finds many", "finds many"),
+            "new messages and names, another seed": ("finds few", "finds few"),
+        },
+        lambda: dict.fromkeys(RUNS, ("finds few", "finds many")),
+        lambda: dict.fromkeys(DECIDING, "finds few"),
+        lambda: tuple(DECIDING),
     ],
 )
-def real_loss_undoes_the_mean(solution):
-    expect("30 words at 0.5, 10 padded at 0.1", solution(0.4, 0.1, 30, 10), 0.5)
-    expect("30 words at 0.8, 90 padded at 0", solution(0.2, 0.0, 30, 90), 0.8)
-    expect("no padding", solution(0.7, 0.0, 12, 0), 0.7)
-    if not math.isnan(solution(0.3, 0.3, 0, 10)):
-        raise ExerciseFailed(f"no words: expected nan, got {solution(0.3, 0.3, 0, 10)!r}: no mean exists")
+def runs_decide_where_names_and_wording_predict_different_scores(solution):
+    expect_decision(solution(), stories=("A", "B"), runs=RUNS, because=ABOUT)
+
+
+def _fault(loss_64, loss_128, o_share, tags_right, f1_known, f1_new):
+    if abs(loss_64 - loss_128) > 0.01 * max(loss_64, loss_128):
+        return "padding counts"
+    if tags_right < o_share + 0.02 and f1_known < 0.1:
+        return "says O"
+    return "remembers names" if f1_new < f1_known / 2 else "nothing found"
+
+
+def _only_a_falling_loss(loss_64, loss_128, *others):
+    return _fault(loss_64, min(loss_64, loss_128), *others)
+
+
+def _absolute_difference(loss_64, loss_128, *others):
+    counts = abs(loss_64 - loss_128) > 0.01
+    return "padding counts" if counts else _fault(loss_64, loss_64, *others)
+
+
+def _a_high_share_is_enough(loss_64, loss_128, o_share, tags_right, f1_known, f1_new):
+    found = _fault(loss_64, loss_128, o_share, tags_right, f1_known, f1_new)
+    return "nothing found" if found == "says O" and tags_right > 0.85 else found
+
+
+def _accuracy_alone(loss_64, loss_128, o_share, tags_right, f1_known, f1_new):
+    found = _fault(loss_64, loss_128, o_share, tags_right, f1_known, f1_new)
+    return "says O" if found != "padding counts" and tags_right < o_share + 0.02 else found
+
+
+def _names_first(loss_64, loss_128, o_share, tags_right, f1_known, f1_new):
+    remembers = f1_new < f1_known / 2
+    found = _fault(loss_64, loss_128, o_share, tags_right, f1_known, f1_new)
+    return "remembers names" if remembers else found
+
+
+def _a_fixed_f1(loss_64, loss_128, o_share, tags_right, f1_known, f1_new):
+    found = _fault(loss_64, loss_128, o_share, tags_right, f1_known, f1_new)
+    return "remembers names" if found == "nothing found" and f1_new < 0.5 else found
+
+
+@check(
+    "12-diagnose",
+    wrong=[
+        _only_a_falling_loss,
+        _absolute_difference,
+        _a_high_share_is_enough,
+        _accuracy_alone,
+        _names_first,
+        _a_fixed_f1,
+    ],
+)
+def figures_name_the_fault(solution):
+    cases = {
+        "a loss that nearly halves with the padding": ((0.20, 0.11, 0.88, 0.95, 0.6, 0.1), "padding counts"),
+        "a loss that rises with the padding": ((0.20, 0.23, 0.88, 0.95, 0.6, 0.5), "padding counts"),
+        "a small loss that halves with the padding": ((0.008, 0.004, 0.88, 0.99, 0.9, 0.8), "padding counts"),
+        "a large loss that differs by 0.6 %": ((2.00, 1.988, 0.88, 0.95, 0.6, 0.5), "nothing found"),
+        "89 % of the tags, 88 % of them O, F1 0.04 and 0": ((0.4, 0.4, 0.88, 0.89, 0.04, 0.0), "says O"),
+        "as many tags as O, F1 0.5 and 0.1": ((0.4, 0.4, 0.88, 0.89, 0.5, 0.1), "remembers names"),
+        "F1 0.97 and 0.2": ((0.01, 0.01, 0.88, 0.97, 0.97, 0.2), "remembers names"),
+        "F1 0.5 and 0.4": ((0.2, 0.2, 0.88, 0.94, 0.5, 0.4), "nothing found"),
+    }  # fmt: skip
+    for what, (figures, wanted) in cases.items():
+        got = solution(*figures)
+        if got != wanted:
+            raise ExerciseFailed(f"{what}: expected {wanted!r}; got {got!r:.80}")

@@ -28,7 +28,6 @@ class TokenRows(Dataset):
     "row" of an item is its index here: the number that `plan_epoch` planned.
 
     Raises: ValueError if the tokenizer is not a fast one, or has no mask token where word_dropout needs it
-    Lesson: 12-entities
     """
 
     def __init__(

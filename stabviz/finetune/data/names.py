@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 def spans_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """Return first word, the word after the last, and type of each entity of one message.
 
-    Lesson: 12-entities
-
     >>> spans_of(["O", "B-PER", "I-PER", "B-ORG"])
     [(1, 3, 'PER'), (3, 4, 'ORG')]
     """
