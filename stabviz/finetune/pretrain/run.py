@@ -45,7 +45,6 @@ class MaskedBert(BertForPreTraining):
 
     Shapes: predicted_BL (B, L) bool with N True -> prediction_logits (N, V), in reading order; None: (B, L,
             V)
-    Lesson: 09-pretraining
     """
 
     def forward(self, input_ids=None, predicted_BL=None, **inputs):
