@@ -282,8 +282,6 @@ def finetune_seeds(
     """Run `seeds` runs into OUT/seed-N, and summarise: mean, spread, failed runs, churn between seeds.
 
     A run that was stopped ends the series; with `resume` the finished runs are taken from their folders.
-
-    Lesson: 11-classification
     """
     if config.run.seeds == 1:
         outcome = finetune(config, resume=resume, force=force, interrupt=interrupt)

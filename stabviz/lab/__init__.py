@@ -10,6 +10,8 @@ The only room in which the run axis R exists. Imports ops, models and trace.
 
 from stabviz.lab.ablation import Ablation, AblationRow, ablate, ablation_of
 from stabviz.lab.experiment import KNOBS, Experiment, Run, grid
+from stabviz.lab.messages import INTENTS, Messages, desk_messages, intent_logits
+from stabviz.lab.parts import adam_by_part, guarded_adam
 from stabviz.lab.passages import Passages, neighbours_score, reading_loss, text_passages, unit
 from stabviz.lab.runs import Trained, stream, train
 from stabviz.lab.saturation import HEAD_WIDTHS, random_attention
@@ -25,18 +27,24 @@ from stabviz.lab.tasks import (
 
 __all__ = [
     "HEAD_WIDTHS",
+    "INTENTS",
     "KNOBS",
     "Ablation",
     "AblationRow",
     "Corpus",
     "Experiment",
+    "Messages",
     "Passages",
     "Run",
     "Trained",
     "ablate",
     "ablation_of",
+    "adam_by_part",
     "copy_tokens",
+    "desk_messages",
     "grid",
+    "guarded_adam",
+    "intent_logits",
     "markov_corpus",
     "neighbours_score",
     "quartic",

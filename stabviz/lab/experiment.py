@@ -13,7 +13,7 @@ from typing import Any
 from stabviz.models.transformer import INIT_GROUPS, PLACEMENTS
 from stabviz.ops import OPTIMIZERS, SCHEDULES
 
-TASKS = ("text", "markov", "copy", "masked", "ravine", "quartic", "bowl", "regression", "pairs")
+TASKS = ("text", "markov", "copy", "masked", "intents", "ravine", "quartic", "bowl", "regression", "pairs")
 CORPORA = ("text", "markov")
 SEQUENCES = (*CORPORA, "copy", "masked")
 HOLDS_OUT = (*CORPORA, "pairs")
@@ -199,6 +199,7 @@ class Run:
             knob.check(getattr(self, knob.name))
         tokens = self.task in SEQUENCES
         recurrent = tokens and self.model in RECURRENT
+        attends = (tokens or self.task == "intents") and self.model == "transformer"
         for name, fits, must in (
             (
                 "sharpness",
@@ -206,16 +207,16 @@ class Run:
                 "False unless task is 'regression' or model recurrent",
             ),
             ("mask_share", self.task == "masked", "0.15 unless task is 'masked'"),
-            ("model", self.task != "masked", "'transformer' for what looks to both sides"),
+            ("model", self.task not in ("masked", "intents"), "'transformer' for what looks to both sides"),
             ("linearise_step", self.task == "regression", "-1 unless task is 'regression'"),
             ("held_out", self.task in HOLDS_OUT, f"0 unless task is one of {HOLDS_OUT}"),
             ("attention", tokens and self.model == "transformer", "None without a transformer"),
-            ("qk_lr_scale", tokens and self.model == "transformer", "1 without a transformer"),
+            ("qk_lr_scale", attends, "1 without a transformer"),
             ("block", tokens and self.model == "transformer", "None without a transformer"),
             ("attention", self.block is None, "None beside a block of your own, which brings its attention"),
-            ("init_scale_of", tokens and self.model == "transformer", "'all' without a transformer"),
-            ("vo_lr_scale", tokens and self.model == "transformer", "1 without a transformer"),
-            ("loss", tokens or self.task == "pairs", f"None for task {self.task!r}"),
+            ("init_scale_of", attends, "'all' without a transformer"),
+            ("vo_lr_scale", attends, "1 without a transformer"),
+            ("loss", tokens or self.task in ("intents", "pairs"), f"None for task {self.task!r}"),
             ("recurrent_scale", recurrent, f"1 unless model is one of {RECURRENT}"),
             ("detach_state", recurrent, f"False unless model is one of {RECURRENT}"),
             # Behind a norm, smaller weights make no smaller logits: the rule would shrink them for ever.

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from stabviz.lab.experiment import RECURRENT, SEQUENCES, Run
 from stabviz.lab.functions import Yours, YourTensor, made_up
+from stabviz.lab.messages import INTENTS, desk_messages, intent_logits
 from stabviz.lab.passages import reading_loss, text_passages, unit
 from stabviz.lab.tasks import (
     bowl,
@@ -96,6 +97,8 @@ def problem_of(run: Run) -> Problem:
     """Return the problem that a run's structure asks for."""
     if run.task in SEQUENCES:
         return SequenceProblem(run)
+    if run.task == "intents":
+        return IntentsProblem(run)
     if run.task == "pairs":
         return PairsProblem(run)
     return RegressionProblem(run) if run.task == "regression" else SurfaceProblem(run)
@@ -310,6 +313,81 @@ def _waves(length: int, width: int) -> Tensor:
     """Sines and cosines of the positions, (length, width), with a mean square of 1 as random embeddings."""
     angle_LD = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
     return 2**0.5 * torch.stack([angle_LD.sin(), angle_LD.cos()], dim=-1).flatten(1)[:, :width]
+
+
+class IntentsProblem(Problem):
+    """Tell two intents of messages apart with an encoder, read at its first position."""
+
+    loss_unit = "nats"
+    floor_nats, chance_nats = 0.0, math.log(len(INTENTS))
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.messages = desk_messages()
+        self.numbers_per_run = run.batch * run.context * max(4 * run.width, run.heads * run.context)
+        self.config = TransformerConfig(
+            vocab_size=len(self.messages.words),
+            width=run.width,
+            layers=run.layers,
+            heads=run.heads,
+            context=run.context,
+            norm=run.norm,
+            qk_norm=run.qk_norm,
+            causal=False,
+        )
+        self.your_loss = YourTensor("loss", run.loss) if run.loss else None
+        self.knobs = self.your_loss.yours.knobs if self.your_loss else ()
+
+    def init(self, run):
+        params = init_transformer(
+            self.config, generator(run.seed, "initial weights"), run.init_scale, run.init_scale_of
+        )
+        params["head.weight"] = params["head.weight"][: len(INTENTS)]
+        return params
+
+    def batches(self, runs, device):
+        def draw(run):
+            shape = (run.steps, run.batch)
+            return torch.randint(len(self.messages.train_N), shape, generator=generator(run.seed, "data"))
+
+        rows_RSB = _per_seed(runs, draw).to(device)
+        train_NL = self.messages.train_NL[:, : self.run.context].to(device)
+        train_N = self.messages.train_N.to(device)
+
+        def batch(step):
+            rows_RB = rows_RSB.index_select(1, step[None]).squeeze(1)
+            tokens_RBL = train_NL.index_select(0, rows_RB.flatten()).unflatten(0, rows_RB.shape)
+            return {"tokens": tokens_RBL, "targets": train_N.take(rows_RB)}
+
+        return batch
+
+    def loss(self, params, batch, knobs, measure):
+        softcap = knobs["softcap"]
+        logits_BC, measured = intent_logits(
+            params,
+            batch["tokens"],
+            self.config,
+            softcap=None if not isinstance(softcap, Tensor) and math.isinf(softcap) else softcap,
+            measure=measure,
+        )
+        targets_B = batch["targets"]
+        measured.pop("max_logit_by_head", None)
+        if measure:
+            # How differently a batch's messages are answered: 0 where all of them look alike to the head.
+            gap_B = (logits_BC[:, 1] - logits_BC[:, 0]).detach()
+            measured["logit_spread"] = (gap_B - gap_B.mean()).square().mean().sqrt()
+            measured["accuracy"] = (logits_BC.detach().argmax(dim=-1) == targets_B).to(logits_BC.dtype).mean()
+        if self.your_loss is not None:
+            return self.your_loss(logits_BC, targets_B, knobs), measured
+        smoothing, z_loss = knobs["label_smoothing"], knobs["z_loss"]
+        return cross_entropy(logits_BC, targets_B, label_smoothing=smoothing, z_loss=z_loss)[0], measured
+
+    def yours(self, device, dtype):
+        if self.your_loss is None:
+            return []
+        B, C = self.run.batch, len(INTENTS)
+        example = (made_up(B, C).to(device, dtype), torch.arange(B, device=device) % C)
+        return [(self.your_loss.yours, self.your_loss, example)]
 
 
 class SurfaceProblem(Problem):
