@@ -232,7 +232,8 @@ def swapped_documents(
     rng, vocabulary = np.random.default_rng(integer(seed, "swapped words")), sorted(tokenizer.get_vocab())
     words = np.array([piece for piece in vocabulary if len(piece) > 1 and piece.isalpha()])
     inside = np.array([piece[2:] for piece in vocabulary if piece.startswith("##") and piece[2:].isalpha()])
-    order = np.concatenate([rng.permutation(len(documents)) for _ in range(-(-count // len(documents)))])
+    rounds = max(1, -(-count // len(documents)))  # one for no copy at all: nothing cannot be joined
+    order = np.concatenate([rng.permutation(len(documents)) for _ in range(rounds)])
 
     def swapped(sentence: str) -> str:
         here = np.array(sentence.split(), dtype=object)

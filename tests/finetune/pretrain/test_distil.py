@@ -115,6 +115,7 @@ def test_swapped_texts_keep_seven_words_in_ten_and_come_by_seed(documents):
     texts = swapped_documents(documents, tokenizer, 50, 0)
     assert texts == swapped_documents(documents, tokenizer, 50, 0)
     assert texts != swapped_documents(documents, tokenizer, 50, 1)
+    assert swapped_documents(documents, tokenizer, 0, 0) == []
     assert {text.source for text in texts} == {"swapped"}
     assert len(texts) == 50 > len(documents)
     originals = {tuple(len(s.split()) for s in document.sentences) for document in documents}
