@@ -339,7 +339,7 @@ class TrainConfig:
     batch: int = 16
     """Rows of one update, over all micro-batches and all processes."""
     lr: MaybeFloat = None
-    """Peak learning rate. None: one that suits the size of the model, 1e-3 for stabviz-mini, 2e-4 for minilm,
+    """Peak learning rate. None: one that suits the size of the model, 7e-4 for stabviz-mini, 2e-4 for minilm,
     5e-5 for BERT-base."""
     schedule: ScheduleName = "linear"
     """Shape of the learning rate over the steps, a name in stabviz.ops.SCHEDULES."""
