@@ -1,5 +1,6 @@
 """Lessons and notebooks: in step, executed, in the shape of the course, with links that lead somewhere."""
 
+import ast
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -132,9 +133,24 @@ def cell_problems(notebook):
             problems.append(f"code cell {number} shows a widget without the tag nbval-ignore-output")
         if re.search(r"^\s*[%!]", cell.source, re.MULTILINE):
             problems.append(f"code cell {number} is not plain Python")
+            continue
         if "pyplot" in cell.source:
             problems.append(f"code cell {number} uses pyplot")
+        if any(map(is_show, ast.parse(cell.source).body[:-1])):
+            problems.append(
+                f"code cell {number} goes on after show, whose picture only the last line displays"
+            )
     return problems
+
+
+def is_show(statement):
+    """Tell `show(...)` as a statement of its own."""
+    call = getattr(statement, "value", None)
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(call, ast.Call)
+        and getattr(call.func, "id", "") == "show"
+    )
 
 
 def execution_problems(notebook):
@@ -343,6 +359,7 @@ def test_a_lesson_out_of_shape_is_caught(tmp_path, old, new, problem):
         ("claim(", ":tags: [nbval-skip]\n\nclaim(", "skipped"),
         ("claim(", "%time claim(", "plain Python"),
         ("claim(", "import matplotlib.pyplot\nclaim(", "pyplot"),
+        ("claim(", 'show(figure, "lost")\nclaim(', "goes on after show"),
     ],
 )
 def test_a_cell_that_nothing_compares_is_caught(tmp_path, old, new, problem):
