@@ -6,6 +6,7 @@ import torch
 
 from stabviz.lab.experiment import Run
 from stabviz.lab.problems import problem_of
+from stabviz.ops import adam_direction_from
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
@@ -35,9 +36,8 @@ def adam_by_part(
     def adam(param, grad, m, v, t, lr):
         m = BETA1 * m + (1 - BETA1) * grad
         v = BETA2 * v + (1 - BETA2) * grad**2
-        corrected_P = (m / (1 - BETA1**t)) / (torch.sqrt(v / (1 - BETA2**t)) + EPS)
-        direction_P = torch.where(is_uncorrected_P, m / (torch.sqrt(v) + EPS), corrected_P.to(param.dtype))
-        return param - lr * moves_P * direction_P, m, v
+        direction_P = adam_direction_from(m, v, t, BETA1, BETA2, EPS, ~is_uncorrected_P)
+        return (param - lr * moves_P * direction_P).to(param.dtype), m, v
 
     return adam
 
@@ -50,7 +50,7 @@ def guarded_adam(param, grad, m, v, t, lr):
     """
     new_m = BETA1 * m + (1 - BETA1) * grad
     new_v = BETA2 * v + (1 - BETA2) * grad**2
-    step = lr * (new_m / (1 - BETA1**t)) / (torch.sqrt(new_v / (1 - BETA2**t)) + EPS)
+    step = lr * adam_direction_from(new_m, new_v, t, BETA1, BETA2, EPS)
     fine = grad.isfinite().all()
     # where, not a product: NaN times 0 is NaN.
     new = (param - step).to(param.dtype)

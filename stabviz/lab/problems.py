@@ -33,7 +33,7 @@ from stabviz.models import (
     recurrent_logits,
     transformer_logits,
 )
-from stabviz.models.transformer import part
+from stabviz.models.transformer import part, sinusoids
 from stabviz.ops import (
     alignment,
     causal_mask,
@@ -160,8 +160,8 @@ class SequenceProblem(Problem):
         if run.model == "transformer":
             params = init_transformer(self.config, start, run.init_scale, run.init_scale_of)
             if self.masks:
-                # As in pretraining (finetune.pretrain.shape): one projection then finds a neighbour anywhere.
-                params["embedding.position"] = _waves(run.context, run.width)
+                # as in pretraining: one projection then finds a neighbour anywhere
+                params["embedding.position"] = sinusoids(run.context, run.width)
             return params
         return init_recurrent(self.config, start, run.init_scale, run.recurrent_scale)
 
@@ -307,12 +307,6 @@ class SequenceProblem(Problem):
             example = (made_up(B * L, V).to(device, dtype), torch.arange(B * L, device=device) % V)
             found.append((self.your_loss.yours, self.your_loss, example))
         return found
-
-
-def _waves(length: int, width: int) -> Tensor:
-    """Sines and cosines of the positions, (length, width), with a mean square of 1 as random embeddings."""
-    angle_LD = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
-    return 2**0.5 * torch.stack([angle_LD.sin(), angle_LD.cos()], dim=-1).flatten(1)[:, :width]
 
 
 class IntentsProblem(Problem):

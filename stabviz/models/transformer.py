@@ -70,6 +70,20 @@ class TransformerConfig:
             )
 
 
+def sinusoids(length: int, width: int) -> Tensor:
+    """Return sines and cosines of the positions, with a mean square of 1 as random embeddings have.
+
+    Shapes: -> (length, width)
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5; deviation: sine and cosine of a frequency
+            stand side by side, times sqrt(2)
+
+    >>> sinusoids(2, 2)[0]
+    tensor([0.0000, 1.4142])
+    """
+    angle_LD = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
+    return 2**0.5 * torch.stack([angle_LD.sin(), angle_LD.cos()], dim=-1).flatten(1)[:, :width]
+
+
 def init_transformer(
     config: TransformerConfig, generator: Generator, init_scale: float = 1.0, init_scale_of: str = "all"
 ) -> dict[str, Tensor]:

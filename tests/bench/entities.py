@@ -122,7 +122,10 @@ def run_of(row: str, seed: int, folder: Path) -> dict:
     learnt = train[:TRAINED]
     if row.endswith("hidden"):
         dice = generator(seed, "names hidden")
-        hide = lambda kind, name: ["[MASK]" if torch.rand((), generator=dice) < 0.5 else w for w in name]  # noqa: E731
+
+        def hide(kind, name):
+            return ["[MASK]" if torch.rand((), generator=dice) < 0.5 else word for word in name]
+
         learnt = renamed(learnt, hide)
     for name, rows in (("train", learnt), ("validation", validation), ("test", test)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")

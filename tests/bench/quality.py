@@ -50,6 +50,18 @@ ROWS: dict[str, dict] = {
     "minilm:4": {"model": "minilm:4"},
     "random weights": {"from_scratch": True},
     "stabviz-mini": {"model": "stabviz-mini", "steps": 300, "batch": 32},
+    # the mistake of lesson 11 and its control, on a published model: data/measured/bias_correction.json
+    **{
+        f"twice the rate, {name} bias correction": {
+            "optimizer": "adamw",
+            "lr": 4e-4,
+            "warmup_steps": 0,
+            "steps": 100,
+            "evaluate_every": 50,
+            "bias_correction": name == "with",
+        }
+        for name in ("with", "without")
+    },
     # what a start is worth: lesson 09 reads these from data/measured/pretraining.json
     **{
         f"{row}, {steps} steps": {**changes, "steps": steps, "batch": 32}

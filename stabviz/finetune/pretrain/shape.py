@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from stabviz.finetune.pretrain.config import PretrainConfig
+from stabviz.models.transformer import sinusoids
 
 
 def small_bert(vocab_size: int, config: PretrainConfig, *, dropout: float) -> BertConfig:
@@ -34,11 +35,7 @@ def start_with_sinusoids(model: BertForPreTraining | BertForMaskedLM) -> None:
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5; deviation: scaled, and trained from there on
     """
     table_LD = model.bert.embeddings.position_embeddings.weight
-    L, D = table_LD.shape
-    angle_LD = torch.arange(L)[:, None] / 10_000 ** (torch.arange(0, D, 2) / D)
-    waves_LD = torch.stack([angle_LD.sin(), angle_LD.cos()], dim=-1).flatten(1)[:, :D]
-    # the root mean square of a wave is 1/sqrt(2)
-    table_LD.copy_(waves_LD * 2**0.5 * model.config.initializer_range)
+    table_LD.copy_(sinusoids(*table_LD.shape) * model.config.initializer_range)
 
 
 def with_small_embeddings(weights: Mapping[str, Tensor], std: float) -> dict[str, Tensor]:
